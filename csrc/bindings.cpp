@@ -1,0 +1,197 @@
+// The only file that knows Python: converts, releases the GIL, calls.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+
+#include "error.hpp"
+#include "sampler.hpp"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace energy {
+namespace {
+
+using Released = py::call_guard<py::gil_scoped_release>;
+
+template <class Row>
+py::array_t<Row> to_array(const std::vector<Row>& rows) {
+    return py::array_t<Row>(static_cast<py::ssize_t>(rows.size()), rows.data());
+}
+
+std::optional<Cuda::Stream> to_stream(std::optional<uintptr_t> handle) {
+    if (!handle) return std::nullopt;
+    return reinterpret_cast<Cuda::Stream>(*handle);
+}
+
+std::chrono::nanoseconds to_duration(double seconds) {
+    constexpr double kLongestS = 1e9;
+    const double bounded = std::isnan(seconds) ? 0.0 : std::min(std::max(seconds, 0.0), kLongestS);
+    return std::chrono::nanoseconds(std::llround(bounded * 1e9));
+}
+
+// Errors become the classes of energy_plugins.errors, which is plain Python and imports nothing.
+void register_errors(py::module_& module) {
+    module.attr("NvmlError") = py::module_::import("energy_plugins.errors").attr("NvmlError");
+    py::register_exception_translator([](std::exception_ptr caught) {
+        try {
+            std::rethrow_exception(caught);
+        } catch (const NvmlError& error) {
+            const py::object type = py::module_::import("energy_plugins.errors").attr("NvmlError");
+            py::set_error(type, type(error.what(), "call"_a = error.call(), "code"_a = error.code()));
+        } catch (const LibraryError& error) {
+            py::set_error(py::module_::import("energy_plugins.errors").attr("LibraryError"), error.what());
+        }
+    });
+}
+
+template <class T>
+py::class_<T, std::shared_ptr<T>> shared_class(py::module_& module, const char* name, const char* doc) {
+    // An ordinary Python type: nothing here needs the static properties that pybind11's own metaclass is for.
+    return {module, name, py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)), doc};
+}
+
+template <class T>
+py::class_<T> value_class(py::module_& module, const char* name, const char* doc) {
+    return {module, name, py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)), doc};
+}
+
+void bind_drivers(py::module_& module) {
+    shared_class<Clock>(module, "Clock", "The clock that stamps everything.")
+        .def(py::init(&Clock::monotonic))
+        .def_static("monotonic", &Clock::monotonic, "The machine's own: CLOCK_MONOTONIC and CLOCK_REALTIME.")
+        .def_static("simulated", &Clock::simulated, "nvml_path"_a,
+                    "A simulator's, real or virtual. LibraryError if the library at this path is not a simulated one.")
+        .def("now_ns", &Clock::now_ns, "Monotonic time in nanoseconds.")
+        .def("wall_ns", &Clock::wall_ns, "Nanoseconds since 1970.");
+
+    value_class<Capabilities>(module, "Capabilities", "What the driver can read of one device.")
+        .def(py::init<>())
+        .def_readonly("energy_counter", &Capabilities::energy_counter)
+        .def_readonly("power_samples", &Capabilities::power_samples)
+        .def_readonly("power_usage", &Capabilities::power_usage)
+        .def_readonly("reasons", &Capabilities::reasons, "What is missing, by name, and why.");
+
+    shared_class<Nvml>(module, "Nvml", "An NVML library, initialised for as long as this object lives.")
+        .def(py::init<const std::string&>(), "path"_a = "libnvidia-ml.so.1", Released(),
+             "LibraryError if it cannot be loaded, NvmlError if it cannot be initialised.")
+        .def_property_readonly("simulated", &Nvml::simulated, "Whether this is the simulator's.")
+        .def_property_readonly("path", &Nvml::path)
+        .def("probe", &Nvml::probe, "uuid"_a, Released(),
+             "What can be read of a device. NvmlError if it is unknown or lost; 'not supported' is an answer.");
+
+    shared_class<Cuda>(module, "Cuda", "A CUDA driver library; loaded, never initialised.")
+        .def(py::init<const std::string&>(), "path"_a = "libcuda.so.1", Released(),
+             "LibraryError if it cannot be loaded.")
+        .def("device_uuids", &Cuda::device_uuids, Released(),
+             "UUIDs ('GPU-...') by CUDA ordinal; empty while CUDA is not initialised in this process.");
+}
+
+void bind_marks(py::module_& module) {
+    PYBIND11_NUMPY_DTYPE(Mark, host_ns, gpu_ns, code, begin, samples, tokens);
+
+    value_class<MarkStats>(module, "MarkStats", "What marking did, and what it cost.")
+        .def(py::init<>())
+        .def_readonly("marks", &MarkStats::marks)
+        .def_readonly("events", &MarkStats::events)
+        .def_readonly("dropped", &MarkStats::dropped, "Marks lost because nobody resolved or drained.")
+        .def_readonly("event_misses", &MarkStats::event_misses,
+                      "Marks that asked for an event and got none: no or another context, a capture, an empty pool, "
+                      "an error.")
+        .def_readonly("mark_ns", &MarkStats::mark_ns, "Time spent marking, estimated from every 64th mark.")
+        .def_readonly("resolve_errors", &MarkStats::last_error, "Last error of CUDA; empty when there was none.");
+
+    // mark() keeps the GIL: giving it up costs more than the mark, and it makes the callers one at a time.
+    shared_class<MarkLog>(module, "MarkLog", "What the training thread was doing, in host time and in GPU time.")
+        .def(py::init([](std::shared_ptr<Clock> clock, std::shared_ptr<Cuda> cuda, size_t capacity, size_t events) {
+                 return std::make_shared<MarkLog>(clock, cuda, capacity, events);
+             }),
+             py::arg("clock").none(false), "cuda"_a = py::none(), py::kw_only(), "capacity"_a = 65536,
+             "events"_a = 8192)
+        .def(
+            "mark",
+            [](MarkLog& log, uint16_t code, bool begin, std::optional<uintptr_t> stream, int64_t samples,
+               int64_t tokens) { log.mark(code, begin, to_stream(stream), samples, tokens); },
+            "code"_a, "begin"_a, "stream"_a = py::none(), "samples"_a = -1, "tokens"_a = -1,
+            "Marks this instant; with a stream, also when the device comes to it. Waits for nothing, raises nothing.")
+        .def("mark_at", &MarkLog::mark_at, "code"_a, "begin"_a, "host_ns"_a, "samples"_a = -1, "tokens"_a = -1,
+             "Marks an instant that the caller has read from the clock.")
+        .def("resolve", &MarkLog::resolve, Released(),
+             "Times the events that have completed; returns how many marks are unresolved. A sampler calls it.")
+        .def(
+            "drain", [](MarkLog& log) { return to_array(log.drain()); },
+            "Resolved marks in order, up to the first unresolved one: host_ns i8, gpu_ns i8 (-1: no event), code u2, "
+            "begin u1, samples i8, tokens i8.")
+        .def_property_readonly("stats", &MarkLog::stats);
+}
+
+void bind_sampler(py::module_& module) {
+    PYBIND11_NUMPY_DTYPE(PowerSample, t_ns, power_w);
+    PYBIND11_NUMPY_DTYPE(CounterReading, before_ns, after_ns, energy_j, edge);
+
+    value_class<SamplerStats>(module, "SamplerStats", "What sampling did, and what it cost.")
+        .def(py::init<>())
+        .def_readonly("thread_cpu_s", &SamplerStats::thread_cpu_s, "CPU time of the thread, or of the calls of tick().")
+        .def_readonly("driver_call_s", &SamplerStats::driver_call_s, "Time inside NVML, by the sampler's clock.")
+        .def_readonly("drains", &SamplerStats::drains)
+        .def_readonly("counter_reads", &SamplerStats::counter_reads)
+        .def_readonly("dropped", &SamplerStats::dropped, "Rows lost because power() or counter() came too late.")
+        .def_readonly("late_ticks", &SamplerStats::late_ticks, "Drains that began more than half a period late.")
+        .def_readonly("lost_samples", &SamplerStats::lost_samples,
+                      "Samples which the driver overwrote between two drains, estimated from the gap.");
+
+    shared_class<Sampler>(module, "Sampler",
+                          "Reads power samples and energy counters in the background, and has the marks resolved.")
+        .def(py::init([](std::shared_ptr<Nvml> nvml, std::vector<std::string> uuids, std::shared_ptr<Clock> clock,
+                         std::shared_ptr<MarkLog> marks, int64_t drain_period_ns, int64_t counter_period_ns,
+                         size_t ring_capacity) {
+                 return std::make_shared<Sampler>(nvml, std::move(uuids), clock, marks,
+                                                  SamplerOptions{drain_period_ns, counter_period_ns, ring_capacity});
+             }),
+             py::arg("nvml").none(false), "uuids"_a, py::arg("clock").none(false), py::kw_only(),
+             "marks"_a = py::none(), "drain_period_ns"_a = SamplerOptions().drain_period_ns,
+             "counter_period_ns"_a = SamplerOptions().counter_period_ns,
+             "ring_capacity"_a = SamplerOptions().ring_capacity)
+        .def(
+            "start", &Sampler::start, "threaded"_a = true, Released(),
+            "Opens the devices and asks for a counter edge; restartable. NvmlError if a device is unknown; one that is "
+            "lost at this moment is retried in the background, and is in take_errors().")
+        .def("stop", &Sampler::stop, Released(),
+             "Ends the thread; idempotent. One that hangs in the driver is left behind after 2 s.")
+        .def("tick", &Sampler::tick, "now_ns"_a, Released(),
+             "Does what is due and returns the next deadline. RuntimeError while the sampler has a thread.")
+        .def("find_edge", &Sampler::find_edge, Released(),
+             "Asks for at most 40 counter reads per device that end when its counter refreshes; begun at once.")
+        .def("edge_pending", &Sampler::edge_pending, Released(), "Whether such a search is asked for or under way.")
+        .def("drain_now", &Sampler::drain_now, Released(),
+             "Asks for a power drain and a resolution of marks as soon as possible.")
+        .def(
+            "wait_drained",
+            [](Sampler& sampler, double timeout_s) { return sampler.wait_drained(to_duration(timeout_s)); },
+            "timeout_s"_a, Released(),
+            "Waits for a drain not yet waited for and, after drain_now(), begun since; returns the drains so far. "
+            "Returns early at stop(), and at once when the sampler has no thread.")
+        .def(
+            "power", [](Sampler& sampler, size_t i) { return to_array(sampler.power(i)); }, "i"_a,
+            "New power samples of device i: t_ns i8 (strictly increasing), power_w f8.")
+        .def(
+            "counter", [](Sampler& sampler, size_t i) { return to_array(sampler.counter(i)); }, "i"_a,
+            "New counter readings of device i: before_ns i8, after_ns i8, energy_j f8, edge u1. The counter stood at "
+            "energy_j at some instant of the bracket; with edge = 1 it came to that value there.")
+        .def("stats", &Sampler::stats)
+        .def("take_errors", &Sampler::take_errors,
+             "Device index (-1: none) and message of what went wrong; each error once.");
+}
+
+}  // namespace
+}  // namespace energy
+
+PYBIND11_MODULE(_native, module) {
+    module.doc() = "What must not disturb the training: the sampler's thread, marks and events.";
+    energy::register_errors(module);
+    energy::bind_drivers(module);
+    energy::bind_marks(module);
+    energy::bind_sampler(module);
+}

@@ -1,0 +1,31 @@
+#include "health.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "nvml_abi.hpp"
+
+namespace energy {
+namespace {
+
+constexpr int64_t kFirstPauseNs = 1'000'000'000;
+constexpr int64_t kLongestPauseNs = 30'000'000'000;
+
+}  // namespace
+
+void Health::worked() noexcept {
+    ever_worked_ = true;
+    pause_ns_ = 0;
+    last_code_ = 0;
+}
+
+bool Health::failed(const NvmlError& error, int64_t now_ns) {
+    const bool unsupported = error.code() == abi::kNotSupported || error.code() == abi::kFunctionNotFound;
+    ended_ = unsupported || error.code() == abi::kNoPermission;
+    pause_ns_ = std::clamp(2 * pause_ns_, kFirstPauseNs, kLongestPauseNs);
+    retry_ns_ = now_ns + pause_ns_;
+    if (unsupported && !ever_worked_) return false;
+    return std::exchange(last_code_, error.code()) != error.code();
+}
+
+}  // namespace energy

@@ -1,0 +1,55 @@
+// The log of marks: what the training thread was doing, in host time and, on CUDA, in GPU time.
+//
+// mark() is for the training thread (one at a time): it neither locks, waits nor allocates. resolve() is for the
+// background; drain() for whoever collects. In a forked child every call does nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "clock.hpp"
+#include "cuda.hpp"
+
+namespace energy {
+
+struct Mark {
+    int64_t host_ns;
+    int64_t gpu_ns;  // when the device came to the mark; -1 when there was no event
+    uint16_t code;
+    uint8_t begin;
+    int64_t samples;
+    int64_t tokens;
+};
+
+struct MarkStats {
+    uint64_t marks = 0;
+    uint64_t events = 0;
+    uint64_t dropped = 0;       // marks lost because nobody resolved or drained
+    uint64_t event_misses = 0;  // marks that asked for an event and got none
+    int64_t mark_ns = 0;        // cost of all calls, estimated from every 64th
+    std::string last_error;     // of CUDA; empty when there was none
+};
+
+class MarkLog {
+  public:
+    MarkLog(std::shared_ptr<const Clock> clock, std::shared_ptr<const Cuda> cuda, size_t capacity, size_t events);
+    ~MarkLog();
+    MarkLog(const MarkLog&) = delete;
+    MarkLog& operator=(const MarkLog&) = delete;
+
+    // Now; with a stream, when the work queued on it so far will be done, too.
+    void mark(uint16_t code, bool begin, std::optional<Cuda::Stream> stream, int64_t samples, int64_t tokens) noexcept;
+    void mark_at(uint16_t code, bool begin, int64_t host_ns, int64_t samples = -1, int64_t tokens = -1) noexcept;
+    size_t resolve();           // returns the marks still unresolved; does nothing while another thread is at it
+    std::vector<Mark> drain();  // resolved marks in order, up to the first whose event is not
+    MarkStats stats() const;
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace energy

@@ -1,0 +1,145 @@
+#include "nvml.hpp"
+
+#include "error.hpp"
+#include "library.hpp"
+
+namespace energy {
+namespace {
+
+constexpr const char* kRemedy =
+    "Install the NVIDIA driver, or name the library in the environment variable ENERGY_NVML_LIBRARY.";
+
+constexpr const char* kMissingSymbol = "symbol missing in this driver";
+
+bool means_unavailable(int code) {
+    return code == abi::kNotSupported || code == abi::kFunctionNotFound || code == abi::kNoPermission;
+}
+
+double milliwatts(int type, const abi::Value& value) {
+    switch (type) {
+        case abi::kDouble:
+            return value.as_double;
+        case abi::kUnsignedLong:
+            return static_cast<double>(value.as_ulong);
+        case abi::kUnsignedLongLong:
+            return static_cast<double>(value.as_ullong);
+        case abi::kSignedLongLong:
+            return static_cast<double>(value.as_llong);
+        case abi::kSignedInt:
+            return value.as_int;
+        case abi::kUnsignedShort:
+            return value.as_ushort;
+        default:  // an H200 says unsigned int
+            return value.as_uint;
+    }
+}
+
+}  // namespace
+
+struct Nvml::Symbols {
+    explicit Symbols(const std::string& path) : library(path, kRemedy) {}
+
+    Library library;
+    abi::Init* init = library.find<abi::Init>("nvmlInit_v2");
+    abi::Shutdown* shutdown = library.find<abi::Shutdown>("nvmlShutdown");
+    abi::ErrorString* error_string = library.find<abi::ErrorString>("nvmlErrorString");
+    abi::HandleByUuid* handle_by_uuid = library.find<abi::HandleByUuid>("nvmlDeviceGetHandleByUUID");
+    abi::TotalEnergy* total_energy = library.find<abi::TotalEnergy>("nvmlDeviceGetTotalEnergyConsumption");
+    abi::PowerUsage* power_usage = library.find<abi::PowerUsage>("nvmlDeviceGetPowerUsage");
+    abi::GetSamples* get_samples = library.find<abi::GetSamples>("nvmlDeviceGetSamples");
+    bool simulated = library.find<const char*()>("ep_sim_version") != nullptr;
+};
+
+Nvml::Nvml(const std::string& path) : symbols_(std::make_unique<const Symbols>(path)) {
+    call("nvmlInit_v2", symbols_->init);
+}
+
+Nvml::~Nvml() {
+    // In a forked child the driver's state belongs to the parent.
+    if (origin_.here() && symbols_->shutdown != nullptr) symbols_->shutdown();
+}
+
+const std::string& Nvml::path() const noexcept { return symbols_->library.path(); }
+
+bool Nvml::simulated() const noexcept { return symbols_->simulated; }
+
+Capabilities Nvml::probe(const std::string& uuid) const {
+    Capabilities found;
+    const auto attempt = [&found](const char* name, const auto& read) {
+        try {
+            read();
+            return true;
+        } catch (const NvmlError& error) {
+            if (!means_unavailable(error.code())) throw;
+            found.reasons[name] = error.what();
+            return false;
+        }
+    };
+    if (!origin_.here()) {
+        for (const char* name : {"energy_counter", "power_samples", "power_usage"}) {
+            found.reasons[name] = "NVML was opened before this process was forked";
+        }
+        return found;
+    }
+    const abi::Device handle = device(uuid);
+    std::vector<StampedPower> samples;
+    found.energy_counter = attempt("energy_counter", [&] { energy_j(handle); });
+    found.power_samples = attempt("power_samples", [&] { power_samples(handle, 0, samples); });
+    found.power_usage = attempt("power_usage", [&] { power_w(handle); });
+    return found;
+}
+
+abi::Device Nvml::device(const std::string& uuid) const {
+    abi::Device device = nullptr;
+    call("nvmlDeviceGetHandleByUUID", symbols_->handle_by_uuid, uuid.c_str(), &device);
+    return device;
+}
+
+double Nvml::energy_j(abi::Device device) const {
+    unsigned long long millijoules = 0;
+    call("nvmlDeviceGetTotalEnergyConsumption", symbols_->total_energy, device, &millijoules);
+    return static_cast<double>(millijoules) * 1e-3;
+}
+
+double Nvml::power_w(abi::Device device) const {
+    unsigned int milliwatts = 0;
+    call("nvmlDeviceGetPowerUsage", symbols_->power_usage, device, &milliwatts);
+    return milliwatts * 1e-3;
+}
+
+void Nvml::power_samples(abi::Device device, int64_t last_seen_us, std::vector<StampedPower>& samples) const {
+    constexpr const char* kCall = "nvmlDeviceGetSamples";
+    constexpr size_t kMost = 1 << 16;
+    if (symbols_->get_samples == nullptr) throw NvmlError(kCall, abi::kFunctionNotFound, kMissingSymbol);
+    std::vector<abi::Sample> buffer(512);  // an H200 keeps 120
+    while (true) {
+        auto count = static_cast<unsigned int>(buffer.size());
+        int type = abi::kUnsignedInt;
+        const int code = symbols_->get_samples(
+            device, abi::kTotalPowerSamples, static_cast<unsigned long long>(last_seen_us), &type, &count, &buffer[0]);
+        if (code == abi::kNotFound) return;  // nothing newer
+        if (code == abi::kInsufficientSize && buffer.size() < kMost) {
+            buffer.resize(buffer.size() * 4);
+            continue;
+        }
+        if (code != abi::kSuccess) fail(kCall, code);
+        for (unsigned int i = 0; i < count && i < buffer.size(); ++i) {
+            samples.push_back({static_cast<int64_t>(buffer[i].time_stamp), milliwatts(type, buffer[i].value) * 1e-3});
+        }
+        return;
+    }
+}
+
+template <class Function, class... Arguments>
+void Nvml::call(const char* name, Function* function, Arguments... arguments) const {
+    if (function == nullptr) throw NvmlError(name, abi::kFunctionNotFound, kMissingSymbol);
+    const int code = function(arguments...);
+    if (code != abi::kSuccess) fail(name, code);
+}
+
+void Nvml::fail(const char* call, int code) const {
+    const char* text = symbols_->error_string != nullptr ? symbols_->error_string(code) : nullptr;
+    throw NvmlError(call, code, text != nullptr ? text : "driver error");
+}
+
+}  // namespace energy

@@ -1,0 +1,58 @@
+// NVML, opened by name or path. Milliwatts and millijoules end here. Every symbol but nvmlInit_v2 is optional: calling
+// a missing one throws NvmlError with code 13. All methods may be called from any thread, and may take as long as the
+// driver likes.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nvml_abi.hpp"
+#include "process.hpp"
+
+namespace energy {
+
+struct StampedPower {
+    int64_t wall_us;
+    double power_w;
+};
+
+// What this driver can read on one device, probed once. "Not supported" is data; other failures throw.
+struct Capabilities {
+    bool energy_counter = false;
+    bool power_samples = false;
+    bool power_usage = false;
+    std::map<std::string, std::string> reasons;  // capability -> why not
+};
+
+class Nvml {
+  public:
+    // Loads and initialises; throws LibraryError or NvmlError. NVML counts its users: several Nvml may live at once.
+    explicit Nvml(const std::string& path);
+    ~Nvml();
+    Nvml(const Nvml&) = delete;
+    Nvml& operator=(const Nvml&) = delete;
+
+    const std::string& path() const noexcept;
+    bool simulated() const noexcept;
+    Capabilities probe(const std::string& uuid) const;
+
+    abi::Device device(const std::string& uuid) const;
+    double energy_j(abi::Device device) const;
+    double power_w(abi::Device device) const;
+    // Appends the buffered samples stamped after `last_seen_us` (0: all of them), oldest first.
+    void power_samples(abi::Device device, int64_t last_seen_us, std::vector<StampedPower>& samples) const;
+
+  private:
+    struct Symbols;
+    [[noreturn]] void fail(const char* call, int code) const;
+    template <class Function, class... Arguments>
+    void call(const char* name, Function* function, Arguments... arguments) const;
+
+    std::unique_ptr<const Symbols> symbols_;
+    Origin origin_;
+};
+
+}  // namespace energy

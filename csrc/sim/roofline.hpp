@@ -1,0 +1,18 @@
+// How long work takes and what it draws: a roofline, slowed by a clock-voltage curve when a limit or a lock binds.
+#pragma once
+
+#include "control.hpp"
+
+namespace sim {
+
+struct Cost {
+    double seconds;
+    double power_w;
+    double clock_mhz;
+    double memory_share;  // of the time, memory was busy
+};
+
+// What a kernel of `ops` operations and `bytes` of traffic costs under `limit_w` with clocks up to `clock_mhz`.
+Cost run(const EpSimProfile& profile, double ops, double bytes, double limit_w, double clock_mhz);
+
+}  // namespace sim

@@ -1,0 +1,215 @@
+#include "fake_driver.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <ctime>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "../nvml_abi.hpp"
+
+namespace {
+
+using namespace energy;
+
+constexpr int64_t kEpoch = 1'700'000'000 * fake::kSecond;
+constexpr int64_t kSamplesKept = 120;
+
+struct WallStep {
+    int64_t since_ns;
+    int64_t offset_ns;
+};
+
+struct Event {
+    std::atomic<int64_t> done_ns{0};
+};
+
+std::mutex mutex;  // guards these two
+std::vector<WallStep> wall_steps;
+std::unordered_map<void*, std::unique_ptr<Event>> all_events;  // those of a dead context belong to nobody else
+std::atomic<int64_t> virtual_ns{0};
+std::atomic<bool> real_time{false}, hanging{false}, capturing{false};
+std::atomic<int> failures[4] = {};
+std::atomic<int> nvml_users{0}, cuda_failure{0}, event_queries{0};
+std::atomic<int64_t> queue_ns{0};
+thread_local void* current_context = nullptr;
+
+int64_t now() {
+    if (!real_time) return virtual_ns;
+    timespec t{};
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * fake::kSecond + t.tv_nsec;
+}
+
+int64_t wall_at(int64_t t_ns) {
+    const std::lock_guard lock(mutex);
+    int64_t offset = kEpoch;
+    for (const WallStep& step : wall_steps) {
+        if (step.since_ns <= t_ns) offset = step.offset_ns;
+    }
+    return t_ns + offset;
+}
+
+int outcome(fake::Call call) { return failures[static_cast<int>(call)]; }
+
+}  // namespace
+
+namespace fake {
+
+void reset(bool real) {
+    const std::lock_guard lock(mutex);
+    wall_steps.clear();
+    virtual_ns = 1000 * kSecond;
+    real_time = real;
+    hanging = capturing = false;
+    cuda_failure = 0;
+    queue_ns = 0;
+    for (auto& failure : failures) failure = 0;
+}
+
+void advance(int64_t ns) { virtual_ns += ns; }
+
+void step_wall_clock(int64_t ns) {
+    const int64_t t = now();
+    const int64_t offset = wall_at(t) - t + ns;
+    const std::lock_guard lock(mutex);
+    wall_steps.push_back({t, offset});
+}
+
+void fail(Call call, int code) { failures[static_cast<int>(call)] = code; }
+void heal() {
+    for (auto& failure : failures) failure = 0;
+}
+void hang(bool on) { hanging = on; }
+int users() { return nvml_users; }
+void set_context(void* context) { current_context = context; }
+void set_queue(int64_t ns) { queue_ns = ns; }
+void set_capturing(bool on) { capturing = on; }
+void fail_cuda(int code) { cuda_failure = code; }
+int events() {
+    const std::lock_guard lock(mutex);
+    return static_cast<int>(all_events.size());
+}
+int queries() { return event_queries; }
+
+}  // namespace fake
+
+extern "C" {
+
+int64_t ep_sim_monotonic_ns() { return now(); }
+int64_t ep_sim_wall_ns() { return wall_at(now()); }
+const char* ep_sim_version() { return "fake"; }
+
+int nvmlInit_v2() {
+    ++nvml_users;
+    return 0;
+}
+
+int nvmlShutdown() {
+    --nvml_users;
+    return 0;
+}
+
+const char* nvmlErrorString(int code) { return code == abi::kGpuIsLost ? "GPU is lost" : "failure"; }
+
+int nvmlDeviceGetHandleByUUID(const char* uuid, abi::Device* device) {
+    static int the_device;
+    if (std::strcmp(uuid, fake::kUuid) != 0) return abi::kNotFound;
+    *device = &the_device;
+    return outcome(fake::Call::handle);
+}
+
+int nvmlDeviceGetTotalEnergyConsumption(abi::Device, unsigned long long* millijoules) {
+    if (!real_time) virtual_ns += fake::kCounterCost;
+    const int64_t refreshed = now() / fake::kCounterPeriod * fake::kCounterPeriod;
+    *millijoules = static_cast<unsigned long long>(static_cast<double>(refreshed) * 1e-9 * fake::kPower * 1e3);
+    return outcome(fake::Call::counter);
+}
+
+int nvmlDeviceGetPowerUsage(abi::Device, unsigned int* milliwatts) {
+    *milliwatts = static_cast<unsigned int>(fake::kPower * 1e3);
+    return outcome(fake::Call::power);
+}
+
+int nvmlDeviceGetSamples(abi::Device, int, unsigned long long last_seen, int* type, unsigned int* count,
+                         abi::Sample* samples) {
+    while (hanging) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (const int code = outcome(fake::Call::samples); code != 0) return code;
+    *type = abi::kUnsignedInt;
+    const int64_t newest = now() / fake::kSamplePeriod;
+    unsigned int found = 0;
+    for (int64_t k = newest - kSamplesKept + 1; k <= newest; ++k) {
+        const auto stamp = static_cast<unsigned long long>(wall_at(k * fake::kSamplePeriod) / 1000);
+        if (stamp <= last_seen) continue;
+        if (found == *count) return abi::kInsufficientSize;
+        samples[found].time_stamp = stamp;
+        samples[found].value.as_ullong = ~0ULL;  // only the low half means anything
+        samples[found].value.as_uint = static_cast<unsigned int>(fake::kPower * 1e3);
+        ++found;
+    }
+    *count = found;
+    return found > 0 ? abi::kSuccess : abi::kNotFound;
+}
+
+int cuCtxGetCurrent(void** context) {
+    *context = current_context;
+    return 0;
+}
+
+int cuCtxSetCurrent(void* context) {
+    current_context = context;
+    return 0;
+}
+
+int cuStreamCreate(void** stream, unsigned) {
+    static int the_stream;
+    *stream = &the_stream;
+    return 0;
+}
+
+int cuStreamDestroy_v2(void*) { return 0; }
+
+int cuStreamIsCapturing(void*, int* answer) {
+    *answer = capturing ? 1 : 0;
+    return 0;
+}
+
+int cuThreadExchangeStreamCaptureMode(int*) { return 0; }
+
+int cuEventCreate(void** event, unsigned) {
+    auto created = std::make_unique<Event>();
+    *event = created.get();
+    const std::lock_guard lock(mutex);
+    all_events.emplace(*event, std::move(created));
+    return 0;
+}
+
+int cuEventDestroy_v2(void* event) {
+    const std::lock_guard lock(mutex);
+    return all_events.erase(event) == 1 ? 0 : 400;
+}
+
+int cuEventRecord(void* event, void* stream) {
+    static_cast<Event*>(event)->done_ns =
+        now() + (stream == nullptr ? queue_ns.load() : 0);  // private streams are idle
+    return 0;
+}
+
+int cuEventQuery(void* event) {
+    ++event_queries;
+    if (const int code = cuda_failure; code != 0) return code;
+    return static_cast<Event*>(event)->done_ns <= now() ? 0 : 600;
+}
+
+int cuEventElapsedTime(float* ms, void* start, void* end) {
+    const int64_t ns = static_cast<Event*>(end)->done_ns - static_cast<Event*>(start)->done_ns;
+    *ms = static_cast<float>(static_cast<double>(ns) * 1e-6);
+    return 0;
+}
+
+}  // extern "C"

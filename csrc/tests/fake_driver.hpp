@@ -1,0 +1,34 @@
+// A driver of one GPU for the tests of csrc: 100 W for ever, a sample every 20 ms, a counter that refreshes every 100
+// ms. One library is both NVML and libcuda, and has a clock that stands still between calls of advance().
+#pragma once
+
+#include <cstdint>
+
+namespace fake {
+
+constexpr const char* kUuid = "GPU-fake";
+constexpr int64_t kSecond = 1'000'000'000;
+constexpr int64_t kSamplePeriod = 20'000'000;
+constexpr int64_t kCounterPeriod = 100'000'000;
+constexpr int64_t kCounterCost = 3'000'000;  // by which a read of the counter advances a virtual clock
+constexpr double kPower = 100;
+
+enum class Call { handle, samples, counter, power };
+
+// Heals everything. With `real_time` the clock is the machine's, and calls cost nothing.
+void reset(bool real_time);
+void advance(int64_t ns);
+void step_wall_clock(int64_t ns);
+void fail(Call call, int code);  // until heal()
+void heal();
+void hang(bool on);  // reads of samples return only when this is off again
+int users();         // nvmlInit_v2 minus nvmlShutdown
+
+void set_context(void* context);  // current on the calling thread
+void set_queue(int64_t ns);       // work ahead of an event that is recorded from now on
+void set_capturing(bool on);
+void fail_cuda(int code);  // what cuEventQuery answers; 0 heals
+int events();              // created and not destroyed
+int queries();             // calls of cuEventQuery so far
+
+}  // namespace fake

@@ -1,0 +1,296 @@
+// The sampler against the fake driver, in virtual time where time matters and with its thread where threads matter.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+
+#include "../error.hpp"
+#include "../sampler.hpp"
+#include "check.hpp"
+#include "fake_driver.hpp"
+
+namespace {
+
+using namespace energy;
+using fake::kSecond;
+
+struct Rig {
+    explicit Rig(bool real_time = false, size_t capacity = 1 << 18) {
+        fake::reset(real_time);
+        clock = Clock::simulated(FAKE_DRIVER);
+        nvml = std::make_shared<Nvml>(FAKE_DRIVER);
+        sampler = make(capacity);
+    }
+
+    std::unique_ptr<Sampler> make(size_t capacity) const {
+        return std::make_unique<Sampler>(nvml, std::vector<std::string>{fake::kUuid}, clock, nullptr,
+                                         SamplerOptions{kSecond, 10 * kSecond, capacity});
+    }
+
+    // Ticks at its deadlines, as a thread would.
+    void run(int64_t duration_ns) {
+        const int64_t end = clock->now_ns() + duration_ns;
+        while (next < end) {
+            if (next > clock->now_ns()) fake::advance(next - clock->now_ns());
+            next = sampler->tick(clock->now_ns());
+        }
+        if (end > clock->now_ns()) fake::advance(end - clock->now_ns());
+    }
+
+    std::shared_ptr<Clock> clock;
+    std::shared_ptr<Nvml> nvml;
+    std::unique_ptr<Sampler> sampler;
+    int64_t next = 0;
+};
+
+// Every 20 ms one sample, at the instant of the fake's grid, none twice.
+void check_unbroken(const std::vector<PowerSample>& samples) {
+    for (size_t i = 0; i < samples.size(); ++i) {
+        CHECK(std::fabs(samples[i].power_w - fake::kPower) < 1e-9);
+        CHECK(samples[i].t_ns % fake::kSamplePeriod == 0);
+        CHECK(i == 0 || samples[i].t_ns - samples[i - 1].t_ns == fake::kSamplePeriod);
+    }
+}
+
+void an_hour_in_virtual_time() {
+    Rig rig;
+    const int64_t start = rig.clock->now_ns();
+    rig.sampler->start(false);
+    rig.run(3600 * kSecond);
+    const auto samples = rig.sampler->power(0);
+    check_unbroken(samples);
+    CHECK(samples.front().t_ns == start - 119 * fake::kSamplePeriod);  // what the driver held before the start
+    CHECK(samples.back().t_ns > start + 3598 * kSecond);
+    const auto readings = rig.sampler->counter(0);
+    CHECK(readings.size() >= 360 && readings.size() <= 363);
+    const SamplerStats stats = rig.sampler->stats();
+    CHECK(stats.drains >= 3599 && stats.drains <= 3602);
+    CHECK(stats.dropped == 0 && stats.late_ticks == 0 && stats.lost_samples == 0);
+    CHECK(stats.driver_call_s > 1 && stats.driver_call_s < 2);
+    CHECK(rig.sampler->take_errors().empty());
+}
+
+void an_edge_is_bracketed() {
+    Rig rig;
+    rig.sampler->start(false);
+    CHECK(rig.sampler->edge_pending());
+    rig.run(kSecond / 10);
+    CHECK(!rig.sampler->edge_pending());
+    auto readings = rig.sampler->counter(0);
+    CHECK(readings.size() == 2 && readings[0].edge == 0 && readings[1].edge == 1);
+    const int64_t refresh = readings[1].after_ns / fake::kCounterPeriod * fake::kCounterPeriod;
+    CHECK(readings[1].before_ns <= refresh && refresh <= readings[1].after_ns);
+    CHECK(readings[1].after_ns - readings[1].before_ns == 2 * fake::kCounterCost);
+    CHECK(std::fabs(readings[1].energy_j - static_cast<double>(refresh) * 1e-9 * fake::kPower) < 1e-3);
+    rig.sampler->find_edge();
+    rig.sampler->tick(rig.clock->now_ns());
+    readings = rig.sampler->counter(0);
+    CHECK(readings.size() == 2 && readings[1].edge == 1);
+}
+
+void nothing_newer_is_no_error() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.sampler->tick(rig.clock->now_ns());
+    for (int i = 0; i < 10; ++i) {  // the clock stands still
+        rig.sampler->drain_now();
+        rig.sampler->tick(rig.clock->now_ns());
+        CHECK(rig.sampler->power(0).empty() == (i > 0));
+    }
+    CHECK(rig.sampler->take_errors().empty());
+}
+
+void a_stepped_wall_clock_starves_nothing() {
+    for (const int64_t step : {-3600 * kSecond, 3600 * kSecond, -kSecond / 2, kSecond / 2}) {
+        Rig rig;
+        rig.sampler->start(false);
+        rig.run(10 * kSecond);
+        rig.sampler->drain_now();
+        rig.sampler->tick(rig.clock->now_ns());
+        fake::step_wall_clock(step);
+        const int64_t stepped = rig.clock->now_ns();
+        rig.run(10 * kSecond);
+        const auto samples = rig.sampler->power(0);
+        check_unbroken(samples);
+        CHECK(samples.back().t_ns > stepped + 8 * kSecond);
+        CHECK(rig.sampler->stats().lost_samples == 0);
+    }
+}
+
+void a_late_drain_counts_what_was_overwritten() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(3 * kSecond);
+    fake::advance(10 * kSecond);
+    rig.next = rig.sampler->tick(rig.clock->now_ns());
+    rig.run(2 * kSecond);
+    const auto stats = rig.sampler->stats();
+    const auto samples = rig.sampler->power(0);
+    const auto span = samples.back().t_ns - samples.front().t_ns;
+    CHECK(stats.lost_samples + samples.size() == static_cast<uint64_t>(span / fake::kSamplePeriod) + 1);
+    CHECK(stats.lost_samples > 300);
+    CHECK(stats.late_ticks == 1);
+}
+
+void a_lost_gpu_comes_back() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(5 * kSecond);
+    for (const auto call : {fake::Call::samples, fake::Call::counter, fake::Call::handle}) {
+        fake::fail(call, abi::kGpuIsLost);
+    }
+    const uint64_t reads = rig.sampler->stats().counter_reads;
+    rig.run(60 * kSecond);
+    auto errors = rig.sampler->take_errors();
+    CHECK(errors.size() == 2);  // one per lane, not one per try
+    CHECK(errors[0].first == 0 && errors[0].second == "nvmlDeviceGetSamples: GPU is lost (15)");
+    CHECK(rig.sampler->take_errors().empty());
+    CHECK(rig.sampler->stats().counter_reads - reads < 10);  // backs off
+    rig.sampler->power(0);
+    rig.sampler->counter(0);
+    fake::heal();
+    rig.run(40 * kSecond);
+    check_unbroken(rig.sampler->power(0));
+    CHECK(rig.sampler->counter(0).size() >= 1);
+    CHECK(rig.sampler->take_errors().empty());
+}
+
+void what_can_never_work_is_asked_once() {
+    Rig rig;
+    fake::fail(fake::Call::counter, abi::kNotSupported);
+    fake::fail(fake::Call::samples, abi::kNoPermission);
+    rig.sampler->start(false);
+    rig.run(100 * kSecond);
+    CHECK(rig.sampler->stats().counter_reads == 1);
+    CHECK(!rig.sampler->edge_pending());
+    const auto errors = rig.sampler->take_errors();  // not supported is no error: probe() says so
+    CHECK(errors.size() == 1 && errors[0].second == "nvmlDeviceGetSamples: failure (4)");
+}
+
+void an_unknown_device_is_refused() {
+    Rig rig;
+    Sampler sampler(rig.nvml, {"GPU-other"}, rig.clock, nullptr, {});
+    try {
+        sampler.start(true);
+        CHECK(false);
+    } catch (const NvmlError& error) {
+        CHECK(error.code() == abi::kNotFound);
+    }
+    sampler.stop();
+}
+
+void starts_and_stops_a_hundred_times() {
+    Rig rig(true);
+    for (int i = 0; i < 100; ++i) {
+        rig.sampler->start(true);
+        if (i % 3 == 0) rig.sampler->find_edge();
+        if (i % 5 == 0) {
+            rig.sampler->drain_now();
+            CHECK(rig.sampler->wait_drained(std::chrono::seconds(5)) > 0);
+        }
+        rig.sampler->stop();
+        rig.sampler->stop();
+    }
+    const auto samples = rig.sampler->power(0);
+    for (size_t i = 1; i < samples.size(); ++i) CHECK(samples[i].t_ns > samples[i - 1].t_ns);
+    CHECK(rig.sampler->take_errors().empty());
+    CHECK(rig.sampler->stats().thread_cpu_s > 0);
+}
+
+void readers_work_beside_the_thread() {
+    Rig rig(true);
+    Sampler fast(rig.nvml, {fake::kUuid}, rig.clock, nullptr, {kSecond / 1000, kSecond / 500, 64});
+    rig.sampler->start(true);
+    fast.start(true);  // two at once
+    size_t samples = 0;
+    for (int i = 0; i < 200; ++i) {
+        fast.wait_drained(std::chrono::milliseconds(100));
+        samples += fast.power(0).size() + fast.counter(0).size();
+        if (i % 20 == 0) fast.find_edge();
+        fast.stats();
+        fast.take_errors();
+    }
+    CHECK(samples > 0);
+    CHECK(fast.stats().drains >= 100);
+    rig.sampler->stop();
+    fast.stop();
+}
+
+void a_drain_asked_for_is_waited_for() {
+    Rig rig(true);
+    rig.sampler->start(true);
+    rig.sampler->wait_drained(std::chrono::seconds(5));
+    const int64_t asked = rig.clock->now_ns();
+    rig.sampler->drain_now();
+    rig.sampler->wait_drained(std::chrono::seconds(5));
+    CHECK(rig.clock->now_ns() - asked < kSecond / 2);
+    CHECK(rig.sampler->power(0).back().t_ns > asked - 2 * fake::kSamplePeriod);
+    std::thread stopper([&rig] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        rig.sampler->stop();
+    });
+    rig.sampler->wait_drained(std::chrono::seconds(60));  // ends at stop
+    stopper.join();
+}
+
+void a_hanging_driver_does_not_hold_up_stop() {
+    Rig rig(true);
+    fake::hang(true);
+    rig.sampler->start(true);
+    CHECK(rig.sampler->wait_drained(std::chrono::milliseconds(100)) == 0);
+    const int64_t before = rig.clock->now_ns();
+    rig.sampler->stop();
+    CHECK(rig.clock->now_ns() - before < 4 * kSecond);
+    CHECK(rig.sampler->take_errors().size() == 1);
+    fake::hang(false);
+    rig.sampler->start(true);  // works again, with another thread
+    rig.sampler->wait_drained(std::chrono::seconds(5));
+    CHECK(!rig.sampler->power(0).empty());
+    rig.sampler->stop();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // for the one that hung to go home
+}
+
+void a_forked_child_does_nothing() {
+    Rig rig(true);
+    rig.sampler->start(true);
+    rig.sampler->wait_drained(std::chrono::seconds(5));
+    const int users = fake::users();
+    const pid_t child = fork();
+    if (child == 0) {
+        rig.sampler->find_edge();
+        rig.sampler->drain_now();
+        const bool quiet = rig.sampler->power(0).empty() && rig.sampler->counter(0).empty() &&
+                           rig.sampler->wait_drained(std::chrono::seconds(60)) == 0 && !rig.sampler->edge_pending() &&
+                           rig.sampler->take_errors().empty() && !rig.nvml->probe(fake::kUuid).power_samples;
+        rig.sampler->stop();
+        rig.sampler.reset();
+        rig.nvml.reset();
+        _exit(quiet && fake::users() == users ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(!rig.sampler->power(0).empty());  // the parent's goes on
+    rig.sampler->stop();
+}
+
+void every_nvml_is_shut_down() { CHECK(fake::users() == 0); }
+
+}  // namespace
+
+int main() {
+    RUN(an_hour_in_virtual_time);
+    RUN(an_edge_is_bracketed);
+    RUN(nothing_newer_is_no_error);
+    RUN(a_stepped_wall_clock_starves_nothing);
+    RUN(a_late_drain_counts_what_was_overwritten);
+    RUN(a_lost_gpu_comes_back);
+    RUN(what_can_never_work_is_asked_once);
+    RUN(an_unknown_device_is_refused);
+    RUN(starts_and_stops_a_hundred_times);
+    RUN(readers_work_beside_the_thread);
+    RUN(a_drain_asked_for_is_waited_for);
+    RUN(a_forked_child_does_nothing);
+    RUN(a_hanging_driver_does_not_hold_up_stop);
+    RUN(every_nvml_is_shut_down);
+}

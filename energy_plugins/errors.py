@@ -1,0 +1,50 @@
+"""The error tree.
+
+::
+
+    EnergyError                     everything this package raises on purpose
+    ├── DeviceError (ValueError)    a GPU that is unknown, or not one that this process may use
+    ├── NvmlError (RuntimeError)    a call of NVML failed; has .call and .code
+    ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
+    ├── ReportError                 a report folder that cannot be written, or a report that cannot be read
+    └── ColumnError (OSError)       a column file that cannot be written or read, a full disk for example
+"""
+
+from __future__ import annotations
+
+
+class EnergyError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class DeviceError(EnergyError, ValueError):
+    """A GPU was named that does not exist, or that this process may not use."""
+
+
+class NvmlError(EnergyError, RuntimeError):
+    """A call of NVML failed: ``nvmlDeviceGetPowerUsage: GPU is lost (15)``.
+
+    Attributes:
+        call: The function of the driver that failed.
+        code: What it returned, an ``nvmlReturn_t``; 13 also for a function which this driver does not have.
+    """
+
+    call: str
+    code: int
+
+    def __init__(self, message: str, *, call: str = "", code: int = 0) -> None:
+        super().__init__(message)
+        self.call = call
+        self.code = code
+
+
+class LibraryError(EnergyError, OSError):
+    """A driver library cannot be loaded; the message names its path, the reason and the remedy."""
+
+
+class ReportError(EnergyError):
+    """A report folder cannot be written, or what lies there cannot be read as a report."""
+
+
+class ColumnError(EnergyError, OSError):
+    """A column file cannot be written or read; what was written before stays readable."""

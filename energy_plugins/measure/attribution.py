@@ -1,0 +1,209 @@
+"""Joules of spans: a cumulative energy curve with its uncertainty, and differences of its points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Times = NDArray[np.int64]
+Values = NDArray[np.float64]
+
+Z95 = 1.96
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class EnergyCurve:
+    """Energy of one GPU over one block of time, between knots linear.
+
+    Where the counter gives a block's sum, its sampling variance vanishes at both ends (a bridge), in so far as the sum is trusted.
+    All cumulative columns start at zero at the block's start.
+    """
+
+    t_ns: Times
+    energy_j: Values
+    """Cumulative joules at each knot."""
+    variance_j2: Values
+    """Cumulative sampling variance at each knot."""
+    covered_ns: Values
+    """Cumulative measured time at each knot."""
+    cut_j2: Values
+    """Variance of cutting the curve between knots ``j`` and ``j + 1``."""
+    trust: float
+    """How far the block's sum is the counter's (1) or the samples' own (0): their precisions weighed."""
+    bias: float
+    """Relative error that samples may share over a stretch of the block; from their disagreement with the counter."""
+    start_error_j: float
+    end_error_j: float
+    """Standard error of the energy at the block's ends, from the age of the counter readings."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """A run's energy curve at given times; columns of equal length."""
+
+    energy_j: Values
+    covered_ns: Values
+    t_ns: Times
+    block: NDArray[np.int64]
+    head_j2: Values
+    """Sampling variance between the block's start and the point, before any bridge."""
+    block_j2: Values
+    """Sampling variance of the whole block."""
+    block_j: Values
+    """Energy of the whole block."""
+    into_j: Values
+    """Energy between the block's start and the point."""
+    cut_j2: Values
+    before_j2: Values
+    """Sampling variance that no counter took away, of all blocks before this one."""
+    trust: Values
+    bias: Values
+    start_error_j: Values
+    end_error_j: Values
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Points:
+        """Return the points of ``rows``."""
+        return Points(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    @classmethod
+    def join(cls, parts: list[Points]) -> Points:
+        """Return the points of ``parts``, one after the other."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class SpanEnergy:
+    """Energy of spans: joules (NaN where nothing was measured), 95 % error bound, and the measured share of each span's time."""
+
+    joules: Values
+    error_bound_j: Values
+    coverage: Values
+
+
+class RunCurve:
+    """The blocks of one GPU's curve that are still needed, and what went before them."""
+
+    def __init__(self, start_ns: int) -> None:
+        self.settled_ns = start_ns
+        self.energy_j = 0.0
+        self._covered_ns = 0.0
+        self._before_j2 = 0.0
+        self._last: EnergyCurve | None = None
+        self._count = 0
+        self._blocks: list[tuple[EnergyCurve, float, float, float, int]] = []
+
+    @property
+    def started(self) -> bool:
+        """Whether there is any block."""
+        return bool(self._blocks)
+
+    def append(self, block: EnergyCurve) -> None:
+        """Continue the curve with ``block``, which starts where the curve ended.
+
+        The error of a counter reading cancels between the block that it ends and the one that it starts, in so far as both trust it.
+        """
+        if self._last is not None:
+            aged_j = max(self._last.end_error_j, block.start_error_j)
+            self._before_j2 += ((self._last.trust - block.trust) * aged_j) ** 2
+        self._blocks.append((block, self.energy_j, self._covered_ns, self._before_j2, self._count))
+        self.energy_j += float(block.energy_j[-1])
+        self._covered_ns += float(block.covered_ns[-1])
+        self._before_j2 += (1.0 - block.trust) * float(block.variance_j2[-1])
+        self._last = block
+        self._count += 1
+        self.settled_ns = int(block.t_ns[-1])
+
+    def forget(self, before_ns: int) -> None:
+        """Drop blocks that end before ``before_ns``; the last one stays."""
+        while len(self._blocks) > 1 and self._blocks[0][0].t_ns[-1] < before_ns:
+            del self._blocks[0]
+
+    def at(self, t_ns: Times) -> Points:
+        """Return the curve at ``t_ns``; times outside the kept blocks are moved to the nearest kept knot."""
+        starts = np.array([entry[0].t_ns[0] for entry in self._blocks], np.int64)
+        where = np.clip(np.searchsorted(starts, t_ns, side="right") - 1, 0, len(self._blocks) - 1)
+        order = np.argsort(where, kind="stable")
+        parts = [self._in_block(int(row), t_ns[where == row]) for row in np.unique(where)]
+        joined = Points.join(parts)
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return joined.take(back)
+
+    def _in_block(self, row: int, t_ns: Times) -> Points:
+        block, energy_j, covered_ns, before_j2, number = self._blocks[row]
+        t_ns = np.clip(t_ns, block.t_ns[0], block.t_ns[-1])
+        cell = np.clip(np.searchsorted(block.t_ns, t_ns, side="right") - 1, 0, len(block.t_ns) - 2)
+        share = (t_ns - block.t_ns[cell]) / np.maximum(np.diff(block.t_ns)[cell], 1)
+        inside = {
+            name: column[cell] + share * (column[cell + 1] - column[cell])
+            for name, column in (("e", block.energy_j), ("v", block.variance_j2), ("c", block.covered_ns))
+        }
+        ends = (cell == 0) & (share == 0) | (cell == len(block.t_ns) - 2) & (share == 1)
+        full = np.ones(len(t_ns))
+        return Points(
+            energy_j=energy_j + inside["e"],
+            covered_ns=covered_ns + inside["c"],
+            t_ns=t_ns,
+            block=np.full(len(t_ns), number),
+            head_j2=inside["v"],
+            block_j2=full * block.variance_j2[-1],
+            block_j=full * block.energy_j[-1],
+            into_j=inside["e"],
+            cut_j2=np.where(ends, 0.0, block.cut_j2[cell]),
+            before_j2=full * before_j2,
+            trust=full * block.trust,
+            bias=full * block.bias,
+            start_error_j=full * block.start_error_j,
+            end_error_j=full * block.end_error_j,
+        )
+
+
+def attribute(start: Points, end: Points) -> SpanEnergy:
+    """Return the energy between pairs of points of one GPU's curve.
+
+    The variance of a window inside an anchored block is that of a bridge: it shrinks as the window grows to the whole block. Windows over
+    several blocks leave only the two partial ones; full anchored blocks between them are as exact as the counter.
+    """
+    same = start.block == end.block
+    variance = np.where(same, _inside_j2(start, end), _across_j2(start, end)) + start.cut_j2 + end.cut_j2
+    duration_ns = (end.t_ns - start.t_ns).astype(np.float64)
+    covered_ns = end.covered_ns - start.covered_ns
+    coverage = np.where(duration_ns > 0, np.minimum(covered_ns / np.maximum(duration_ns, 1.0), 1.0), 1.0)
+    measured = (coverage > 0) | (duration_ns == 0)
+    return SpanEnergy(
+        joules=np.where(measured, end.energy_j - start.energy_j, np.nan),
+        error_bound_j=np.where(measured, Z95 * np.sqrt(np.maximum(variance, 0.0)), np.nan),
+        coverage=coverage,
+    )
+
+
+def _inside_j2(start: Points, end: Points) -> Values:
+    drawn_j = end.into_j - start.into_j
+    share = np.clip(drawn_j / np.maximum(end.block_j, 1e-9), 0.0, 1.0)
+    aged = (end.trust * share) ** 2 * (end.start_error_j**2 + end.end_error_j**2)
+    return _bridge(end.head_j2 - start.head_j2, end) + _drift(drawn_j, share, end) + aged
+
+
+def _across_j2(start: Points, end: Points) -> Values:
+    between = end.before_j2 - start.before_j2 - (1.0 - start.trust) * start.block_j2
+    return _part_j2(start, tail=True) + _part_j2(end, tail=False) + between
+
+
+def _part_j2(point: Points, *, tail: bool) -> Values:
+    """Variance between a point and the end (``tail``) or start of its block."""
+    drawn_j = point.block_j - point.into_j if tail else point.into_j
+    share = np.clip(drawn_j / np.maximum(point.block_j, 1e-9), 0.0, 1.0)
+    start_share, end_share = (share, 1.0 - share) if tail else (1.0 - share, share)
+    aged = (start_share * point.start_error_j) ** 2 + (end_share * point.end_error_j) ** 2
+    return _bridge(point.block_j2 - point.head_j2 if tail else point.head_j2, point) + _drift(drawn_j, share, point) + point.trust**2 * aged
+
+
+def _bridge(part_j2: Values, block: Points) -> Values:
+    return np.asarray(part_j2 * (1.0 - block.trust * part_j2 / np.maximum(block.block_j2, 1e-30)))
+
+
+def _drift(drawn_j: Values, share: Values, block: Points) -> Values:
+    return np.asarray((block.bias * drawn_j) ** 2 * (1.0 - block.trust * share))

@@ -1,0 +1,204 @@
+"""Drains the rings batch by batch, settles joules and publishes late figures; runs on a thread of its own or in virtual time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energy_plugins import _native
+from energy_plugins.measure.response import Segments
+from energy_plugins.measure.sensors import SensorPlan
+from energy_plugins.measure.settlement import Interval, Settlement
+from energy_plugins.measure.spans import KindCodes, Step, Timeline
+from energy_plugins.measure.spill import Spill
+from energy_plugins.measure.totals import StepRows, Totals
+from energy_plugins.measure.track import GpuTrack
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is known of a running measurement, a second or so late; energies in joules since the window opened."""
+
+    t_ns: int
+    gpu_j: tuple[float, ...]
+    gpu_power_w: tuple[float, ...]
+    steps: int = 0
+    step_j: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    data_wait_j: float = 0.0
+    stall_j: float = 0.0
+
+
+class Collector:
+    """Turns what the sampler and the log of marks hold into settled joules."""
+
+    def __init__(
+        self,
+        sampler: _native.Sampler | None,
+        marks: _native.MarkLog,
+        plan: SensorPlan,
+        start_ns: int,
+        spill: Spill | None,
+    ) -> None:
+        self.timeline = Timeline()
+        self.totals = Totals()
+        self.tracks = [GpuTrack(plan.response, start_ns) for _ in plan.sampled]
+        self.settlement = Settlement(self.tracks[: len(plan.gpus)], start_ns)
+        self.live = Live(start_ns, (0.0,) * len(plan.gpus), (float("nan"),) * len(plan.gpus))
+        self.live_wanted = False
+        self.collect_s = 0.0
+        self._sampler = sampler
+        self._marks = marks
+        self._start_ns = start_ns
+        self._spill = spill
+        self._drained_ns = start_ns
+        self._fresh: list[Step] = []
+
+    def collect(self, now_ns: int) -> None:
+        """Take what has arrived and settle what can be; ``now_ns`` is the present time."""
+        began = time.thread_time()
+        # Every mark made before the previous call has been through the log by now, and later ones lie after it.
+        complete_ns, self._drained_ns = self._drained_ns, now_ns
+        self._take(now_ns)
+        segments = self._segments()
+        for track in self.tracks:
+            track.settle(complete_ns, segments)
+        settled_ns = min((track.curve.settled_ns for track in self.settlement.tracks), default=complete_ns)
+        if settled_ns > self.settlement.settled_ns:
+            self._settle(settled_ns)
+        if self.live_wanted:
+            self._publish()
+        self.collect_s += time.thread_time() - began
+
+    def finish(self, end_ns: int, names: tuple[str, ...]) -> None:
+        """Settle everything up to ``end_ns``, the end of the window."""
+        began = time.thread_time()
+        self._take(end_ns)
+        self.timeline.close(end_ns, names)
+        self.timeline.clip(end_ns)
+        segments = self._segments()
+        for track in self.tracks:
+            track.finish(end_ns, segments)
+        self._settle(end_ns)
+        self._publish()
+        self.collect_s += time.thread_time() - began
+
+    def shared_j(self, end_ns: int) -> list[float]:
+        """Return the joules up to ``end_ns`` of the GPUs of which this process has only a slice."""
+        shared = self.tracks[len(self.settlement.tracks) :]
+        return [float(track.at(np.array([end_ns])).energy_j[0]) if track.curve.started else 0.0 for track in shared]
+
+    def _take(self, now_ns: int) -> None:
+        for row, track in enumerate(self.tracks):
+            if self._sampler is None:
+                break
+            power = self._sampler.power(row)
+            track.take(power, self._sampler.counter(row))
+            if self._spill and len(power):
+                inside = power[power["t_ns"] >= self._start_ns]
+                self._spill.power(row, inside["t_ns"], inside["power_w"])
+            if track.wants_edge(now_ns) and not self._sampler.edge_pending():
+                self._sampler.find_edge()
+        known = len(self.timeline.steps)
+        self.timeline.feed(self._marks.drain())
+        self._fresh += self.timeline.steps[known:]
+
+    def _segments(self) -> Segments:
+        if not self.timeline.edges:
+            return Segments(np.array([self._start_ns, np.iinfo(np.int64).max]), np.array([KindCodes.UNATTRIBUTED]))
+        edges = np.array([*self.timeline.edges, np.iinfo(np.int64).max], np.int64)
+        return Segments(edges, np.array(self.timeline.kinds, np.int64))
+
+    def _settle(self, settled_ns: int) -> None:
+        steps = [step for step in self.timeline.steps if step.end_ns <= settled_ns]
+        spans = [span for span in self.timeline.spans if span.end_ns <= settled_ns]
+        self.timeline.steps = self.timeline.steps[len(steps) :]
+        self.timeline.spans = self.timeline.spans[len(spans) :]
+        if steps:
+            rows = self._rows(steps)
+            if self._spill:
+                self._spill.steps(self.totals.steps.steps, rows)
+            self.totals.add_steps(rows)
+        if spans:
+            energy = self.settlement.energy([(span.start_ns, span.end_ns) for span in spans])
+            self.totals.add_spans(spans, energy)
+            if self._spill:
+                self._spill.spans(spans, energy)
+        self._settle_segments(settled_ns)
+        self.settlement.advance(settled_ns, self._needed())
+        for shared in self.tracks[len(self.settlement.tracks) :]:
+            shared.forget(settled_ns)
+        self.timeline.forget(settled_ns)
+
+    def _settle_segments(self, settled_ns: int) -> None:
+        segments = self._segments()
+        start_ns = self.settlement.settled_ns
+        edges = segments.edges_ns
+        inside = edges[(edges > start_ns) & (edges < settled_ns)]
+        cuts = np.concatenate([[start_ns], inside, [settled_ns]])
+        which = np.clip(np.searchsorted(edges, cuts[:-1], side="right") - 1, 0, len(segments.kinds) - 1)
+        energy = self.settlement.energy(np.stack([cuts[:-1], cuts[1:]], axis=1).tolist())
+        self.totals.add_segments(segments.kinds[which], np.diff(cuts), energy)
+
+    def _rows(self, steps: Sequence[Step]) -> StepRows:
+        stalls = [step.stall for step in steps if step.stall is not None]
+        waits = [wait for step in steps for wait in step.waits]
+        energy = self.settlement.energy([*((step.start_ns, step.end_ns) for step in steps), *stalls, *waits])
+        joules = energy.joules
+        stall_j = np.full(len(steps), np.nan)
+        stall_j[[step.stall is not None for step in steps]] = joules[len(steps) : len(steps) + len(stalls)]
+        owner = np.repeat(np.arange(len(steps)), [len(step.waits) for step in steps])
+        wait_j = np.bincount(owner, joules[len(steps) + len(stalls) :], len(steps))
+        wait_j[np.bincount(owner, minlength=len(steps)) == 0] = np.nan
+        rows = slice(0, len(steps))
+        own = type(energy)(joules[rows], energy.error_bound_j[rows], energy.coverage[rows])
+        return StepRows(steps, own, wait_j, stall_j)
+
+    def _needed(self) -> list[int]:
+        needed = [self._start_ns, *self.timeline.open_starts()]
+        for step in self.timeline.steps:
+            needed += [step.start_ns, *(step.stall or ()), *(t_ns for wait in step.waits for t_ns in wait)]
+        return needed + [span.start_ns for span in self.timeline.spans]
+
+    def _publish(self) -> None:
+        """Bring `live` up to date: settled energy, and a preview of what is not settled yet."""
+        horizon_ns = min((track.builder.horizon_ns for track in self.settlement.tracks), default=self._drained_ns)
+        ready = [step for step in self._fresh if step.end_ns <= horizon_ns]
+        self._fresh = self._fresh[len(ready) :]
+        waits = [wait for step in ready for wait in step.waits]
+        stalls = [step.stall for step in ready if step.stall is not None]
+        own: list[Interval] = [(step.start_ns, step.end_ns) for step in ready]
+        bounds = np.array([(horizon_ns, horizon_ns), *own, *waits, *stalls], np.int64)
+        segments = self._segments()
+        energy = [self._about(track, bounds, segments) for track in self.settlement.tracks]
+        spent = sum((ends - starts for starts, ends in energy), np.zeros(len(bounds)))[1:]
+        cut = np.cumsum([len(own), len(waits)])
+        step_j, wait_j, stall_j = (float(part.sum()) for part in np.split(spent, cut))
+        before = self.live
+        self.live = Live(
+            t_ns=max(horizon_ns, before.t_ns),
+            gpu_j=tuple(float(ends[0]) for _, ends in energy),
+            gpu_power_w=tuple(track.builder.last_w for track in self.settlement.tracks),
+            steps=before.steps + len(ready),
+            step_j=before.step_j + step_j,
+            samples=before.samples + sum(max(step.samples, 0) for step in ready),
+            tokens=before.tokens + sum(max(step.tokens, 0) for step in ready),
+            data_wait_j=before.data_wait_j + wait_j,
+            stall_j=before.stall_j + stall_j,
+        )
+
+    def _about(
+        self, track: GpuTrack, bounds: NDArray[np.int64], segments: Segments
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        times = bounds.ravel()
+        energy = track.preview(times, segments)
+        settled = times <= track.curve.settled_ns
+        if settled.any() and track.curve.started:
+            energy[settled] = track.at(times[settled]).energy_j
+        starts, ends = energy.reshape(bounds.shape).T
+        return starts, ends

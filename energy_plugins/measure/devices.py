@@ -1,0 +1,131 @@
+"""Which GPUs this process uses, by UUID."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pynvml
+
+from energy_plugins.errors import DeviceError
+from energy_plugins.measure.drivers import current_drivers
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, or a MIG slice of one. ``index`` is the driver's (PCI order), not CUDA's."""
+
+    uuid: str
+    index: int
+    name: str
+    driver: str
+    mig: str | None = None
+    """UUID of the MIG slice, where the process sees only a slice; ``uuid`` is then the whole GPU's."""
+
+
+def visible_gpus() -> tuple[Gpu, ...]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES lets this process use, in CUDA's order.
+
+    Raises:
+        DeviceError: there is no NVIDIA driver, or CUDA_VISIBLE_DEVICES names what is not there.
+    """
+    gpus = installed_gpus()
+    return select(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus, _mig_parents(gpus))
+
+
+def installed_gpus() -> tuple[Gpu, ...]:
+    """Return every GPU the driver shows. Raises DeviceError when there is no driver."""
+    library = current_drivers().nvml
+    try:
+        if Path(library).is_absolute():
+            ctypes.CDLL(library, ctypes.RTLD_GLOBAL)  # nvidia-ml-py then finds it by its SONAME
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError, OSError) as error:
+        message = f"cannot open the NVIDIA driver library {library}: {error}. Is a driver installed, and /dev/nvidia* visible here?"
+        raise DeviceError(message) from error
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        return tuple(_describe(index, driver) for index in range(pynvml.nvmlDeviceGetCount()))
+    except pynvml.NVMLError as error:
+        message = f"the NVIDIA driver does not list its GPUs: {error}"
+        raise DeviceError(message) from error
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def select(visible: str | None, gpus: Sequence[Gpu], mig_parents: dict[str, str] | None = None) -> tuple[Gpu, ...]:
+    """Return what ``visible`` (the text of CUDA_VISIBLE_DEVICES, None when unset) leaves of ``gpus``.
+
+    Entries are indices, UUIDs or unambiguous beginnings of UUIDs, or MIG UUIDs (``mig_parents``: slice to GPU). As in CUDA, an entry ``-1``
+    hides itself and everything after it (CUDA C++ Programming Guide, "CUDA Environment Variables").
+
+    Raises:
+        DeviceError: an entry matches nothing, or more than one GPU.
+    """
+    if visible is None:
+        return tuple(gpus)
+    chosen: list[Gpu] = []
+    for entry in (part.strip() for part in visible.split(",")):
+        if entry in {"", "-1", "NoDevFiles"}:
+            break
+        gpu = find(entry, gpus, mig_parents or {}, "CUDA_VISIBLE_DEVICES")
+        if gpu not in chosen:
+            chosen.append(gpu)
+    return tuple(chosen)
+
+
+def find(entry: int | str, gpus: Sequence[Gpu], mig_parents: dict[str, str], source: str) -> Gpu:
+    """Return the GPU that ``entry`` names. Raises DeviceError, naming ``source``, when it names none or several."""
+    text = str(entry)
+    if text.isdigit():
+        if int(text) < len(gpus):
+            return gpus[int(text)]
+        message = f"{source} names GPU {text}, but there are {len(gpus)} (numbered from 0)"
+        raise DeviceError(message)
+    if text.startswith("MIG-"):
+        return _find_slice(text, gpus, mig_parents, source)
+    matches = [gpu for gpu in gpus if gpu.uuid.lower().startswith(text.lower())] if text else []
+    if len(matches) != 1:
+        found = ", ".join(gpu.uuid for gpu in gpus) or "none"
+        message = f"{source} names GPU '{text}', which matches {len(matches)} GPUs; there are: {found}"
+        raise DeviceError(message)
+    return matches[0]
+
+
+def _find_slice(text: str, gpus: Sequence[Gpu], mig_parents: dict[str, str], source: str) -> Gpu:
+    # Older drivers spell a slice MIG-GPU-<uuid>/<gpu instance>/<compute instance>.
+    parent = mig_parents.get(text) or text.removeprefix("MIG-").split("/")[0]
+    for gpu in gpus:
+        if gpu.uuid == parent:
+            return Gpu(gpu.uuid, gpu.index, gpu.name, gpu.driver, mig=text)
+    known = ", ".join(mig_parents) or "none"
+    message = f"{source} names MIG slice '{text}', which is not there; slices here: {known}"
+    raise DeviceError(message)
+
+
+def _describe(index: int, driver: str) -> Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    return Gpu(pynvml.nvmlDeviceGetUUID(handle), index, pynvml.nvmlDeviceGetName(handle), driver)
+
+
+def _mig_parents(gpus: Sequence[Gpu]) -> dict[str, str]:
+    """Return the UUIDs of all MIG slices and of the GPUs they are cut from."""
+    parents: dict[str, str] = {}
+    if "MIG-" not in os.environ.get("CUDA_VISIBLE_DEVICES", ""):
+        return parents
+    pynvml.nvmlInit()
+    try:
+        for gpu in gpus:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
+            try:
+                for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                    part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+                    parents[pynvml.nvmlDeviceGetUUID(part)] = gpu.uuid
+            except pynvml.NVMLError:
+                continue  # not in MIG mode, or no further slice
+    finally:
+        pynvml.nvmlShutdown()
+    return parents

@@ -1,0 +1,91 @@
+"""Which driver libraries and which clock a meter uses: the machine's, the environment's, or a simulator's."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from energy_plugins import _native
+
+Tick = Callable[[int], int]
+"""Does what is due at a time (ns) and returns the next deadline (ns)."""
+
+NVML_VARIABLE = "ENERGY_NVML_LIBRARY"
+CUDA_VARIABLE = "ENERGY_CUDA_LIBRARY"
+
+
+class Clock(Protocol):
+    """The one clock of a measurement; ``native`` is the same clock for the C++ side."""
+
+    native: _native.Clock
+    threaded: bool
+    """Whether time passes by itself, so that a thread must do the ticking."""
+
+    def now_ns(self) -> int:
+        """CLOCK_MONOTONIC nanoseconds."""
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since the Unix epoch."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let ``seconds`` pass."""
+
+    def attach(self, tick: Tick) -> None:
+        """Call ``tick`` at its deadlines, if time does not pass by itself."""
+
+    def detach(self, tick: Tick) -> None:
+        """Stop calling ``tick``."""
+
+
+class RealClock:
+    """CLOCK_MONOTONIC; the native sampler's own thread ticks."""
+
+    threaded = True
+
+    def __init__(self) -> None:
+        self.native = _native.Clock.monotonic()
+        self.now_ns = time.monotonic_ns
+        self.wall_ns = time.time_ns
+        self.sleep = time.sleep
+
+    def attach(self, tick: Tick) -> None:
+        """Nothing to do: the sampler's thread ticks."""
+
+    def detach(self, tick: Tick) -> None:
+        """Nothing to do: the sampler's thread ticks."""
+
+
+@dataclass(frozen=True)
+class Drivers:
+    """Library names or paths, as ``dlopen`` takes them, and the clock that goes with them."""
+
+    nvml: str = "libnvidia-ml.so.1"
+    cuda: str = "libcuda.so.1"
+    clock: Clock = field(default_factory=RealClock)
+
+
+_installed: list[Drivers] = []
+
+
+def current_drivers() -> Drivers:
+    """Return the drivers in force: the innermost `use_drivers`, else the environment's, else the system's."""
+    if _installed:
+        return _installed[-1]
+    return Drivers(
+        nvml=os.environ.get(NVML_VARIABLE, Drivers.nvml),
+        cuda=os.environ.get(CUDA_VARIABLE, Drivers.cuda),
+    )
+
+
+@contextmanager
+def use_drivers(drivers: Drivers) -> Iterator[None]:
+    """Make ``drivers`` the ones that meters started inside the block use."""
+    _installed.append(drivers)
+    try:
+        yield
+    finally:
+        _installed.remove(drivers)

@@ -1,0 +1,151 @@
+"""JSON read with suspicion: every value is checked, and a wrong one is named by its key."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NoReturn, TypeAlias, cast
+
+import numpy as np
+
+from energy_plugins.errors import ReportError
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+
+
+def plain(value: object) -> JSON:
+    """Return ``value`` as JSON can hold it; what JSON cannot hold becomes text, and NaN and infinity become null."""
+    match value:
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [plain(item) for item in value]
+        case Enum():
+            return plain(value.value)
+        case np.bool_() | np.integer():
+            return cast("bool | int", value.item())
+        case float() | np.floating():
+            return float(value) if math.isfinite(value) else None
+        case _:
+            return value if isinstance(value, bool | int | str | None) else str(value)
+
+
+def parse(text: str | bytes, source: str) -> Section:
+    """Return the JSON object in ``text``; ``source`` names it in errors. Raises ReportError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{source} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ReportError(f"{source} must hold an object, found {_shown(value)}")
+    return Section(value, source)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One JSON object; every method reads one key and raises ReportError if it is missing or of another type."""
+
+    values: Mapping[str, object]
+    source: str
+    prefix: str = ""
+
+    def text(self, key: str) -> str:
+        """Read text."""
+        value = self._value(key)
+        return value if isinstance(value, str) else self._refuse(key, "text")
+
+    def flag(self, key: str) -> bool:
+        """Read true or false."""
+        value = self._value(key)
+        return value if isinstance(value, bool) else self._refuse(key, "true or false")
+
+    def count(self, key: str) -> int:
+        """Read a whole number that is not negative."""
+        value = self._value(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            self._refuse(key, "a whole number, 0 or more")
+        return value
+
+    def maybe_count(self, key: str) -> int | None:
+        """Read a whole number that is not negative, or null."""
+        return None if self._value(key) is None else self.count(key)
+
+    def number(self, key: str) -> float:
+        """Read a finite number."""
+        value = self._value(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._refuse(key, "a number")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        return number if math.isfinite(number) else self._refuse(key, "a finite number")
+
+    def maybe_number(self, key: str) -> float | None:
+        """Read a finite number, or null."""
+        return None if self._value(key) is None else self.number(key)
+
+    def section(self, key: str) -> Section:
+        """Read an object."""
+        value = self._value(key)
+        return self._section(key, value) if isinstance(value, dict) else self._refuse(key, "an object")
+
+    def sections(self, key: str) -> tuple[Section, ...]:
+        """Read a list of objects."""
+        value = self._value(key)
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            self._refuse(key, "a list of objects")
+        return tuple(self._section(f"{key}[{i}]", item) for i, item in enumerate(value))
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Read a list of texts."""
+        value = self._value(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self._refuse(key, "a list of texts")
+        return tuple(value)
+
+    def text_by_name(self, key: str) -> dict[str, str]:
+        """Read an object that holds only texts."""
+        section = self.section(key)
+        return {name: section.text(name) for name in section.values}
+
+    def number_by_name(self, key: str) -> dict[str, float | None]:
+        """Read an object that holds only finite numbers and nulls."""
+        section = self.section(key)
+        return {name: section.maybe_number(name) for name in section.values}
+
+    def section_by_name(self, key: str) -> dict[str, Section]:
+        """Read an object that holds only objects."""
+        section = self.section(key)
+        return {name: section.section(name) for name in section.values}
+
+    def json_by_name(self, key: str) -> dict[str, JSON]:
+        """Read an object that holds anything."""
+        return cast("dict[str, JSON]", dict(self.section(key).values))
+
+    def others(self, known: Collection[str]) -> dict[str, JSON]:
+        """Return what stands under keys other than ``known``."""
+        return cast("dict[str, JSON]", {key: value for key, value in self.values.items() if key not in known})
+
+    def error(self, key: str, complaint: str) -> ReportError:
+        """Return the error that says what is wrong with ``key``."""
+        return ReportError(f"{self.source}: {self.prefix}{key} {complaint}")
+
+    def _value(self, key: str) -> object:
+        if key not in self.values:
+            raise self.error(key, "is missing")
+        return self.values[key]
+
+    def _section(self, key: str, value: Mapping[str, object]) -> Section:
+        return Section(value, self.source, f"{self.prefix}{key}.")
+
+    def _refuse(self, key: str, wanted: str) -> NoReturn:
+        raise self.error(key, f"must be {wanted}, found {_shown(self.values[key])}")
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

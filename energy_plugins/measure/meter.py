@@ -1,0 +1,465 @@
+"""The meter: what users and framework modules hold."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import shutil
+import tempfile
+import threading
+import uuid
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from energy_plugins import _native
+from energy_plugins.errors import DeviceError, EnergyError
+from energy_plugins.measure.collector import Collector, Live
+from energy_plugins.measure.devices import Gpu, find, visible_gpus
+from energy_plugins.measure.drivers import Drivers, current_drivers
+from energy_plugins.measure.json_section import JSON
+from energy_plugins.measure.report import Report, prepare_folder, write_header
+from energy_plugins.measure.reporting import Facts, compose
+from energy_plugins.measure.sensors import SensorPlan, plan_sensors
+from energy_plugins.measure.spans import Kind, KindCodes
+from energy_plugins.measure.spill import Spill
+from energy_plugins.measure.streams import current_stream
+
+_STOP_WAIT_S = 0.25
+"""Samples arrive 0.1-0.2 s late; `EnergyMeter.stop` waits this long for the last ones."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A running measurement: totals so far, and means over the steps resolved since the last look; a second or so late.
+
+    Energies in joules, powers in watts; None where nothing is known yet.
+    """
+
+    total_j: float
+    avg_power_w: float | None
+    steps: int
+    step_j: float | None
+    samples_per_j: float | None
+    tokens_per_j: float | None
+    data_wait_j: float | None
+    stall_j: float | None
+    gpu_j: Mapping[str, float]
+    gpu_power_w: Mapping[str, float]
+
+
+@dataclass
+class StepHandle:
+    """The step under way; what it worked on may be said before it ends."""
+
+    samples: int | None = None
+    tokens: int | None = None
+
+
+class EnergyMeter:
+    """Measures the energy of a stretch of training, step by step, without slowing it.
+
+    Nothing happens before `start` (or ``with``). The window opens when `start` returns and closes when `stop` is called; `stop` then waits
+    up to 0.3 s for the last samples. A meter may be started again after it was stopped; each window has its own report.
+
+    Args:
+        name: what the report calls the run.
+        devices: the GPUs to measure, as CUDA ordinals, UUIDs or `Gpu` values; all that this process may see when left out.
+        folder: where the report is written as the run goes; a private folder that goes with the meter when left out.
+        config: what the report should carry along, such as hyperparameters (JSON values).
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        devices: Sequence[int | str | Gpu] | None = None,
+        *,
+        folder: str | Path | None = None,
+        config: Mapping[str, JSON] | None = None,
+    ) -> None:
+        self._name = name or "run"
+        self._devices = devices
+        self._folder = Path(folder) if folder is not None else None
+        self._config = dict(config or {})
+        self._run: _Run | None = None
+        self._final: Report | None = None
+        self._seen: Live | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a window is open."""
+        return self._run is not None and self._run.owner == os.getpid()
+
+    def start(self) -> Self:
+        """Open a window.
+
+        What cannot be measured does not raise: it warns once, and stands in the report.
+
+        Raises:
+            EnergyError: the meter runs already.
+            ReportError: the folder holds a report already, or cannot be written.
+            DeviceError: ``devices`` names a GPU that is not there.
+        """
+        if self.running:
+            message = "this meter is running; stop it before starting it again"
+            raise EnergyError(message)
+        self._final = self._seen = None
+        self._run = _Run(self._name, self._devices, self._folder, self._config)
+        _LIVE.add(self)
+        return self
+
+    def stop(self) -> None:
+        """Close the window; does nothing when none is open."""
+        if not self.running or self._run is None:
+            return
+        run, self._run = self._run, None
+        _LIVE.discard(self)
+        self._final = run.finish()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def begin(self, kind: Kind | str, *, event: bool = False, at_ns: int | None = None) -> None:
+        """Mark the beginning of a span: one clock read, and with ``event`` one CUDA event on the current stream.
+
+        ``at_ns`` is a CLOCK_MONOTONIC time the caller took before; it excludes an event.
+        """
+        if self._run is not None:
+            self._run.mark(kind, begin=True, event=event, at_ns=at_ns)
+
+    def end(
+        self,
+        kind: Kind | str,
+        *,
+        event: bool = True,
+        at_ns: int | None = None,
+        samples: int | None = None,
+        tokens: int | None = None,
+    ) -> None:
+        """Mark the end of the innermost span of ``kind``, and say what it worked on.
+
+        Raises:
+            ValueError: negative ``samples`` or ``tokens``.
+        """
+        if self._run is not None:
+            self._run.mark(
+                kind,
+                begin=False,
+                event=event,
+                at_ns=at_ns,
+                samples=_count(samples, "samples"),
+                tokens=_count(tokens, "tokens"),
+            )
+
+    @contextmanager
+    def span(self, kind: Kind | str) -> Iterator[None]:
+        """Measure what runs inside the block as ``kind``, in GPU time."""
+        self.begin(kind, event=True)
+        try:
+            yield
+        finally:
+            self.end(kind)
+
+    def step(self, *, samples: int | None = None, tokens: int | None = None) -> AbstractContextManager[StepHandle]:
+        """Measure one training step; ``samples`` and ``tokens`` may also be set on the handle inside the block.
+
+        Raises:
+            ValueError: negative ``samples`` or ``tokens``.
+        """
+        _count(samples, "samples")
+        _count(tokens, "tokens")
+        return self._step(StepHandle(samples, tokens))
+
+    @contextmanager
+    def _step(self, handle: StepHandle) -> Iterator[StepHandle]:
+        self.begin(Kind.STEP, event=True)
+        try:
+            yield handle
+        finally:
+            self.end(Kind.STEP, samples=handle.samples, tokens=handle.tokens)
+
+    def latest(self) -> Progress | None:
+        """Return how the run goes, None before anything is known. Cheap: it waits for nothing and computes next to nothing."""
+        run = self._run
+        if run is None:
+            return None
+        now, before = run.live(), self._seen
+        self._seen = now
+        return _progress(now, before, run.uuids, run.start_ns)
+
+    def report(self) -> Report:
+        """Return the report: of the window that was closed last, or of what has been settled of the open one.
+
+        Raises:
+            EnergyError: the meter was never started.
+        """
+        if self._run is not None:
+            return self._run.report(complete=False)
+        if self._final is None:
+            message = "there is nothing to report: start the meter first"
+            raise EnergyError(message)
+        return self._final
+
+
+class _Run:
+    """One window of a meter, from its start to its report."""
+
+    def __init__(
+        self, name: str, devices: Sequence[int | str | Gpu] | None, folder: Path | None, config: Mapping[str, JSON]
+    ) -> None:
+        drivers = current_drivers()
+        self.owner = os.getpid()
+        self._clock = drivers.clock
+        self._codes = KindCodes()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._warned: dict[str, None] = {}
+        self._plan = self._sense(drivers, devices)
+        self.uuids = self._plan.sampled
+        self._folder = _report_folder(folder)
+        self._marks = _native.MarkLog(drivers.clock.native, _open_cuda(drivers))
+        self._sampler = self._open_sampler()
+        self._facts = Facts(
+            run_id=uuid.uuid4().hex,
+            name=name,
+            node=platform.node(),
+            started=datetime.fromtimestamp(self._clock.wall_ns() * 1e-9, UTC).isoformat(timespec="milliseconds"),
+            config=config,
+            plan=self._plan,
+        )
+        self.start_ns = self._clock.now_ns()
+        self._marks.mark(KindCodes.RUN, begin=True)
+        self._end_ns: int | None = None
+        self._spill = Spill(self._folder, self.uuids, self.start_ns)
+        self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill)
+        self._header_ns = 0
+        self._drains = 0
+        self._begin_collecting()
+
+    def mark(
+        self, kind: Kind | str, *, begin: bool, event: bool, at_ns: int | None, samples: int = -1, tokens: int = -1
+    ) -> None:
+        code = self._codes.code(kind)
+        if at_ns is not None:
+            self._marks.mark_at(code, begin, at_ns, samples, tokens)
+        else:
+            self._marks.mark(code, begin, current_stream() if event else None, samples, tokens)
+
+    def live(self) -> Live:
+        self._collector.live_wanted = True
+        return self._collector.live
+
+    def finish(self) -> Report:
+        self._end_ns = self._clock.now_ns()
+        self._marks.mark_at(KindCodes.RUN, False, self._end_ns)
+        if self._sampler is not None:
+            self._sampler.find_edge()
+            if not self._clock.threaded:
+                self._sampler.tick(self._end_ns)
+            self._clock.sleep(_STOP_WAIT_S)
+            self._pump()
+        self._end_collecting()
+        with self._lock:
+            if self._sampler is not None:
+                self._sampler.stop()
+            if unresolved := self._marks.resolve():
+                self._warn(
+                    f"{unresolved} marks were still on the GPU when the meter stopped; the last steps are missing"
+                )
+            self._collector.finish(self._end_ns, self._codes.names)
+            self._spill.close()
+        report = self.report(complete=True)
+        self._write_header(report)
+        return report
+
+    def report(self, *, complete: bool) -> Report:
+        if not complete:
+            with self._lock:
+                return self._compose(complete=False)
+        return self._compose(complete=True)
+
+    def _compose(self, *, complete: bool) -> Report:
+        self._note_errors()
+        return compose(
+            self._facts,
+            self._collector,
+            marks=self._marks.stats,
+            sampler=self._sampler.stats() if self._sampler is not None else None,
+            names=self._codes.names,
+            end_ns=self._end_ns if complete and self._end_ns is not None else self._collector.settlement.settled_ns,
+            folder=self._folder,
+            warnings=tuple(self._warned),
+            complete=complete,
+        )
+
+    def _sense(self, drivers: Drivers, devices: Sequence[int | str | Gpu] | None) -> SensorPlan:
+        try:
+            gpus = visible_gpus()
+        except DeviceError as error:
+            if devices:
+                raise
+            self._warn(str(error))
+            return SensorPlan.nothing(str(error))
+        if devices is not None:
+            gpus = tuple(one if isinstance(one, Gpu) else find(one, gpus, {}, "devices") for one in devices)
+        if not gpus:
+            reason = "no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)"
+            self._warn(reason)
+            return SensorPlan.nothing(reason)
+        return plan_sensors(drivers.nvml, gpus)
+
+    def _open_sampler(self) -> _native.Sampler | None:
+        if self._plan.nvml is None:
+            return None
+        sampler = _native.Sampler(self._plan.nvml, list(self.uuids), self._clock.native, marks=self._marks)
+        sampler.start(threaded=self._clock.threaded)
+        return sampler
+
+    def _begin_collecting(self) -> None:
+        if not self._clock.threaded:
+            self._clock.attach(self._tick)
+            return
+        self._thread = threading.Thread(target=self._collect_forever, name="energy-collector", daemon=True)
+        self._thread.start()
+
+    def _end_collecting(self) -> None:
+        self._stopping = True
+        if self._thread is None:
+            self._clock.detach(self._tick)
+            return
+        if self._sampler is not None:
+            self._sampler.drain_now()
+        self._thread.join(timeout=1.0)
+
+    def _collect_forever(self) -> None:
+        while not self._stopping:
+            if self._sampler is None:
+                self._clock.sleep(0.05)
+                self._marks.resolve()
+            else:
+                self._sampler.wait_drained(2.0)
+            if not self._stopping:
+                self._collect(self._clock.now_ns())
+
+    def _tick(self, now_ns: int) -> int:
+        """Virtual time's stand-in for both threads."""
+        if self._sampler is None:
+            self._marks.resolve()
+            self._collect(now_ns)
+            return now_ns + 1_000_000_000
+        deadline = self._sampler.tick(now_ns)
+        if (drains := self._sampler.stats().drains) > self._drains:
+            self._drains = drains
+            self._collect(self._clock.now_ns())
+        return deadline
+
+    def _collect(self, now_ns: int) -> None:
+        with self._lock:
+            self._collector.collect(now_ns)
+            self._note_errors()
+            settled_ns = self._collector.settlement.settled_ns
+            if settled_ns > self._header_ns:
+                self._header_ns = settled_ns
+                self._write_header(self._compose(complete=False))
+
+    def _pump(self) -> None:
+        """Fetch the last samples now."""
+        if self._sampler is None:
+            return
+        if self._clock.threaded:
+            self._sampler.drain_now()
+            self._sampler.wait_drained(0.05)
+        else:
+            self._sampler.drain_now()
+            self._sampler.tick(self._clock.now_ns())
+
+    def _write_header(self, report: Report) -> None:
+        try:
+            write_header(self._folder, report)
+        except EnergyError as error:
+            self._warn(f"the report could not be written: {error}")
+
+    def _note_errors(self) -> None:
+        if self._sampler is not None:
+            for device, text in self._sampler.take_errors():
+                self._warn(f"{self.uuids[device]}: {text}" if device >= 0 else text)
+        if self._spill.error is not None:
+            self._warn(f"the report's columns end early: {self._spill.error}")
+        for faults in (self._collector.timeline.faults, *(track.faults for track in self._collector.tracks)):
+            for text in faults:
+                self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned[text] = None
+            warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
+
+
+def _open_cuda(drivers: Drivers) -> _native.Cuda | None:
+    try:
+        return _native.Cuda(drivers.cuda)
+    except OSError:
+        return None  # no CUDA: marks are host times, which is all there is to know
+
+
+def _report_folder(folder: Path | None) -> Path:
+    if folder is not None:
+        prepare_folder(folder)
+        return folder
+    private = Path(tempfile.mkdtemp(prefix="energy-"))
+    _PRIVATE.append(private)
+    return private
+
+
+def _count(value: int | None, name: str) -> int:
+    if value is None:
+        return -1
+    if value < 0:
+        message = f"{name} must not be negative, got {value}; leave it out if it is not known"
+        raise ValueError(message)
+    return value
+
+
+def _progress(now: Live, before: Live | None, uuids: tuple[str, ...], start_ns: int) -> Progress | None:
+    elapsed_s = (now.t_ns - start_ns) * 1e-9
+    if elapsed_s <= 0:
+        return None
+    before = before or Live(start_ns, (), ())
+    steps, joules = now.steps - before.steps, now.step_j - before.step_j
+    samples, tokens = now.samples - before.samples, now.tokens - before.tokens
+    total_j = sum(now.gpu_j)
+    return Progress(
+        total_j=total_j,
+        avg_power_w=total_j / elapsed_s,
+        steps=steps,
+        step_j=joules / steps if steps else None,
+        samples_per_j=samples / joules if samples and joules > 0 else None,
+        tokens_per_j=tokens / joules if tokens and joules > 0 else None,
+        data_wait_j=(now.data_wait_j - before.data_wait_j) / steps if steps else None,
+        stall_j=(now.stall_j - before.stall_j) / steps if steps else None,
+        gpu_j=dict(zip(uuids, now.gpu_j, strict=True)),
+        gpu_power_w=dict(zip(uuids, now.gpu_power_w, strict=True)),
+    )
+
+
+_LIVE: weakref.WeakSet[EnergyMeter] = weakref.WeakSet()
+_PRIVATE: list[Path] = []
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Stop meters that were left running, then drop the private folders."""
+    for meter in list(_LIVE):
+        meter.stop()
+    for folder in _PRIVATE:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,293 @@
+"""The result of a measurement: a frozen value, and the folder it is kept in.
+
+The folder holds ``report.json``, whose keys are the fields of `Report`, and columns beside it: ``steps/``, ``spans/``
+and ``power/<GPU>/``. Energies are joules, times are seconds since the window opened. What was not measured is None (NaN
+in a column, null in JSON) and `Report.missing` says why; it is never 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from energy_plugins.errors import ReportError
+from energy_plugins.measure.columns import Columns, ColumnWriter, Schema
+from energy_plugins.measure.json_section import JSON, Section, parse, plain
+from energy_plugins.measure.report_files import (
+    HEADER,
+    folder_errors,
+    header_path,
+    move_report,
+    power_folder,
+    prepare_folder,
+    refuse_earlier,
+    spans_folder,
+    steps_folder,
+    write_atomically,
+)
+from energy_plugins.measure.report_parts import (
+    POWER_COLUMNS,
+    SPAN_COLUMNS,
+    STEP_COLUMNS,
+    DeviceInfo,
+    KindTotal,
+    Observer,
+    Work,
+)
+from energy_plugins.measure.summary import text_table
+
+__all__ = [
+    "POWER_COLUMNS",
+    "SCHEMA_VERSION",
+    "SPAN_COLUMNS",
+    "STEP_COLUMNS",
+    "DeviceInfo",
+    "KindTotal",
+    "Observer",
+    "Report",
+    "Work",
+    "power_folder",
+    "prepare_folder",
+    "spans_folder",
+    "steps_folder",
+    "write_header",
+]
+
+SCHEMA_VERSION: Final = 1
+_VERSION_KEY = "schema_version"
+_ROWS_A_TIME = 65536  # a copy stays below 10 MB whatever the length of the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run drew and where it went; ``str(report)`` is a table."""
+
+    run_id: str
+    name: str
+    node: str
+    started: str
+    """Wall time in UTC, ISO 8601."""
+    duration_s: float
+    complete: bool
+    """False while the run goes, and for ever if it was killed."""
+    simulated: bool
+    total_j: float | None
+    gpu_j: Mapping[str, float | None]
+    """Joules by GPU UUID."""
+    cpu_j: float | None = None
+    dram_j: float | None = None
+    error_bound_j: float | None = None
+    """95 % bound of `total_j` against these sensors themselves."""
+    sensor_accuracy: float = 0.05
+    """Systematic error of the sensors as a fraction: one unknown factor per GPU, so it cancels between runs on one card
+    and not between cards. About 5 % for NVIDIA's (arXiv:2312.02741)."""
+    coverage: float = 0.0
+    """Fraction of the window that readings cover."""
+    idle_j: float | None = None
+    stall_j: float | None = None
+    peer_wait_j: float | None = None
+    underfilled_j: float | None = None
+    data_wait_j: float | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Name of what was not measured -> why."""
+    steps: Columns = field(default_factory=lambda: Columns.empty(STEP_COLUMNS))
+    spans: Columns = field(default_factory=lambda: Columns.empty(SPAN_COLUMNS))
+    span_kinds: tuple[str, ...] = ()
+    """What the codes in ``spans["kind"]`` stand for."""
+    kinds: tuple[KindTotal, ...] = ()
+    """Time and energy during which each kind was the innermost one; together they are the run."""
+    phases: tuple[KindTotal, ...] = ()
+    """Whole spans of each kind, with everything inside them; kinds that contain each other overlap here."""
+    power: Mapping[str, Columns] = field(default_factory=dict)
+    """Power over time by GPU UUID."""
+    work: Work = field(default_factory=Work)
+    observer: Observer = field(default_factory=Observer)
+    devices: tuple[DeviceInfo, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, JSON] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    extra: Mapping[str, JSON] = field(default_factory=dict)
+    """Sections of ``report.json`` that this version does not know, kept through load and save."""
+
+    @property
+    def avg_power_w(self) -> float | None:
+        """Mean power over the window in watts."""
+        return _ratio(self.total_j, self.duration_s)
+
+    @property
+    def joules_per_sample(self) -> float | None:
+        """Joules of the whole window per sample trained on."""
+        return _ratio(self.total_j, self.work.samples)
+
+    @property
+    def samples_per_j(self) -> float | None:
+        """Samples trained on per joule of the whole window."""
+        return _ratio(self.work.samples, self.total_j)
+
+    @property
+    def tokens_per_j(self) -> float | None:
+        """Tokens trained on per joule of the whole window."""
+        return _ratio(self.work.tokens, self.total_j)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read the report in a folder, or the folder of a ``report.json``; columns are mapped when they are used.
+
+        Raises:
+            ReportError: there is no report, it may not be read, is of another schema version or has a wrong value.
+            ColumnError: the columns may not be read.
+        """
+        header = header_path(Path(path))
+        with folder_errors("cannot read the report", header):
+            text = header.read_bytes()
+        return _read(parse(text, str(header)), header.parent)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write everything to ``folder`` and return it. All is written aside first and then moved into place.
+
+        Raises:
+            ReportError: the folder holds a report and ``overwrite`` is not set, or it cannot be written.
+            ColumnError: the disk failed. In both cases an earlier report in ``folder`` is as it was.
+        """
+        target = Path(folder)
+        refuse_earlier(target, overwrite=overwrite)
+        with folder_errors("cannot save the report to", target):
+            target.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".saving-", dir=target) as aside:
+                _write_columns(Path(aside), self)
+                write_header(Path(aside), self)
+                move_report(Path(aside), target)
+        return target
+
+    def __str__(self) -> str:
+        return text_table(self)
+
+
+def write_header(folder: Path, report: Report) -> None:
+    """Write ``report.json`` for columns that lie in ``folder`` or are still being written there.
+
+    Raises:
+        ReportError: the disk failed, and an earlier header is as it was; or ``report`` holds what JSON cannot.
+    """
+    text = json.dumps(_header(report), indent=1, allow_nan=False)
+    _read(parse(text, "the new report.json"), folder)  # never put a header in place that cannot be read again
+    write_atomically(folder / HEADER, text + "\n")
+
+
+def _header(report: Report) -> dict[str, JSON]:
+    values = {name: _json(getattr(report, name)) for name in _KEYS}
+    if clash := report.extra.keys() & {_VERSION_KEY, *_KEYS}:
+        raise ReportError(f"Report.extra may not hold {sorted(clash)}: report.json has keys of that name")
+    return {_VERSION_KEY: SCHEMA_VERSION, **values, **{key: plain(value) for key, value in report.extra.items()}}
+
+
+def _json(value: object) -> JSON:
+    match value:
+        case Columns():
+            return {"rows": value.rows, "columns": dict(value.schema)}
+        case Work() | Observer() | DeviceInfo() | KindTotal():
+            return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        case Mapping():
+            return {str(name): _json(item) for name, item in value.items()}
+        case tuple():
+            return [_json(item) for item in value]
+        case _:
+            return plain(value)
+
+
+def _read(section: Section, folder: Path) -> Report:
+    version = section.count(_VERSION_KEY)
+    if version != SCHEMA_VERSION:
+        complaint = f"is {version}; this version of energy-plugins reads {SCHEMA_VERSION}: use the one that wrote it"
+        raise section.error(_VERSION_KEY, complaint)
+    complete = section.flag("complete")
+    power = section.section_by_name("power")
+    steps = _Table.open(section.section("steps"), steps_folder(folder), STEP_COLUMNS, complete=complete)
+    spans = _Table.open(section.section("spans"), spans_folder(folder), SPAN_COLUMNS, complete=complete)
+    powers = {
+        uuid: _Table.open(table, power_folder(folder, uuid), POWER_COLUMNS, complete=complete)
+        for uuid, table in power.items()
+    }
+    losses = tuple(table.loss for table in (steps, spans, *powers.values()) if table.loss)
+    return Report(
+        run_id=section.text("run_id"),
+        name=section.text("name"),
+        node=section.text("node"),
+        started=section.text("started"),
+        duration_s=section.number("duration_s"),
+        complete=complete,
+        simulated=section.flag("simulated"),
+        total_j=section.maybe_number("total_j"),
+        gpu_j=section.number_by_name("gpu_j"),
+        cpu_j=section.maybe_number("cpu_j"),
+        dram_j=section.maybe_number("dram_j"),
+        error_bound_j=section.maybe_number("error_bound_j"),
+        sensor_accuracy=section.number("sensor_accuracy"),
+        coverage=section.number("coverage"),
+        idle_j=section.maybe_number("idle_j"),
+        stall_j=section.maybe_number("stall_j"),
+        peer_wait_j=section.maybe_number("peer_wait_j"),
+        underfilled_j=section.maybe_number("underfilled_j"),
+        data_wait_j=section.maybe_number("data_wait_j"),
+        missing=section.text_by_name("missing"),
+        steps=steps.columns,
+        spans=spans.columns,
+        span_kinds=section.texts("span_kinds"),
+        kinds=tuple(KindTotal.read(kind) for kind in section.sections("kinds")),
+        phases=tuple(KindTotal.read(kind) for kind in section.sections("phases")),
+        power={uuid: table.columns for uuid, table in powers.items()},
+        work=Work.read(section.section("work")),
+        observer=Observer.read(section.section("observer")),
+        devices=tuple(DeviceInfo.read(device) for device in section.sections("devices")),
+        versions=section.text_by_name("versions"),
+        config=section.json_by_name("config"),
+        warnings=section.texts("warnings") + losses,
+        extra=section.others({_VERSION_KEY, *_KEYS}),
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table as the header describes it, and what the disk no longer has of it."""
+
+    columns: Columns
+    loss: str = ""
+
+    @classmethod
+    def open(cls, section: Section, folder: Path, required: Schema, *, complete: bool) -> _Table:
+        rows, schema = section.count("rows"), section.text_by_name("columns")
+        if lacking := sorted(name for name, code in required.items() if schema.get(name) != code):
+            complaint = f"must hold {', '.join(f'{name}: {required[name]}' for name in lacking)}"
+            raise section.error("columns", complaint)
+        try:
+            columns = Columns.open(folder, schema, rows=rows if complete else None)
+        except ValueError as error:
+            raise section.error("columns", f"is wrong: {error}") from error
+        lost = complete and columns.rows < rows
+        return cls(columns, f"{folder.name}: only {columns.rows} of {rows} rows are left on the disk" if lost else "")
+
+
+def _write_columns(folder: Path, report: Report) -> None:
+    for place, columns in _tables(folder, report):
+        with ColumnWriter(place, columns.schema) as writer:
+            for start in range(0, columns.rows, _ROWS_A_TIME):
+                writer.append({name: array[start : start + _ROWS_A_TIME] for name, array in columns.items()})
+
+
+def _tables(folder: Path, report: Report) -> Iterator[tuple[Path, Columns]]:
+    yield steps_folder(folder), report.steps
+    yield spans_folder(folder), report.spans
+    for uuid, columns in report.power.items():
+        yield power_folder(folder, uuid), columns
+
+
+def _ratio(value: float | None, by: float | None) -> float | None:
+    return value / by if value is not None and by else None
+
+
+_KEYS = tuple(item.name for item in dataclasses.fields(Report) if item.name != "extra")

@@ -1,0 +1,201 @@
+"""Settled sums become a `Report`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from energy_plugins import __version__, _native
+from energy_plugins.measure.attribution import SpanEnergy
+from energy_plugins.measure.collector import Collector
+from energy_plugins.measure.columns import Columns
+from energy_plugins.measure.json_section import JSON
+from energy_plugins.measure.report import (
+    POWER_COLUMNS,
+    SPAN_COLUMNS,
+    STEP_COLUMNS,
+    DeviceInfo,
+    KindTotal,
+    Observer,
+    Report,
+    Work,
+    power_folder,
+    spans_folder,
+    steps_folder,
+)
+from energy_plugins.measure.sensors import SensorPlan
+from energy_plugins.measure.totals import KindSum, StepSum
+
+_VERSIONED = ("torch", "lightning", "pytorch_lightning", "transformers", "accelerate")
+
+_NOT_YET = {
+    "cpu_j": "CPU energy is not measured by this version",
+    "dram_j": "DRAM energy is not measured by this version",
+    "idle_j": "no idle baseline was measured",
+    "peer_wait_j": "waiting for other ranks is not measured by this version",
+    "underfilled_j": "how well steps filled the GPU is not measured by this version",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report says of a run that was known when it started."""
+
+    run_id: str
+    name: str
+    node: str
+    started: str
+    config: Mapping[str, JSON]
+    plan: SensorPlan
+
+
+def compose(
+    facts: Facts,
+    collector: Collector,
+    *,
+    marks: _native.MarkStats,
+    sampler: _native.SamplerStats | None,
+    names: tuple[str, ...],
+    end_ns: int,
+    folder: Path,
+    warnings: tuple[str, ...],
+    complete: bool,
+) -> Report:
+    """Return the report of what ``collector`` has settled up to ``end_ns``; its columns are mapped from ``folder``."""
+    plan, totals = facts.plan, collector.totals
+    start_ns = collector.settlement.start_ns
+    gpus = collector.settlement.window(end_ns)
+    whole = _sum(gpus)
+    gpu_j = {gpu.uuid: _measured(energy.joules[0]) for gpu, energy in zip(plan.gpus, gpus, strict=True)}
+    missing = dict(_NOT_YET) | _waste_missing(totals.steps)
+    if whole is None:
+        missing["total_j"] = plan.nothing_because or "no power sample and no counter reading arrived"
+    shared: dict[str, JSON] = {}
+    for part, joules in zip(plan.slices, collector.shared_j(end_ns), strict=True):
+        assert part.mig is not None  # noqa: S101 - slices are GPUs with a MIG UUID
+        gpu_j[part.mig] = None
+        shared[part.uuid] = joules
+        missing[f"gpu_j {part.mig}"] = (
+            f"a MIG slice has no power sensor; its whole GPU, {part.uuid}, drew {joules:.6g} J shared by all slices"
+        )
+    return Report(
+        run_id=facts.run_id,
+        name=facts.name,
+        node=facts.node,
+        started=facts.started,
+        duration_s=(end_ns - start_ns) * 1e-9,
+        complete=complete,
+        simulated=plan.simulated,
+        total_j=whole.joules if whole else None,
+        gpu_j=gpu_j,
+        error_bound_j=whole.bound if whole else None,
+        coverage=whole.coverage if whole else 0.0,
+        stall_j=totals.steps.stall_j if totals.steps.saw_stalls and whole else None,
+        data_wait_j=totals.steps.data_wait_j if totals.steps.saw_waits and whole else None,
+        missing=missing,
+        steps=Columns.open(steps_folder(folder), STEP_COLUMNS),
+        spans=Columns.open(spans_folder(folder), SPAN_COLUMNS),
+        span_kinds=names,
+        kinds=_kinds(totals.kinds, names, measured=whole is not None),
+        phases=_kinds(totals.phases, names, measured=whole is not None),
+        power={uuid: Columns.open(power_folder(folder, uuid), POWER_COLUMNS) for uuid in plan.sampled},
+        work=Work(
+            steps=totals.steps.steps,
+            samples=totals.steps.samples if totals.steps.saw_samples else None,
+            tokens=totals.steps.tokens if totals.steps.saw_tokens else None,
+        ),
+        observer=_observer(collector, marks, sampler),
+        devices=_devices(plan),
+        versions=_versions(),
+        config=facts.config,
+        warnings=warnings,
+        extra={"shared_gpu_j": shared} if shared else {},
+    )
+
+
+@dataclass(frozen=True)
+class _Whole:
+    joules: float
+    bound: float
+    coverage: float
+
+
+def _sum(gpus: list[SpanEnergy]) -> _Whole | None:
+    joules = np.array([gpu.joules[0] for gpu in gpus])
+    if not len(joules) or np.isnan(joules).all():
+        return None
+    bound = np.sqrt(np.nansum([gpu.error_bound_j[0] ** 2 for gpu in gpus]))
+    return _Whole(float(np.nansum(joules)), float(bound), float(np.mean([gpu.coverage[0] for gpu in gpus])))
+
+
+def _measured(joules: float) -> float | None:
+    return None if np.isnan(joules) else float(joules)
+
+
+def _waste_missing(steps: StepSum) -> dict[str, str]:
+    missing = {}
+    if not steps.saw_waits:
+        missing["data_wait_j"] = "no step marked a data_wait span" if steps.steps else "no steps were marked"
+    if not steps.saw_stalls:
+        missing["stall_j"] = "needs two steps in a row" if steps.steps else "no steps were marked"
+    return missing
+
+
+def _kinds(sums: Mapping[int, KindSum], names: tuple[str, ...], *, measured: bool) -> tuple[KindTotal, ...]:
+    return tuple(
+        KindTotal(
+            kind=names[code],
+            count=entry.count,
+            duration_s=entry.duration_ns * 1e-9,
+            energy_j=entry.energy_j if measured else None,
+            error_bound_j=float(np.sqrt(entry.variance)) if measured else None,
+            coverage=entry.covered_ns / entry.duration_ns if entry.duration_ns else 0.0,
+        )
+        for code, entry in sorted(sums.items())
+    )
+
+
+def _observer(collector: Collector, marks: _native.MarkStats, sampler: _native.SamplerStats | None) -> Observer:
+    return Observer(
+        thread_cpu_s=sampler.thread_cpu_s if sampler else 0.0,
+        driver_call_s=sampler.driver_call_s if sampler else 0.0,
+        mark_s=marks.mark_ns * 1e-9,
+        collect_s=collector.collect_s,
+        dropped=marks.dropped + (sampler.dropped if sampler else 0),
+        marks=marks.marks,
+        events=marks.events,
+    )
+
+
+def _devices(plan: SensorPlan) -> tuple[DeviceInfo, ...]:
+    return tuple(
+        DeviceInfo(
+            uuid=gpu.mig or gpu.uuid,
+            name=gpu.name,
+            index=gpu.index,
+            driver=gpu.driver,
+            sensors=plan.sensors.get(gpu.uuid, ()) if gpu.mig is None else (),
+            reasons=plan.reasons.get(gpu.uuid, {})
+            if gpu.mig is None
+            else {"power": "a MIG slice has no sensor of its own"},
+        )
+        for gpu in (*plan.gpus, *plan.slices)
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {
+        "energy_plugins": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+    for name in _VERSIONED:
+        module = sys.modules.get(name)
+        if module is not None:
+            versions[name] = str(getattr(module, "__version__", "unknown"))
+    return versions

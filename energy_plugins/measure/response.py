@@ -1,0 +1,121 @@
+"""What a power sample responds to, and the level of each kind of work read back out of blurred samples.
+
+A driver's power sample is not the power at its stamp: it follows the power after a dead time and through a first-order lag. Work that
+alternates faster than that is blurred. The blur is linear and known, so the level of each kind of work is found by least squares from the
+samples and the share of each sample's response that each kind occupied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Times = NDArray[np.int64]
+Values = NDArray[np.float64]
+
+_REACH = 6.0
+"""Time constants after which a first-order response is forgotten (e^-6 = 0.25 %)."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """First-order response of a power sensor: ``dead_time_s`` of nothing, then an exponential of time constant ``lag_s``."""
+
+    dead_time_s: float
+    lag_s: float
+
+    @property
+    def delay_ns(self) -> int:
+        """Mean age (ns) of the power that a sample shows."""
+        return round((self.dead_time_s + self.lag_s) * 1e9)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Consecutive stretches of work: segment ``j`` runs from ``edges_ns[j]`` to ``edges_ns[j + 1]`` and is of kind ``kinds[j]``."""
+
+    edges_ns: Times
+    kinds: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Power level (W) of each kind of work, and its standard error (W); rows follow ``kinds``."""
+
+    kinds: NDArray[np.int64]
+    power_w: Values
+    error_w: Values
+
+
+def occupancy(response: Response, t_ns: Times, segments: Segments, columns: int) -> Values:
+    """Return the share of each sample's response that each kind occupied, shape ``(len(t_ns), columns)``.
+
+    ``segments.kinds`` are column numbers. Rows sum to one where the segments cover the sample's response; a sample that reaches back
+    before the first edge sees the first segment extended.
+    """
+    lag_ns = response.lag_s * 1e9
+    seen_ns = t_ns - round(response.dead_time_s * 1e9)
+    first = np.clip(
+        np.searchsorted(segments.edges_ns, seen_ns - int(_REACH * lag_ns), side="right") - 1, 0, len(segments.kinds) - 1
+    )
+    last = np.clip(np.searchsorted(segments.edges_ns, seen_ns, side="left"), first + 1, len(segments.kinds))
+    count = last - first
+    sample = np.repeat(np.arange(len(t_ns)), count)
+    segment = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+    opened = np.where(segment == first[sample], -np.inf, (segments.edges_ns[segment] - seen_ns[sample]) / lag_ns)
+    closed = np.where(segment + 1 == last[sample], 0.0, (segments.edges_ns[segment + 1] - seen_ns[sample]) / lag_ns)
+    weight = np.exp(closed) - np.exp(opened)
+    return np.bincount(sample * columns + segments.kinds[segment], weight, len(t_ns) * columns).reshape(
+        len(t_ns), columns
+    )
+
+
+class LevelFit:
+    """Running least squares of the level of each kind; older blocks count less, so that levels follow a change of workload.
+
+    The prior that keeps the fit solvable is that a kind draws the mean power: kinds that the samples cannot tell apart stay equal, which is
+    plain apportioning by time.
+    """
+
+    _MEMORY = 0.5
+    """Weight of everything before a block, against the block."""
+    _PRIOR = 2e-4
+    """Belief that a kind draws the mean power, as a share of the samples seen. It grows with them because what it stands against, a
+    response known to a millisecond and marks of a microsecond, does not average out; it matters only to kinds seen in slivers."""
+
+    def __init__(self) -> None:
+        self._kinds = np.empty(0, np.int64)
+        self._gram = np.empty((0, 0))
+        self._moment = np.empty(0)
+        self._seen = 0.0
+        self._sum_w = 0.0
+
+    def update(self, shares: Values, kinds: NDArray[np.int64], power_w: Values) -> Levels:
+        """Take a block's samples (``shares`` of the columns ``kinds``, and what was measured) and return the levels of ``kinds``."""
+        self._admit(kinds)
+        rows = np.searchsorted(self._kinds, kinds)
+        self._gram *= self._MEMORY
+        self._moment *= self._MEMORY
+        self._gram[np.ix_(rows, rows)] += shares.T @ shares
+        self._moment[rows] += shares.T @ power_w
+        self._seen = self._seen * self._MEMORY + len(power_w)
+        self._sum_w = self._sum_w * self._MEMORY + float(power_w.sum())
+        mean_w = self._sum_w / self._seen
+        prior = self._PRIOR * self._seen
+        inverse = np.linalg.inv(self._gram + prior * np.eye(len(self._kinds)))
+        level = np.clip((inverse @ (self._moment + prior * mean_w))[rows], 0.5 * power_w.min(), 1.5 * power_w.max())
+        noise_w2 = float(np.mean((power_w - shares @ level) ** 2)) + 1.0
+        spread_w2 = (float(np.ptp(power_w)) / 4 + 1.0) ** 2
+        error = np.sqrt((noise_w2 + prior * spread_w2) * np.diag(inverse)[rows])
+        return Levels(kinds, level, np.minimum(error, np.ptp(power_w) + 1.0))
+
+    def _admit(self, kinds: NDArray[np.int64]) -> None:
+        merged = np.union1d(self._kinds, kinds)
+        if len(merged) == len(self._kinds):
+            return
+        old = np.searchsorted(merged, self._kinds)
+        gram, moment = np.zeros((len(merged), len(merged))), np.zeros(len(merged))
+        gram[np.ix_(old, old)], moment[old] = self._gram, self._moment
+        self._kinds, self._gram, self._moment = merged, gram, moment

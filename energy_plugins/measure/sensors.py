@@ -1,0 +1,65 @@
+"""Which sensors each GPU has, and which of them are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from energy_plugins import _native
+from energy_plugins.measure.devices import Gpu
+from energy_plugins.measure.response import Response
+
+HOPPER = Response(dead_time_s=0.005, lag_s=0.012)
+"""Of the sample buffer's values, fitted on an H200 (benchmarks/results, docs/measuring.md)."""
+
+
+@dataclass(frozen=True)
+class SensorPlan:
+    """What is measured, and why the rest is not."""
+
+    nvml: _native.Nvml | None
+    gpus: tuple[Gpu, ...]
+    """Whole GPUs of this process."""
+    slices: tuple[Gpu, ...] = ()
+    """MIG slices of this process: their GPUs are measured, but shared with others."""
+    sensors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By UUID: what the joules come from."""
+    reasons: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By UUID: sensor -> why it is not used."""
+    response: Response = HOPPER
+    nothing_because: str | None = None
+
+    @classmethod
+    def nothing(cls, reason: str) -> SensorPlan:
+        """Return the plan that measures no GPU."""
+        return cls(None, (), nothing_because=reason)
+
+    @property
+    def sampled(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs to sample: the process's own, then those it has a slice of."""
+        return tuple(gpu.uuid for gpu in (*self.gpus, *self.slices))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the GPUs are simulated ones."""
+        return self.nvml is not None and self.nvml.simulated
+
+
+def plan_sensors(library: str, gpus: Sequence[Gpu]) -> SensorPlan:
+    """Probe each GPU once and choose its sensors: the power-sample buffer for the shape, the energy counter for the sum.
+
+    A library that does not open leaves the plan that measures nothing, with the reason.
+    """
+    try:
+        nvml = _native.Nvml(library)
+    except (_native.NvmlError, OSError) as error:
+        return SensorPlan.nothing(str(error))
+    sensors: dict[str, tuple[str, ...]] = {}
+    reasons: dict[str, Mapping[str, str]] = {}
+    for gpu in gpus:
+        found = nvml.probe(gpu.uuid)
+        there = {"power samples": found.power_samples, "energy counter": found.energy_counter}
+        sensors[gpu.uuid] = tuple(name for name, usable in there.items() if usable)
+        reasons[gpu.uuid] = dict(found.reasons)
+    whole, slices = ([gpu for gpu in gpus if (gpu.mig is None) == own] for own in (True, False))
+    return SensorPlan(nvml, tuple(whole), tuple(slices), sensors, reasons)

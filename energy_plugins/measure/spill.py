@@ -1,0 +1,90 @@
+"""Settled rows go to the report's folder as the run goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energy_plugins.errors import ColumnError
+from energy_plugins.measure.attribution import SpanEnergy
+from energy_plugins.measure.columns import Array, ColumnWriter
+from energy_plugins.measure.report import (
+    POWER_COLUMNS,
+    SPAN_COLUMNS,
+    STEP_COLUMNS,
+    power_folder,
+    spans_folder,
+    steps_folder,
+)
+from energy_plugins.measure.spans import Closed
+from energy_plugins.measure.totals import StepRows
+
+
+class Spill:
+    """Writes settled rows to the report's folder as the run goes; a disk that fails ends it, once, with the error kept."""
+
+    def __init__(self, folder: Path, uuids: Sequence[str], start_ns: int) -> None:
+        self.folder = folder
+        self.error: ColumnError | None = None
+        self._start_ns = start_ns
+        self._steps = ColumnWriter(steps_folder(folder), STEP_COLUMNS)
+        self._spans = ColumnWriter(spans_folder(folder), SPAN_COLUMNS)
+        self._power = [ColumnWriter(power_folder(folder, uuid), POWER_COLUMNS) for uuid in uuids]
+
+    def steps(self, first: int, rows: StepRows) -> None:
+        """Append settled steps, numbered from ``first``."""
+        self._append(
+            self._steps,
+            {
+                "index": np.arange(first, first + len(rows.steps)),
+                "start_s": self._seconds([step.start_ns for step in rows.steps]),
+                "end_s": self._seconds([step.end_ns for step in rows.steps]),
+                "energy_j": rows.energy.joules,
+                "error_bound_j": rows.energy.error_bound_j,
+                "coverage": rows.energy.coverage,
+                "samples": np.array([step.samples for step in rows.steps], np.int64),
+                "tokens": np.array([step.tokens for step in rows.steps], np.int64),
+                "data_wait_j": rows.data_wait_j,
+                "stall_j": rows.stall_j,
+            },
+        )
+
+    def spans(self, spans: Sequence[Closed], energy: SpanEnergy) -> None:
+        """Append settled spans."""
+        self._append(
+            self._spans,
+            {
+                "kind": np.array([span.kind for span in spans], np.int16),
+                "start_s": self._seconds([span.start_ns for span in spans]),
+                "end_s": self._seconds([span.end_ns for span in spans]),
+                "energy_j": energy.joules,
+                "error_bound_j": energy.error_bound_j,
+                "coverage": energy.coverage,
+            },
+        )
+
+    def power(self, gpu: int, t_ns: NDArray[np.int64], power_w: NDArray[np.float64]) -> None:
+        """Append power samples of a GPU."""
+        self._append(self._power[gpu], {"t_s": (t_ns - self._start_ns) * 1e-9, "power_w": power_w})
+
+    def close(self) -> None:
+        """Close the files."""
+        for writer in (self._steps, self._spans, *self._power):
+            try:
+                writer.close()
+            except ColumnError as error:
+                self.error = self.error or error
+
+    def _append(self, writer: ColumnWriter, columns: Mapping[str, Array]) -> None:
+        if self.error is not None:
+            return
+        try:
+            writer.append(columns)
+        except ColumnError as error:
+            self.error = error
+
+    def _seconds(self, times_ns: list[int]) -> NDArray[np.float64]:
+        return np.asarray((np.array(times_ns, np.int64) - self._start_ns) * 1e-9)

@@ -1,0 +1,236 @@
+"""A report as a page of plain text: what was drawn, where it went, what was wasted, and how sure all of it is."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from energy_plugins.errors import ColumnError
+from energy_plugins.measure.quantity import bar, bounded, duration, percent, quantity, shares
+from energy_plugins.units import JOULES_PER_WH
+
+if TYPE_CHECKING:
+    from energy_plugins.measure.report import KindTotal, Report
+
+WIDTH = 100
+_LABEL = 14
+_NAME = 28
+_UUID = 20
+_MOST_WARNINGS = 10
+
+_SIMULATED = " SIMULATED: joules of a simulated GPU, no measurement of hardware "
+_INCOMPLETE = "the run had not ended when this was written; these are the joules settled until then"
+_WASTE = (
+    ("stall_j", "stall", "nothing was queued between steps"),
+    ("data_wait_j", "data wait", "the part of stall inside the data loader"),
+    ("peer_wait_j", "peer wait", "waiting for other ranks"),
+    ("underfilled_j", "underfilled", "steps too small to fill the GPU (estimate)"),
+    ("idle_j", "idle", "what an idle GPU would have drawn"),
+)
+_OPTIONAL = ("total_j", "error_bound_j", "cpu_j", "dram_j", *(field for field, _, _ in _WASTE))
+
+
+def text_table(report: Report) -> str:
+    """Return ``report`` as lines of at most `WIDTH` characters, without a trailing newline."""
+    blocks = (
+        _title(report),
+        [*_energy(report), *_work(report)],
+        _devices(report),
+        _kinds(report),
+        _waste(report),
+        _phases(report),
+        [*_observer(report), *_warnings(report), *_missing(report)],
+    )
+    return "\n\n".join("\n".join(_clip(line, WIDTH).rstrip() for line in block) for block in blocks if block)
+
+
+def _title(report: Report) -> list[str]:
+    name = _clean(report.name) or "unnamed run"
+    facts = f"run {_clean(report.run_id)} on {_clean(report.node)}, started {_clean(report.started)}"
+    title = f"{name}{facts:>{WIDTH - len(name)}}" if len(name) + len(facts) + 2 <= WIDTH else f"{name}  {facts}"
+    banner = [_SIMULATED.center(WIDTH, "=")] if report.simulated else []
+    incomplete = ["", *_entry("INCOMPLETE", _INCOMPLETE)] if not report.complete else []
+    return [*banner, _clip(title, WIDTH), "-" * WIDTH, *incomplete]
+
+
+def _energy(report: Report) -> list[str]:
+    total, power = report.total_j, report.avg_power_w
+    seen = f"readings cover {percent(report.coverage)} of it"
+    if total is None:
+        why = _clean(report.missing.get("total_j", "no reason was recorded"))
+        return [
+            *_entry("energy", f"not measured: {why}"),
+            *_entry("duration", f"{duration(report.duration_s)}; {seen}"),
+        ]
+    bound = report.error_bound_j
+    joules = quantity(total, "J") if bound is None else f"{bounded(total, bound, 'J')} (95 %)"
+    mean = "" if power is None else f" at {quantity(power, 'W')} on average"
+    accuracy = (
+        f"beside that bound, the sensor's own scale may be off by about {percent(report.sensor_accuracy, 0)}: "
+        "one factor for all joules of a card, so it cancels between runs on one card, not between cards"
+    )
+    return [
+        *_entry("energy", f"{joules} = {quantity(total / JOULES_PER_WH, 'Wh')}"),
+        *_entry("duration", f"{duration(report.duration_s)}{mean}; {seen}"),
+        *_entry("accuracy", accuracy),
+    ]
+
+
+def _work(report: Report) -> list[str]:
+    work = report.work
+    done = [_counted(work.steps, "step"), _counted(work.samples, "sample"), _counted(work.tokens, "token")]
+    rates = [
+        _rate(report.joules_per_sample, "J/sample"),
+        _rate(report.samples_per_j, "samples/J"),
+        _rate(report.tokens_per_j, "tokens/J"),
+    ]
+    lines = [", ".join(part for part in done if part), ", ".join(part for part in rates if part), _mean_step(report)]
+    return [line for i, text in enumerate(filter(None, lines)) for line in _entry("work" if i == 0 else "", text)]
+
+
+def _mean_step(report: Report) -> str:
+    try:
+        energy_j = report.steps["energy_j"]
+        length_s = report.steps["end_s"] - report.steps["start_s"]
+    except ColumnError as error:
+        return _clean(str(error))
+    measured = np.isfinite(energy_j) & np.isfinite(length_s)
+    count = int(measured.sum())
+    if count == 0:
+        return ""
+    with np.errstate(over="ignore"):
+        joules, seconds = float(energy_j[measured].mean()), float(length_s[measured].mean())
+    unseen = report.steps.rows - count
+    note = f" ({unseen:,} more not measured)" if unseen else ""
+    return f"a step on average {quantity(joules, 'J')} in {quantity(seconds, 's')}{note}"
+
+
+def _devices(report: Report) -> list[str]:
+    infos = {device.uuid: device for device in report.devices}
+    labels = {uuid: f"gpu {infos[uuid].index}" if uuid in infos else "gpu" for uuid in {**infos, **report.gpu_j}}
+    parts = [(label, uuid, report.gpu_j.get(uuid)) for uuid, label in labels.items()]
+    parts += [
+        (label, "", joules) for label, joules in (("cpu", report.cpu_j), ("dram", report.dram_j)) if joules is not None
+    ]
+    fractions = iter(shares([joules for _, _, joules in parts if joules is not None], report.total_j or math.nan))
+    rows = []
+    for label, uuid, joules in parts:
+        model = f"{_clean(infos[uuid].name)}  " if uuid in infos else ""
+        what = f"{model}{_clip(_clean(uuid), _UUID)}"
+        if joules is None:
+            rows.append((label, "not measured", "", "", what))
+        else:
+            fraction = next(fractions)
+            rows.append((label, quantity(joules, "J"), percent(fraction), bar(fraction), what))
+    return _aligned(rows, "<>><<")
+
+
+def _kinds(report: Report) -> list[str]:
+    if not report.kinds:
+        return []
+    measured = [kind.energy_j for kind in report.kinds if kind.energy_j is not None]
+    fractions = iter(shares(measured, report.total_j or math.nan))
+    rows = [("where it went", "energy", "share", "", "time", "covered")]
+    for kind in report.kinds:
+        share = None if kind.energy_j is None else next(fractions)
+        cells = ("", "") if share is None else (percent(share), bar(share))
+        rows.append((_kind_name(kind), _kind_energy(kind), *cells, duration(kind.duration_s), percent(kind.coverage)))
+    return _aligned(rows, "<>><>>")
+
+
+def _phases(report: Report) -> list[str]:
+    if not report.phases:
+        return []
+    rows = [("whole spans", "energy", "count", "each", "time", "covered")]
+    for kind in report.phases:
+        each = "" if kind.energy_j is None or not kind.count else quantity(kind.energy_j / kind.count, "J")
+        time = duration(kind.duration_s)
+        rows.append((_kind_name(kind), _kind_energy(kind), f"{kind.count:,}", each, time, percent(kind.coverage)))
+    return _aligned(rows, "<>>>>>")
+
+
+def _kind_name(kind: KindTotal) -> str:
+    return f"  {_clip(_clean(kind.kind), _NAME)}"
+
+
+def _kind_energy(kind: KindTotal) -> str:
+    if kind.energy_j is None:
+        return "not measured"
+    return (
+        quantity(kind.energy_j, "J") if kind.error_bound_j is None else bounded(kind.energy_j, kind.error_bound_j, "J")
+    )
+
+
+def _waste(report: Report) -> list[str]:
+    rows = [("of which", "energy", "share", "", "")]
+    for field, label, meaning in _WASTE:
+        joules: float | None = getattr(report, field)
+        if joules is not None:
+            fraction = joules / report.total_j if report.total_j else math.nan
+            rows.append((f"  {label}", quantity(joules, "J"), percent(fraction), bar(fraction), meaning))
+    return _aligned(rows, "<>><<") if len(rows) > 1 else []
+
+
+def _observer(report: Report) -> list[str]:
+    observer = report.observer
+    background_s = observer.thread_cpu_s + observer.collect_s
+    core = f"{percent(background_s / report.duration_s, 2)} of a core" if report.duration_s > 0 else "the CPU"
+    each = f", {quantity(observer.mark_s / observer.marks, 's')} each" if observer.marks else ""
+    lost = f"{observer.dropped:,} samples or marks LOST" if observer.dropped else "nothing lost"
+    background = f"{core} in the background ({quantity(background_s, 's')}"
+    driver = f"{quantity(observer.driver_call_s, 's')} of it in the driver)"
+    training = f"training thread {quantity(observer.mark_s, 's')} ({_counted(observer.marks, 'mark')}{each})"
+    return _entry("measuring", f"{background}, {driver}; {training}; {lost}")
+
+
+def _warnings(report: Report) -> list[str]:
+    shown = [_clean(warning) for warning in report.warnings[:_MOST_WARNINGS]]
+    if more := len(report.warnings) - len(shown):
+        shown.append(f"and {more:,} more in report.json")
+    return [line for i, text in enumerate(shown) for line in _entry("WARNINGS" if i == 0 else "", f"- {text}")]
+
+
+def _missing(report: Report) -> list[str]:
+    unexplained = {name: "no reason was recorded" for name in _OPTIONAL if getattr(report, name) is None}
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in {**unexplained, **report.missing}.items():
+        if name == "total_j":
+            continue  # the first line says it
+        names_by_reason.setdefault(_clean(reason), []).append(_clean(name))
+    entries = [f"{', '.join(names)}: {reason}" for reason, names in names_by_reason.items()]
+    return [line for i, text in enumerate(entries) for line in _entry("not measured" if i == 0 else "", text)]
+
+
+def _entry(label: str, text: str) -> list[str]:
+    indent = " " * _LABEL
+    return textwrap.wrap(text, WIDTH, initial_indent=f"{label:<{_LABEL}}", subsequent_indent=indent) or [label]
+
+
+def _aligned(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(_padded, row, alignment, widths)) for row in rows]
+
+
+def _padded(cell: str, side: str, width: int) -> str:
+    return cell.rjust(width) if side == ">" else cell.ljust(width)
+
+
+def _counted(count: int | None, noun: str) -> str:
+    return "" if count is None else f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _rate(value: float | None, unit: str) -> str:
+    return "" if value is None else quantity(value, unit)
+
+
+def _clean(text: str) -> str:
+    """Return ``text`` on one line, with nothing in it that a terminal would act on."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+def _clip(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -1,0 +1,211 @@
+"""What every framework module must do, as tests: subclass `PluginContract` and say how your framework trains."""
+
+# ruff: noqa: S101 - assert is how a test speaks
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from energy_plugins.measure.drivers import Drivers, use_drivers
+from energy_plugins.measure.report import Report
+from energy_plugins.testing import SimulatedDevice, simulated_gpus
+from energy_plugins.testing.faults import GpuLost
+
+STEP_OPS = 8e12
+"""About 10 ms of a simulated H200."""
+
+
+class PlannedFailure(Exception):  # noqa: N818 - planned, so not an error
+    """Raised by `Plan.step` in a training that is meant to fail."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training small enough to be checked row by row."""
+
+    folder: Path
+    """Where the plugin may write; one folder for each plan."""
+    gpu: SimulatedDevice | None = None
+    steps: int = 20
+    batch_size: int = 4
+    wait_s: float = 0.0
+    """How long the data loader takes for each batch."""
+    fail_at: int | None = None
+    """The step, counted from zero, in which the training fails."""
+    resume_from: Path | None = None
+    """The checkpoint of an earlier training to go on from, for as many steps again."""
+    with_plugin: bool = True
+    lose_gpu_at: int | None = None
+
+    def step(self, index: int) -> None:
+        """Do one step's work on the GPU. Every training step calls this with its number in this training.
+
+        Raises:
+            PlannedFailure: It is time to.
+        """
+        if index == self.fail_at:
+            raise PlannedFailure
+        if self.gpu is None:
+            return
+        if index == self.lose_gpu_at:
+            self.gpu.inject(GpuLost(at_s=0.0))
+        self.gpu.launch(ops=STEP_OPS, wait=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came of a plan."""
+
+    steps: int
+    """Training steps that the framework itself counted."""
+    report: Report | None
+    """The report that the plugin left in the plan's folder, as loaded from there."""
+    total_j: float | None = None
+    """The running total that the plugin published last, earlier trainings included."""
+    checkpoint: Path | None = None
+    """Written at the end of the training."""
+    failure: BaseException | None = None
+    """What the framework raised."""
+    hosts: tuple[object, ...] = ()
+    """Objects of the framework in which a plugin might have left something."""
+    synchronisations: Counter[str] = field(default_factory=Counter)
+    """Names of runtime events that wait for the device, such as ``cudaStreamSynchronize``, and how often they came."""
+
+
+class PluginContract(ABC):
+    """The tests; each trains on a simulated GPU."""
+
+    @abstractmethod
+    def train(self, plan: Plan) -> Trained:
+        """Train as planned, catching what the framework raises."""
+
+    def test_every_step_is_marked_once(self, tmp_path: Path) -> None:
+        """One row for each step, in order, with its samples."""
+        with simulated_gpus() as simulation:
+            trained = self.train(Plan(folder=tmp_path, gpu=simulation.gpus[0]))
+        report = _report(trained)
+        assert report.steps.rows == report.work.steps == trained.steps == 20
+        assert report.steps["index"].tolist() == list(range(20))
+        assert set(report.steps["samples"].tolist()) == {4}
+        assert report.work.samples == 80
+        assert report.simulated
+
+    def test_steps_and_gaps_make_the_run(self, tmp_path: Path) -> None:
+        """Steps do not overlap, and kinds, the unattributed rest among them, add up to the total."""
+        with simulated_gpus() as simulation:
+            report = _report(self.train(Plan(folder=tmp_path, gpu=simulation.gpus[0], wait_s=0.005)))
+        starts, ends = report.steps["start_s"], report.steps["end_s"]
+        assert np.all(starts[1:] >= ends[:-1] - 1e-9)
+        assert np.all(starts >= 0)
+        assert ends[-1] <= report.duration_s + 1e-9
+        assert report.total_j is not None
+        parts = [kind.energy_j for kind in report.kinds if kind.energy_j is not None]
+        assert np.isclose(sum(parts), report.total_j, rtol=1e-6)
+        assert float(np.nansum(report.steps["energy_j"])) <= report.total_j * (1 + 1e-9)
+
+    def test_waiting_for_data_is_seen(self, tmp_path: Path) -> None:
+        """A step begins with the fetch of its batch, and a wait the GPU had to sit out has its joules."""
+        with simulated_gpus() as simulation:
+            report = _report(self.train(Plan(folder=tmp_path, gpu=simulation.gpus[0], wait_s=0.03)))
+        assert np.all(report.steps["end_s"] - report.steps["start_s"] >= 0.03)
+        assert report.data_wait_j is not None
+        assert report.data_wait_j > 0
+        waited_j, stalled_j = report.steps["data_wait_j"][1:], report.steps["stall_j"][1:]  # the first follows no step
+        assert np.all(stalled_j >= waited_j * (1 - 1e-6))
+
+    def test_lost_gpu_does_not_stop_training(self, tmp_path: Path) -> None:
+        """All steps are trained; the report says what is missing."""
+        with simulated_gpus() as simulation, warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            trained = self.train(Plan(folder=tmp_path, gpu=simulation.gpus[0], lose_gpu_at=10))
+        assert trained.failure is None
+        assert trained.steps == 20
+        report = _report(trained)
+        assert report.coverage < 1
+        assert report.warnings or report.missing
+
+    def test_no_driver_does_not_stop_training(self, tmp_path: Path) -> None:
+        """Without NVML there is one warning, and training goes on."""
+        nowhere = Drivers(nvml=str(tmp_path / "no-nvml.so"), cuda=str(tmp_path / "no-cuda.so"))
+        with use_drivers(nowhere), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            trained = self.train(Plan(folder=tmp_path / "run"))
+        assert trained.failure is None
+        assert trained.steps == 20
+        assert len([warning for warning in caught if "nergy" in str(warning.message)]) == 1
+
+    def test_no_synchronisation_is_added(self, tmp_path: Path) -> None:
+        """The training waits for the device as often as it does without the plugin."""
+        with simulated_gpus() as simulation:
+            plan = Plan(folder=tmp_path / "with", gpu=simulation.gpus[0])
+            plain = self.train(replace(plan, folder=tmp_path / "without", with_plugin=False))
+            assert self.train(plan).synchronisations == plain.synchronisations
+
+    def test_nothing_survives_the_run(self, tmp_path: Path) -> None:
+        """No thread of ours is left, and no function of ours in the framework's objects."""
+        with simulated_gpus() as simulation:
+            plan = Plan(folder=tmp_path / "first", gpu=simulation.gpus[0])
+            self.train(plan)  # the framework starts threads of its own when it is first used
+            threads = _threads()
+            trained = self.train(replace(plan, folder=tmp_path / "second"))
+            assert _threads() == threads
+        for host in trained.hosts:
+            assert {name: value for name, value in vars(host).items() if _is_ours(value)} == {}
+
+    def test_a_failing_training_leaves_its_report(self, tmp_path: Path) -> None:
+        """The failure is the training's own, and the steps before it have their joules."""
+        with simulated_gpus() as simulation:
+            trained = self.train(Plan(folder=tmp_path, gpu=simulation.gpus[0], fail_at=10))
+        assert isinstance(trained.failure, PlannedFailure)
+        report = _report(trained)
+        assert report.complete
+        assert report.steps.rows >= 10
+        assert np.all(report.steps["energy_j"][:10] > 0)
+
+    def test_two_trainings_are_two_reports(self, tmp_path: Path) -> None:
+        """Each has its own steps and its own joules."""
+        with simulated_gpus() as simulation:
+            plans = [
+                Plan(folder=tmp_path / name, gpu=simulation.gpus[0], steps=steps)
+                for name, steps in (("one", 10), ("two", 20))
+            ]
+            one, two = (_report(self.train(plan)) for plan in plans)
+        assert (one.steps.rows, two.steps.rows) == (10, 20)
+        assert one.run_id != two.run_id
+
+    def test_resuming_adds_up(self, tmp_path: Path) -> None:
+        """The running total goes on from that of the checkpoint, while the report counts its own run only."""
+        with simulated_gpus() as simulation:
+            first = self.train(Plan(folder=tmp_path / "first", gpu=simulation.gpus[0]))
+            plan = Plan(folder=tmp_path / "second", gpu=simulation.gpus[0], resume_from=first.checkpoint)
+            second = self.train(plan)
+        assert second.failure is None
+        report = _report(second)
+        assert report.steps.rows == 20
+        assert first.total_j is not None
+        assert second.total_j is not None
+        assert report.total_j is not None
+        assert np.isclose(second.total_j, first.total_j + report.total_j)
+
+
+def _report(trained: Trained) -> Report:
+    assert trained.report is not None, "the plugin left no report"
+    return trained.report
+
+
+def _threads() -> list[str]:
+    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
+    return sorted((task / "comm").read_text().strip() for task in tasks)
+
+
+def _is_ours(value: object) -> bool:
+    function = getattr(value, "func", value)
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return callable(value) and module.startswith("energy_plugins") and not module.startswith("energy_plugins.testing")

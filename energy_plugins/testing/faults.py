@@ -1,0 +1,62 @@
+"""What can go wrong with a simulated GPU. Times (``at_s``) count from the moment a fault is injected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NoPermission:
+    """``call`` is refused with "Insufficient Permissions"; without a name, every call that changes the GPU."""
+
+    call: str = ""
+
+
+@dataclass(frozen=True)
+class GpuLost:
+    """Every call on the GPU answers "GPU is lost" from ``at_s`` until ``back_s`` (``None``: for good)."""
+
+    at_s: float = 0.0
+    back_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Hang:
+    """``call`` takes ``seconds`` longer, each time."""
+
+    call: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MissingSymbol:
+    """``name`` answers "Function Not Found", as a driver too old to know it does through its stub."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class NoSampleBuffer:
+    """The driver keeps no power samples: "Not Supported"."""
+
+
+@dataclass(frozen=True)
+class NoCounter:
+    """The GPU has no energy counter: "Not Supported"."""
+
+
+@dataclass(frozen=True)
+class CounterReset:
+    """The energy counter begins again at zero at ``at_s``. Healing does not undo it."""
+
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class WallClockStep:
+    """The wall clock jumps by ``seconds``, at once and for all processes. Healing does not undo it."""
+
+    seconds: float
+
+
+Fault = NoPermission | GpuLost | Hang | MissingSymbol | NoSampleBuffer | NoCounter | CounterReset | WallClockStep

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from energy_plugins.testing import Simulation, simulated_gpus
+
+# The same examples every time, and no complaint about a slow machine: a failure must mean a fault.
+settings.register_profile(
+    "repeatable",
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def simulated() -> Iterator[Callable[..., Simulation]]:
+    """Give `simulated_gpus` as a plain call whose simulation lasts until the test ends."""
+    with ExitStack() as until_the_end:
+        yield lambda *args, **kwargs: until_the_end.enter_context(simulated_gpus(*args, **kwargs))

@@ -1,0 +1,192 @@
+"""Reports to test with: one that is typical, and a strategy for all that can be; and disks that are full."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from energy_plugins.measure.columns import Columns, Schema
+from energy_plugins.measure.report import (
+    POWER_COLUMNS,
+    SPAN_COLUMNS,
+    STEP_COLUMNS,
+    DeviceInfo,
+    KindTotal,
+    Observer,
+    Report,
+    Work,
+)
+
+Disk: TypeAlias = Callable[[int], AbstractContextManager[None]]
+
+UUID = "GPU-3f8a1c92-0b1d-4f6e-9d61-52d6f1a0c7b4"
+NO_RAPL = "CPU energy is not measured"
+
+
+@pytest.fixture(scope="session")
+def disk_of() -> Disk:
+    """Return a context in which no file grows beyond a size: the kernel's own refusal, as of a full disk."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        found = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, found[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, found)
+
+    return limited
+
+
+def table(schema: Schema, rows: int) -> Columns:
+    """Return a table whose columns count up from 0."""
+    return Columns.of({name: np.arange(rows).astype(code) for name, code in schema.items()})
+
+
+@pytest.fixture(scope="session")
+def typical_report() -> Report:
+    """Return a training of a minute on one GPU."""
+    steps = table(STEP_COLUMNS, 1875)
+    energy_j = np.where(np.arange(1875) < 1800, 4.85, np.nan)
+    return Report(
+        run_id="20261121-100000-7f3a",
+        name="digits-cnn",
+        node="node7",
+        started="2026-11-21T10:00:00Z",
+        duration_s=62.31,
+        complete=True,
+        simulated=False,
+        total_j=12351.0,
+        gpu_j={UUID: 12351.0},
+        error_bound_j=118.2,
+        coverage=0.9981,
+        stall_j=1032.0,
+        data_wait_j=612.0,
+        missing={
+            "cpu_j": NO_RAPL,
+            "dram_j": NO_RAPL,
+            "peer_wait_j": "one process has no peers",
+            "underfilled_j": "needs the power of an idle GPU",
+            "idle_j": "needs the power of an idle GPU",
+        },
+        steps=Columns.of({**steps, "end_s": steps["start_s"] + 0.032, "energy_j": energy_j}),
+        spans=table(SPAN_COLUMNS, 5),
+        span_kinds=("step", "validate"),
+        kinds=(
+            kind("step", 3750, 50.2, 9100.0, 91.0, 0.999),
+            kind("validate", 3, 4.1, 812.2, 30.0, 0.99),
+            kind("checkpoint", 3, 0.31, None, None, 0.0),
+            kind("unattributed", 8, 8.0, 2438.8, 70.0, 0.998),
+        ),
+        phases=(kind("fit", 1, 61.9, 12300.0, 117.0, 0.998), kind("step", 1875, 52.1, 9712.0, 99.0, 0.999)),
+        power={UUID: table(POWER_COLUMNS, 3000)},
+        work=Work(steps=1875, samples=120_000),
+        observer=Observer(
+            thread_cpu_s=0.0714, driver_call_s=0.0602, mark_s=0.0021, collect_s=0.11, marks=3750, events=1875
+        ),
+        devices=(DeviceInfo(uuid=UUID, name="NVIDIA H200", index=0, driver="580.159", sensors=("power_samples",)),),
+        versions={"energy_plugins": "0.1.0"},
+        config={"max_epochs": 3, "nested": {"lr": [0.1, None, True]}},
+        warnings=("the GPU was lost for 2.1 s, in which nothing was measured; it answered again afterwards",),
+    )
+
+
+def kind(name: str, count: int, *measured: float | None) -> KindTotal:
+    """Return a total without spelling its fields out."""
+    duration_s, energy_j, bound_j, seen = measured
+    assert duration_s is not None
+    assert seen is not None
+    return KindTotal(
+        kind=name, count=count, duration_s=duration_s, energy_j=energy_j, error_bound_j=bound_j, coverage=seen
+    )
+
+
+texts = st.text(max_size=12) | st.text(min_size=90, max_size=130)
+names = st.text(max_size=12)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+maybe_numbers = st.none() | numbers
+counts = st.integers(0, 10**20)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | numbers | names,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def by_name(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(names, values, max_size=2)
+
+
+@st.composite
+def columns(draw: st.DrawFn, schema: Schema) -> Columns:
+    rows = draw(st.integers(0, 3))
+    return Columns.of({name: draw(hnp.arrays(f"<{code}", rows)) for name, code in schema.items()})
+
+
+@pytest.fixture(scope="session")
+def any_report() -> st.SearchStrategy[Report]:
+    """Return a strategy for reports of every kind, sensible or not."""
+    observers = st.builds(
+        Observer,
+        thread_cpu_s=numbers,
+        driver_call_s=numbers,
+        mark_s=numbers,
+        collect_s=numbers,
+        dropped=counts,
+        marks=counts,
+        events=counts,
+    )
+    devices = st.builds(
+        DeviceInfo,
+        uuid=names,
+        name=texts,
+        index=counts,
+        driver=names,
+        sensors=st.lists(names, max_size=2).map(tuple),
+        reasons=by_name(texts),
+    )
+    kinds = st.builds(kind, names | texts, counts, numbers, maybe_numbers, maybe_numbers, numbers)
+    return st.builds(
+        Report,
+        run_id=texts,
+        name=texts,
+        node=names,
+        started=names,
+        duration_s=numbers,
+        complete=st.booleans(),
+        simulated=st.booleans(),
+        total_j=maybe_numbers,
+        gpu_j=by_name(maybe_numbers),
+        cpu_j=maybe_numbers,
+        dram_j=maybe_numbers,
+        error_bound_j=maybe_numbers,
+        sensor_accuracy=numbers,
+        coverage=numbers,
+        idle_j=maybe_numbers,
+        stall_j=maybe_numbers,
+        peer_wait_j=maybe_numbers,
+        underfilled_j=maybe_numbers,
+        data_wait_j=maybe_numbers,
+        missing=by_name(texts),
+        steps=columns(STEP_COLUMNS),
+        spans=columns(SPAN_COLUMNS),
+        span_kinds=st.lists(names, max_size=2).map(tuple),
+        kinds=st.lists(kinds, max_size=2).map(tuple),
+        phases=st.lists(kinds, max_size=2).map(tuple),
+        power=st.dictionaries(names, columns(POWER_COLUMNS), max_size=2),
+        work=st.builds(Work, steps=counts, samples=st.none() | counts, tokens=st.none() | counts),
+        observer=observers,
+        devices=st.lists(devices, max_size=2).map(tuple),
+        versions=by_name(names),
+        config=by_name(json_values),
+        warnings=st.lists(texts, max_size=12).map(tuple),
+        extra=st.dictionaries(names.map("x_".__add__), json_values, max_size=2),
+    )

@@ -1,0 +1,156 @@
+"""Imports point one way: a room knows nothing of those above it, and only its own plugin imports a framework."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "energy_plugins"
+ROOT = Path(__file__).parents[1] / PACKAGE
+
+LEVELS = {
+    # Level 0 knows nothing of ours, not even of each other.
+    "errors": 0,
+    "units": 0,
+    # Raises what the error tree holds.
+    "_native": 1,
+    "measure": 2,
+    "lightning": 3,
+    # For tests, examples, the demo and benchmarks: above everything, so that no other room may import it.
+    "testing": 4,
+}
+
+FRAMEWORK_ROOMS = {
+    # Who may import a framework. Whatever is not listed here is no framework.
+    "lightning": {"lightning"},
+    "pytorch_lightning": {"lightning"},
+    "torch": {"lightning"},
+    "transformers": set[str](),
+    "accelerate": set[str](),
+    "optuna": set[str](),
+    "ray": set[str](),
+    "jax": set[str](),
+    "tensorflow": set[str](),
+}
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    """Yield the full name of every module or attribute that an import statement names, wherever it stands."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                if level:
+                    raise AssertionError(f"line {node.lineno}: a relative import; the full name says where it points")
+                yield from (f"{module}.{alias.name}" for alias in names)
+
+
+def without_type_checking(tree: ast.Module) -> ast.Module:
+    """Return the tree less its `if TYPE_CHECKING:` blocks, which never run."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            is_guard = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            return None if is_guard else self.generic_visit(node)
+
+    stripped = Strip().visit(ast.parse(ast.unparse(tree)))
+    assert isinstance(stripped, ast.Module)
+    return stripped
+
+
+def room_of(module: str) -> str | None:
+    """Return the room of a dotted name of ours, None for the package itself or a stranger."""
+    head, _, rest = module.partition(".")
+    return rest.partition(".")[0] or None if head == PACKAGE else None
+
+
+def complaints(room: str, imports: Iterable[str]) -> list[str]:
+    """Say what a module of ``room`` imports that it must not."""
+    found = []
+    for module in imports:
+        top = module.partition(".")[0]
+        if top in FRAMEWORK_ROOMS and room not in FRAMEWORK_ROOMS[top]:
+            found.append(f"{room} imports {module}, which only its own plugin may")
+        if top != PACKAGE:
+            continue
+        target = room_of(module)
+        if target is None or target not in {*LEVELS, "__version__"}:
+            found.append(f"{room} imports {module}, not a room: import the module that holds the name")
+        elif target in LEVELS and target != room and LEVELS[target] >= LEVELS[room]:
+            found.append(f"{room} imports {module}, which is not below it")
+    return found
+
+
+def modules() -> list[Path]:
+    return sorted([*ROOT.rglob("*.py"), *ROOT.rglob("*.pyi")])
+
+
+def room_of_file(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].partition(".")[0]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path == ROOT / "__init__.py":
+        assert not [name for name in imported_modules(without_type_checking(tree)) if name.startswith(PACKAGE)]
+        return
+    room = room_of_file(path)
+    assert room in LEVELS, f"{path.name} is in no room: give it one here and in ARCHITECTURE.md"
+    assert complaints(room, imported_modules(tree)) == []
+
+
+def test_modules_of_a_room_do_not_form_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in ROOT.rglob("*.py"):
+        name = ".".join([PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        tree = without_type_checking(ast.parse(path.read_text(encoding="utf-8")))
+        graph[name] = {module for module in imported_modules(tree) if module.startswith(f"{PACKAGE}.")}
+    # `from module import name` names the name: what counts is the module that holds it.
+    graph = {
+        name: {module if module in graph else module.rpartition(".")[0] for module in imports} - {name, PACKAGE}
+        for name, imports in graph.items()
+    }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"imports go in a circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "complaint"),
+    [
+        ("measure", "from energy_plugins.lightning import EnergyMonitor", "not below it"),
+        ("measure", "from energy_plugins import lightning", "not below it"),
+        ("measure", "from energy_plugins import EnergyMeter", "not a room"),
+        ("measure", "import energy_plugins", "not a room"),
+        ("measure", "def late() -> None:\n    import torch.cuda", "only its own plugin"),
+        ("lightning", "import energy_plugins.testing.loads", "not below it"),
+        ("units", "from energy_plugins.errors import EnergyError", "not below it"),
+        ("measure", "from energy_plugins.testing import simulated_gpus", "not below it"),
+        ("testing", "import pytorch_lightning", "only its own plugin"),
+    ],
+)
+def test_an_import_upward_is_found(room: str, source: str, complaint: str) -> None:
+    (found,) = complaints(room, imported_modules(ast.parse(source)))
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("measure", "from energy_plugins import _native"),
+        ("measure", "from energy_plugins.measure.trace import Trace"),
+        ("lightning", "import torch\nfrom lightning.pytorch import Callback\nfrom energy_plugins.measure import meter"),
+        ("testing", "from energy_plugins.measure.drivers import use_drivers"),
+        ("testing", "from energy_plugins.testing.loads import Constant"),
+        ("measure", "from energy_plugins import __version__"),
+    ],
+)
+def test_an_import_downward_is_fine(room: str, source: str) -> None:
+    assert complaints(room, imported_modules(ast.parse(source))) == []
