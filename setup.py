@@ -21,19 +21,21 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# Warnings are errors in our code; the headers of Python and pybind11 are the system's.
+# `make warnings` makes warnings errors; the headers of Python and pybind11 are the system's.
 COMPILE = [
     "-O2",
     "-pthread",
+    "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
     "-Wconversion",
-    "-Werror",
     "-isystem",
     pybind11.get_include(),
     "-isystem",
     sysconfig.get_path("include"),
 ]
+# A libstdc++ that the compiler links statically must not mix with the one that torch brought along.
+LINK = ["-Wl,--exclude-libs,ALL"]
 SIMULATED = {"nvml": "libnvidia-ml.so.1", "cuda": "libcuda.so.1"}
 LIBRARY_PACKAGE = "energy_plugins.testing.lib"
 
@@ -56,7 +58,7 @@ def native() -> Extension:
         depends=headers("csrc"),
         cxx_std=17,
         extra_compile_args=COMPILE,
-        extra_link_args=["-pthread", "-ldl"],
+        extra_link_args=["-pthread", "-ldl", *LINK],
     )
     return extension  # noqa: RET504 - pybind11 is untyped where it is not installed
 
@@ -70,7 +72,7 @@ def simulated(driver: str) -> Extension:
         depends=headers("csrc/sim"),
         language="c++",
         extra_compile_args=["-std=c++17", *COMPILE],
-        extra_link_args=["-pthread", "-ldl", f"-Wl,-soname,{SIMULATED[driver]}"],
+        extra_link_args=["-pthread", "-ldl", *LINK, f"-Wl,-soname,{SIMULATED[driver]}"],
     )
 
 
@@ -104,6 +106,11 @@ class BuildNative(build_ext):
                 "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or name yours in CXX."
             )
         super().build_extensions()
+
+    def copy_extensions_to_source(self) -> None:
+        """Makes the folder of the simulated libraries, which no checkout has."""
+        (ROOT / Path(*LIBRARY_PACKAGE.split("."))).mkdir(parents=True, exist_ok=True)
+        super().copy_extensions_to_source()
 
 
 setup(

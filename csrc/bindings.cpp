@@ -163,8 +163,13 @@ void bind_sampler(py::module_& module) {
         .def("tick", &Sampler::tick, "now_ns"_a, Released(),
              "Does what is due and returns the next deadline. RuntimeError while the sampler has a thread.")
         .def("find_edge", &Sampler::find_edge, Released(),
-             "Asks for at most 40 counter reads per device that end when its counter refreshes; begun at once.")
+             "Asks for the instant at which each device's counter refreshes: about eight reads in 0.4 s, at most 40. "
+             "Joins a search under way. Found, it is a row with edge = 1; the first read is a plain row.")
         .def("edge_pending", &Sampler::edge_pending, Released(), "Whether such a search is asked for or under way.")
+        .def("read_counter", &Sampler::read_counter, Released(),
+             "Asks for three counter readings per device: now, and 55 and 110 ms later.")
+        .def("reads_pending", &Sampler::reads_pending, Released(),
+             "Whether such readings, or a search, are asked for or under way.")
         .def("drain_now", &Sampler::drain_now, Released(),
              "Asks for a power drain and a resolution of marks as soon as possible.")
         .def(

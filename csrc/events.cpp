@@ -10,7 +10,7 @@
 namespace energy {
 namespace {
 
-constexpr size_t kChunk = 64;
+constexpr size_t kChunk = 256;
 constexpr int64_t kReferencePeriodNs = 10'000'000'000;  // elapsed time is a float of milliseconds: 1 us after 10 s
 constexpr int64_t kOldestReferenceNs = 60'000'000'000;
 constexpr int64_t kWideBracketNs = 100'000;  // a preempted reference is worth less than one of a minute ago

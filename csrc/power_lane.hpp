@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "clock.hpp"
 #include "nvml.hpp"
@@ -34,12 +35,12 @@ class PowerLane {
     const Nvml& nvml_;
     const Clock& clock_;
     abi::Device device_ = nullptr;
-    int64_t last_seen_us_ = 0;         // stamp of the newest sample kept; 0: ask for all
-    int64_t wall_offset_ns_ = 0;       // wall minus monotonic, at the drain before
-    int64_t last_t_ns_ = INT64_MIN;    // of the newest sample kept
-    int64_t last_new_ns_ = INT64_MIN;  // when a drain last brought something
-    int64_t period_ns_ = 20'000'000;   // between samples, as last seen
-    bool opened_ = false;              // no drain since open()
+    int64_t last_seen_us_ = 0;        // stamp of the newest sample kept; 0: ask for all
+    int64_t wall_offset_ns_ = 0;      // wall minus monotonic, at the drain before
+    int64_t last_t_ns_ = INT64_MIN;   // of the newest sample kept
+    int64_t last_new_ns_ = 0;         // when a drain last brought something
+    int64_t period_ns_ = 20'000'000;  // between samples, as last seen
+    bool opened_ = false;             // no drain since open()
 };
 
 }  // namespace energy

@@ -14,8 +14,6 @@ class Ring {
   public:
     // Holds at least `capacity` items; all memory is taken here.
     explicit Ring(size_t capacity) : slots_(round_up(capacity)), mask_(slots_.size() - 1) {}
-    Ring(const Ring&) = delete;
-    Ring& operator=(const Ring&) = delete;
 
     // Producer only. False when the ring was full: the item is dropped and counted.
     bool push(const T& item) noexcept {

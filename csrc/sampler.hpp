@@ -1,8 +1,8 @@
 // Reads power samples and the energy counter of some devices in the background, and has the marks resolved.
 //
-// The thread touches no Python and is woken by nothing but its deadlines and the two requests below. Its errors go into
-// a mailbox, its losses are counted. All methods may be called from any thread, except that one thread at a time drains
-// power() and counter() of a device. In a forked child every call does nothing.
+// The thread touches no Python and is woken by nothing but its deadlines and the three requests below. Its errors go
+// into a mailbox, its losses are counted. All methods may be called from any thread, except that one thread at a time
+// drains power() and counter() of a device. In a forked child every call does nothing.
 #pragma once
 
 #include <chrono>
@@ -32,35 +32,33 @@ struct SamplerStats {
     uint64_t drains = 0, counter_reads = 0, dropped = 0, late_ticks = 0, lost_samples = 0;
 };
 
+class SamplerCore;
+
 class Sampler {
   public:
     Sampler(std::shared_ptr<const Nvml> nvml, std::vector<std::string> uuids, std::shared_ptr<const Clock> clock,
             std::shared_ptr<MarkLog> marks, SamplerOptions options);
     ~Sampler();
-    Sampler(const Sampler&) = delete;
-    Sampler& operator=(const Sampler&) = delete;
 
     void start(bool threaded);     // throws NvmlError for an unknown device; asks for an edge search. Restartable.
     void stop();                   // idempotent; a thread hung in the driver is left behind after 2 s
     int64_t tick(int64_t now_ns);  // does what is due and returns the next deadline; only when not threaded
-    void find_edge();
+    void find_edge();              // per device about eight reads of its counter in 0.4 s, 40 at most
     bool edge_pending() const;
+    void read_counter();         // three readings per device: now, and 55 and 110 ms later
+    bool reads_pending() const;  // requested readings, or a search
     void drain_now();
-    // Waits for a drain that nobody has waited for yet, and that began after the last drain_now(); returns drains so
-    // far.
+    // Waits for a drain not yet waited for and, after drain_now(), begun since; returns the number of drains so far.
     uint64_t wait_drained(std::chrono::nanoseconds timeout);
-    size_t devices() const;
     std::vector<PowerSample> power(size_t device);
     std::vector<CounterReading> counter(size_t device);
     SamplerStats stats() const;
     std::vector<std::pair<int, std::string>> take_errors();  // device or -1, and what happened; each once
 
   private:
-    class Core;
-    std::shared_ptr<Core> core() const;
-    std::shared_ptr<Core>
-        core_;            // shared with the thread: one that hangs keeps what it uses; replaced by start() alone
-    std::mutex control_;  // guards thread_, and start and stop against each other
+    std::shared_ptr<SamplerCore> core() const;
+    std::shared_ptr<SamplerCore> core_;  // shared with the thread; replaced by start() alone
+    std::mutex control_;                 // guards thread_, and start and stop against each other
     std::thread thread_;
     Origin origin_;
 };

@@ -24,3 +24,22 @@ def simulated() -> Iterator[Callable[..., Simulation]]:
     """Give `simulated_gpus` as a plain call whose simulation lasts until the test ends."""
     with ExitStack() as until_the_end:
         yield lambda *args, **kwargs: until_the_end.enter_context(simulated_gpus(*args, **kwargs))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a real GPU where there is none, and say so."""
+    wanted = [item for item in items if item.get_closest_marker("hardware")]
+    if not wanted:
+        return
+    reason = _no_gpu_because()
+    for item in wanted:
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _no_gpu_because() -> str:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return "needs torch with CUDA"
+    return "" if torch.cuda.is_available() else "needs a real NVIDIA GPU"

@@ -16,8 +16,16 @@ import pytest
 
 from energy_plugins import _native
 from energy_plugins.errors import EnergyError, LibraryError, NvmlError
-from energy_plugins.testing import Constant, SimulatedDevice, Simulation
-from energy_plugins.testing.faults import GpuLost, Hang, MissingSymbol, NoCounter, NoPermission, WallClockStep
+from energy_plugins.testing import Constant, SimulatedDevice, Simulation, simulated_gpus
+from energy_plugins.testing.faults import (
+    CounterReset,
+    GpuLost,
+    Hang,
+    MissingSymbol,
+    NoCounter,
+    NoPermission,
+    WallClockStep,
+)
 
 Simulate = Callable[..., Simulation]
 SECOND = 1_000_000_000
@@ -158,6 +166,76 @@ def test_samples_and_counter_agree_with_the_load(simulated: Simulate) -> None:
     assert sampler.take_errors() == []
 
 
+def test_a_search_brackets_the_refresh_with_few_reads() -> None:
+    reads, narrow = [], 0
+    for seed in range(60):
+        with simulated_gpus(Constant(500), virtual=True, start_s=10, seed=seed) as simulation:
+            gpu = simulation.gpus[0]
+            gpu.inject(CounterReset())  # what the counter shows is then the energy between here and its refresh
+            reset_ns = simulation.clock.now_ns()
+            simulation.advance(0.2)
+            sampler = started(simulation)
+            simulation.advance(1.5)
+            assert not sampler.edge_pending()
+            first, edge = sampler.counter(0)
+            assert (first["edge"], edge["edge"]) == (0, 1)
+            below, above = (gpu.true_energy_j(reset_ns, int(edge[name])) for name in ("before_ns", "after_ns"))
+            assert below - 1e-3 <= edge["energy_j"] <= above + 1e-3
+            narrow += int(edge["after_ns"] - edge["before_ns"] <= 5_000_000)
+            reads.append(sampler.stats().counter_reads)
+            assert sampler.take_errors() == []
+    assert narrow > 45
+    assert np.median(reads) <= 9
+    assert max(reads) <= 20
+
+
+def test_searches_of_several_devices_interleave(simulated: Simulate) -> None:
+    simulation = simulated(Constant(300), count=4, virtual=True, start_s=10)
+    sampler = started(simulation)
+    simulation.advance(1.5)
+    assert not sampler.edge_pending()
+    for device in range(4):
+        assert sampler.counter(device)["edge"].tolist() == [0, 1]
+
+
+def test_a_counter_that_stands_still_has_no_edge(simulated: Simulate) -> None:
+    simulation = simulated(Constant(0), virtual=True, start_s=10)
+    sampler = started(simulation)
+    simulation.advance(1)
+    assert not sampler.edge_pending()
+    assert sampler.counter(0)["edge"].tolist() == [0]
+    assert sampler.stats().counter_reads <= 40
+
+
+def test_the_readings_asked_for_come_at_their_times(simulated: Simulate) -> None:
+    simulation = simulated(virtual=True, start_s=10)
+    sampler = started(simulation)
+    simulation.advance(1.7)
+    sampler.counter(0)
+    asked_ns = simulation.clock.now_ns()
+    sampler.read_counter()
+    assert sampler.reads_pending()
+    assert not sampler.edge_pending()
+    sampler.tick(asked_ns)
+    simulation.clock.attach(sampler.tick)  # it does not know of the request's deadlines
+    simulation.advance(0.3)
+    assert not sampler.reads_pending()
+    readings = sampler.counter(0)
+    assert readings["edge"].tolist() == [0, 0, 0]
+    np.testing.assert_allclose((readings["before_ns"] - asked_ns) / 1e6, [0, 55, 110], atol=2)
+
+
+def test_stop_does_not_wait_for_a_search(simulated: Simulate) -> None:
+    sampler = sampler_of(simulated())
+    sampler.start()
+    sampler.wait_drained(5)
+    assert sampler.edge_pending()
+    before = time.monotonic()
+    sampler.stop()
+    assert time.monotonic() - before < 0.1
+    assert not sampler.reads_pending()
+
+
 def test_samples_survive_a_stepped_wall_clock(simulated: Simulate) -> None:
     simulation = simulated(virtual=True, start_s=10)
     sampler = started(simulation)
@@ -213,6 +291,10 @@ def test_the_thread_drains_on_request_and_ends_at_stop(simulated: Simulate) -> N
     while sampler.edge_pending() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert sampler.counter(0)["edge"].sum() == 1
+    sampler.read_counter()
+    while sampler.reads_pending() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sampler.counter(0)["edge"].tolist() == [0, 0, 0]
     before = time.monotonic()
     sampler.drain_now()
     sampler.wait_drained(5)

@@ -73,19 +73,95 @@ void an_hour_in_virtual_time() {
 void an_edge_is_bracketed() {
     Rig rig;
     rig.sampler->start(false);
-    CHECK(rig.sampler->edge_pending());
-    rig.run(kSecond / 10);
-    CHECK(!rig.sampler->edge_pending());
+    CHECK(rig.sampler->edge_pending() && rig.sampler->reads_pending());
+    rig.run(kSecond / 20);
+    CHECK(rig.sampler->edge_pending() && rig.sampler->counter(0).size() == 1);
+    rig.sampler->find_edge();  // joins
+    rig.run(kSecond * 3 / 4);
+    CHECK(!rig.sampler->edge_pending() && !rig.sampler->reads_pending());
+    CHECK(rig.sampler->stats().counter_reads <= 12);
     auto readings = rig.sampler->counter(0);
-    CHECK(readings.size() == 2 && readings[0].edge == 0 && readings[1].edge == 1);
-    const int64_t refresh = readings[1].after_ns / fake::kCounterPeriod * fake::kCounterPeriod;
-    CHECK(readings[1].before_ns <= refresh && refresh <= readings[1].after_ns);
-    CHECK(readings[1].after_ns - readings[1].before_ns == 2 * fake::kCounterCost);
-    CHECK(std::fabs(readings[1].energy_j - static_cast<double>(refresh) * 1e-9 * fake::kPower) < 1e-3);
-    rig.sampler->find_edge();
-    rig.sampler->tick(rig.clock->now_ns());
+    CHECK(readings.size() == 1 && readings[0].edge == 1);
+    const int64_t refresh = readings[0].after_ns / fake::kCounterPeriod * fake::kCounterPeriod;
+    CHECK(readings[0].before_ns <= refresh && refresh <= readings[0].after_ns);
+    CHECK(readings[0].after_ns - readings[0].before_ns <= kSecond / 200);
+    CHECK(std::fabs(readings[0].energy_j - static_cast<double>(refresh) * 1e-9 * fake::kPower) < 1e-3);
+    rig.run(10 * kSecond);
     readings = rig.sampler->counter(0);
-    CHECK(readings.size() == 2 && readings[1].edge == 1);
+    CHECK(readings.size() == 1 && readings[0].edge == 0);
+    CHECK(std::abs(readings[0].before_ns % fake::kCounterPeriod - fake::kCounterPeriod / 2) < 5'000'000);
+}
+
+void a_search_blocks_no_tick() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.sampler->tick(rig.clock->now_ns());
+    const uint64_t reads = rig.sampler->stats().counter_reads;
+    CHECK(reads == 1);
+    rig.sampler->tick(rig.clock->now_ns());  // nothing is due
+    CHECK(rig.sampler->stats().counter_reads == reads);
+    rig.sampler->stop();
+    CHECK(!rig.sampler->edge_pending() && !rig.sampler->reads_pending());
+    rig.sampler->start(false);
+    CHECK(rig.sampler->edge_pending());
+}
+
+void requested_readings_come_at_their_times() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(kSecond);
+    rig.sampler->counter(0);
+    const int64_t asked = rig.clock->now_ns();
+    rig.sampler->read_counter();
+    CHECK(rig.sampler->reads_pending() && !rig.sampler->edge_pending());
+    CHECK(rig.sampler->tick(asked) <= asked + 55'000'000);
+    rig.next = asked;
+    rig.run(kSecond);
+    CHECK(!rig.sampler->reads_pending());
+    const auto readings = rig.sampler->counter(0);
+    CHECK(readings.size() == 3);
+    for (size_t i = 0; i < readings.size(); ++i) {
+        const int64_t late = readings[i].before_ns - asked - static_cast<int64_t>(i) * 55'000'000;
+        CHECK(readings[i].edge == 0 && 0 <= late && late < 5'000'000);
+    }
+    rig.run(10 * kSecond);
+    CHECK(rig.sampler->counter(0).size() == 1);  // the periodic one
+}
+
+void an_error_ends_what_was_asked_for() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(kSecond / 20);
+    rig.sampler->read_counter();
+    fake::fail(fake::Call::counter, abi::kGpuIsLost);
+    rig.sampler->tick(rig.clock->now_ns());
+    CHECK(!rig.sampler->edge_pending() && !rig.sampler->reads_pending());
+    CHECK(rig.sampler->take_errors().size() == 1);
+    rig.sampler->find_edge();  // refused: the counter pauses
+    rig.sampler->read_counter();
+    rig.sampler->tick(rig.clock->now_ns());
+    CHECK(!rig.sampler->reads_pending());
+    fake::heal();
+    rig.run(2 * kSecond);
+    rig.sampler->counter(0);
+    rig.sampler->find_edge();
+    rig.run(2 * kSecond);
+    CHECK(rig.sampler->counter(0).back().edge == 1);
+}
+
+void searches_of_several_devices_interleave() {
+    Rig rig;
+    rig.sampler = std::make_unique<Sampler>(rig.nvml, std::vector<std::string>(3, fake::kUuid), rig.clock, nullptr,
+                                            SamplerOptions());
+    rig.sampler->start(false);
+    rig.run(kSecond);
+    CHECK(!rig.sampler->edge_pending());
+    for (size_t i = 0; i < 3; ++i) {
+        const auto readings = rig.sampler->counter(i);
+        CHECK(readings.size() == 2 && readings[0].edge == 0 && readings[1].edge == 1);
+        const int64_t refresh = readings[1].after_ns / fake::kCounterPeriod * fake::kCounterPeriod;
+        CHECK(readings[1].before_ns <= refresh);
+    }
 }
 
 void nothing_newer_is_no_error() {
@@ -184,6 +260,7 @@ void starts_and_stops_a_hundred_times() {
     for (int i = 0; i < 100; ++i) {
         rig.sampler->start(true);
         if (i % 3 == 0) rig.sampler->find_edge();
+        if (i % 4 == 0) rig.sampler->read_counter();
         if (i % 5 == 0) {
             rig.sampler->drain_now();
             CHECK(rig.sampler->wait_drained(std::chrono::seconds(5)) > 0);
@@ -207,6 +284,8 @@ void readers_work_beside_the_thread() {
         fast.wait_drained(std::chrono::milliseconds(100));
         samples += fast.power(0).size() + fast.counter(0).size();
         if (i % 20 == 0) fast.find_edge();
+        if (i % 30 == 0) fast.read_counter();
+        fast.reads_pending();
         fast.stats();
         fast.take_errors();
     }
@@ -258,9 +337,10 @@ void a_forked_child_does_nothing() {
     const pid_t child = fork();
     if (child == 0) {
         rig.sampler->find_edge();
+        rig.sampler->read_counter();
         rig.sampler->drain_now();
         const bool quiet = rig.sampler->power(0).empty() && rig.sampler->counter(0).empty() &&
-                           rig.sampler->wait_drained(std::chrono::seconds(60)) == 0 && !rig.sampler->edge_pending() &&
+                           rig.sampler->wait_drained(std::chrono::seconds(60)) == 0 && !rig.sampler->reads_pending() &&
                            rig.sampler->take_errors().empty() && !rig.nvml->probe(fake::kUuid).power_samples;
         rig.sampler->stop();
         rig.sampler.reset();
@@ -281,6 +361,10 @@ void every_nvml_is_shut_down() { CHECK(fake::users() == 0); }
 int main() {
     RUN(an_hour_in_virtual_time);
     RUN(an_edge_is_bracketed);
+    RUN(a_search_blocks_no_tick);
+    RUN(requested_readings_come_at_their_times);
+    RUN(an_error_ends_what_was_asked_for);
+    RUN(searches_of_several_devices_interleave);
     RUN(nothing_newer_is_no_error);
     RUN(a_stepped_wall_clock_starves_nothing);
     RUN(a_late_drain_counts_what_was_overwritten);

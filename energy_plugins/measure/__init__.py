@@ -1,0 +1,1 @@
+"""Counters to joules: what the sensors saw and what training was doing become a report."""

@@ -18,7 +18,8 @@ Z95 = 1.96
 class EnergyCurve:
     """Energy of one GPU over one block of time, between knots linear.
 
-    Where the counter gives a block's sum, its sampling variance vanishes at both ends (a bridge), in so far as the sum is trusted.
+    Where the counter gives a block's sum, its sampling variance vanishes at both ends (a bridge), in so far as the
+    sum is trusted.
     All cumulative columns start at zero at the block's start.
     """
 
@@ -31,6 +32,9 @@ class EnergyCurve:
     """Cumulative measured time at each knot."""
     cut_j2: Values
     """Variance of cutting the curve between knots ``j`` and ``j + 1``."""
+    shift_j: Values
+    """Standard error there from what is wrong in the same way at every cut of this kind: the sensor's delay, the
+    kinds' levels."""
     trust: float
     """How far the block's sum is the counter's (1) or the samples' own (0): their precisions weighed."""
     bias: float
@@ -57,8 +61,11 @@ class Points:
     into_j: Values
     """Energy between the block's start and the point."""
     cut_j2: Values
+    shift_j: Values
     before_j2: Values
     """Sampling variance that no counter took away, of all blocks before this one."""
+    before_bias_j: Values
+    """Error of the samples' scale that no counter took away, of all blocks before this one; they share it."""
     trust: Values
     bias: Values
     start_error_j: Values
@@ -76,11 +83,20 @@ class Points:
 
 @dataclass(frozen=True)
 class SpanEnergy:
-    """Energy of spans: joules (NaN where nothing was measured), 95 % error bound, and the measured share of each span's time."""
+    """Energy of spans: joules (NaN where nothing was measured).
+
+    95 % error bound, and the measured share of each span's time.
+    """
 
     joules: Values
     error_bound_j: Values
     coverage: Values
+    shift_j: Values
+    """The part of the standard error that all spans of a kind share, so that it adds up instead of averaging out."""
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> SpanEnergy:
+        """Return the spans of ``rows``."""
+        return SpanEnergy(self.joules[rows], self.error_bound_j[rows], self.coverage[rows], self.shift_j[rows])
 
 
 class RunCurve:
@@ -91,9 +107,10 @@ class RunCurve:
         self.energy_j = 0.0
         self._covered_ns = 0.0
         self._before_j2 = 0.0
+        self._before_bias_j = 0.0
         self._last: EnergyCurve | None = None
         self._count = 0
-        self._blocks: list[tuple[EnergyCurve, float, float, float, int]] = []
+        self._blocks: list[tuple[EnergyCurve, float, float, float, float, int]] = []
 
     @property
     def started(self) -> bool:
@@ -103,15 +120,17 @@ class RunCurve:
     def append(self, block: EnergyCurve) -> None:
         """Continue the curve with ``block``, which starts where the curve ended.
 
-        The error of a counter reading cancels between the block that it ends and the one that it starts, in so far as both trust it.
+        The error of a counter reading cancels between the block that it ends and the one that it starts, in so far as
+        both trust it.
         """
         if self._last is not None:
             aged_j = max(self._last.end_error_j, block.start_error_j)
             self._before_j2 += ((self._last.trust - block.trust) * aged_j) ** 2
-        self._blocks.append((block, self.energy_j, self._covered_ns, self._before_j2, self._count))
+        self._blocks.append((block, self.energy_j, self._covered_ns, self._before_j2, self._before_bias_j, self._count))
         self.energy_j += float(block.energy_j[-1])
         self._covered_ns += float(block.covered_ns[-1])
         self._before_j2 += (1.0 - block.trust) * float(block.variance_j2[-1])
+        self._before_bias_j += (1.0 - block.trust) * block.bias * float(block.energy_j[-1])
         self._last = block
         self._count += 1
         self.settled_ns = int(block.t_ns[-1])
@@ -133,7 +152,7 @@ class RunCurve:
         return joined.take(back)
 
     def _in_block(self, row: int, t_ns: Times) -> Points:
-        block, energy_j, covered_ns, before_j2, number = self._blocks[row]
+        block, energy_j, covered_ns, before_j2, before_bias_j, number = self._blocks[row]
         t_ns = np.clip(t_ns, block.t_ns[0], block.t_ns[-1])
         cell = np.clip(np.searchsorted(block.t_ns, t_ns, side="right") - 1, 0, len(block.t_ns) - 2)
         share = (t_ns - block.t_ns[cell]) / np.maximum(np.diff(block.t_ns)[cell], 1)
@@ -153,7 +172,9 @@ class RunCurve:
             block_j=full * block.energy_j[-1],
             into_j=inside["e"],
             cut_j2=np.where(ends, 0.0, block.cut_j2[cell]),
+            shift_j=np.where(ends, 0.0, block.shift_j[cell]),
             before_j2=full * before_j2,
+            before_bias_j=full * before_bias_j,
             trust=full * block.trust,
             bias=full * block.bias,
             start_error_j=full * block.start_error_j,
@@ -164,19 +185,24 @@ class RunCurve:
 def attribute(start: Points, end: Points) -> SpanEnergy:
     """Return the energy between pairs of points of one GPU's curve.
 
-    The variance of a window inside an anchored block is that of a bridge: it shrinks as the window grows to the whole block. Windows over
+    The variance of a window inside an anchored block is that of a bridge: it shrinks as the window grows to the whole
+    block. Windows over
     several blocks leave only the two partial ones; full anchored blocks between them are as exact as the counter.
     """
     same = start.block == end.block
     variance = np.where(same, _inside_j2(start, end), _across_j2(start, end)) + start.cut_j2 + end.cut_j2
+    # A shifted sensor takes from a span at one end what it gives at the other: the worse of the two ends stands for
+    # both.
+    shift_j = np.maximum(start.shift_j, end.shift_j)
     duration_ns = (end.t_ns - start.t_ns).astype(np.float64)
     covered_ns = end.covered_ns - start.covered_ns
     coverage = np.where(duration_ns > 0, np.minimum(covered_ns / np.maximum(duration_ns, 1.0), 1.0), 1.0)
     measured = (coverage > 0) | (duration_ns == 0)
     return SpanEnergy(
         joules=np.where(measured, end.energy_j - start.energy_j, np.nan),
-        error_bound_j=np.where(measured, Z95 * np.sqrt(np.maximum(variance, 0.0)), np.nan),
+        error_bound_j=np.where(measured, Z95 * np.sqrt(np.maximum(variance, 0.0) + shift_j**2), np.nan),
         coverage=coverage,
+        shift_j=shift_j,
     )
 
 
@@ -189,7 +215,8 @@ def _inside_j2(start: Points, end: Points) -> Values:
 
 def _across_j2(start: Points, end: Points) -> Values:
     between = end.before_j2 - start.before_j2 - (1.0 - start.trust) * start.block_j2
-    return _part_j2(start, tail=True) + _part_j2(end, tail=False) + between
+    bias_j = end.before_bias_j - start.before_bias_j - (1.0 - start.trust) * start.bias * start.block_j
+    return _part_j2(start, tail=True) + _part_j2(end, tail=False) + between + np.asarray(bias_j**2)
 
 
 def _part_j2(point: Points, *, tail: bool) -> Values:
@@ -198,7 +225,11 @@ def _part_j2(point: Points, *, tail: bool) -> Values:
     share = np.clip(drawn_j / np.maximum(point.block_j, 1e-9), 0.0, 1.0)
     start_share, end_share = (share, 1.0 - share) if tail else (1.0 - share, share)
     aged = (start_share * point.start_error_j) ** 2 + (end_share * point.end_error_j) ** 2
-    return _bridge(point.block_j2 - point.head_j2 if tail else point.head_j2, point) + _drift(drawn_j, share, point) + point.trust**2 * aged
+    return (
+        _bridge(point.block_j2 - point.head_j2 if tail else point.head_j2, point)
+        + _drift(drawn_j, share, point)
+        + point.trust**2 * aged
+    )
 
 
 def _bridge(part_j2: Values, block: Points) -> Values:

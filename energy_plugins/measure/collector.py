@@ -1,10 +1,13 @@
-"""Drains the rings batch by batch, settles joules and publishes late figures; runs on a thread of its own or in virtual time."""
+"""Drains the rings batch by batch, settles joules and publishes late figures.
+
+Runs on a thread of its own or in virtual time.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +52,8 @@ class Collector:
         self.totals = Totals()
         self.tracks = [GpuTrack(plan.response, start_ns) for _ in plan.sampled]
         self.settlement = Settlement(self.tracks[: len(plan.gpus)], start_ns)
+        self.shared = Settlement(self.tracks[len(plan.gpus) :], start_ns)
+        """GPUs of which this process has only a slice."""
         self.live = Live(start_ns, (0.0,) * len(plan.gpus), (float("nan"),) * len(plan.gpus))
         self.live_wanted = False
         self.collect_s = 0.0
@@ -73,13 +78,15 @@ class Collector:
             self._settle(settled_ns)
         if self.live_wanted:
             self._publish()
+        else:
+            self._fresh.clear()
         self.collect_s += time.thread_time() - began
 
-    def finish(self, end_ns: int, names: tuple[str, ...]) -> None:
-        """Settle everything up to ``end_ns``, the end of the window."""
+    def finish(self, end_ns: int, names: tuple[str, ...], *, cut_short: bool = False) -> None:
+        """Settle everything up to ``end_ns``, the end of the window; ``cut_short``: some marks will never be known."""
         began = time.thread_time()
         self._take(end_ns)
-        self.timeline.close(end_ns, names)
+        self.timeline.close(end_ns, names, cut_short=cut_short)
         self.timeline.clip(end_ns)
         segments = self._segments()
         for track in self.tracks:
@@ -87,11 +94,6 @@ class Collector:
         self._settle(end_ns)
         self._publish()
         self.collect_s += time.thread_time() - began
-
-    def shared_j(self, end_ns: int) -> list[float]:
-        """Return the joules up to ``end_ns`` of the GPUs of which this process has only a slice."""
-        shared = self.tracks[len(self.settlement.tracks) :]
-        return [float(track.at(np.array([end_ns])).energy_j[0]) if track.curve.started else 0.0 for track in shared]
 
     def _take(self, now_ns: int) -> None:
         for row, track in enumerate(self.tracks):
@@ -131,8 +133,9 @@ class Collector:
                 self._spill.spans(spans, energy)
         self._settle_segments(settled_ns)
         self.settlement.advance(settled_ns, self._needed())
-        for shared in self.tracks[len(self.settlement.tracks) :]:
-            shared.forget(settled_ns)
+        shared_ns = min((track.curve.settled_ns for track in self.shared.tracks), default=settled_ns)
+        if shared_ns > self._start_ns:
+            self.shared.advance(min(shared_ns, settled_ns), [self._start_ns])
         self.timeline.forget(settled_ns)
 
     def _settle_segments(self, settled_ns: int) -> None:
@@ -143,7 +146,14 @@ class Collector:
         cuts = np.concatenate([[start_ns], inside, [settled_ns]])
         which = np.clip(np.searchsorted(edges, cuts[:-1], side="right") - 1, 0, len(segments.kinds) - 1)
         energy = self.settlement.energy(np.stack([cuts[:-1], cuts[1:]], axis=1).tolist())
-        self.totals.add_segments(segments.kinds[which], np.diff(cuts), energy)
+        # What a gap in the samples drew belongs to the run's total, so it must be in the sum of its kinds.
+        drawn_j = sum(
+            (np.diff(self.settlement.points(row, cuts).energy_j) for row in range(len(self.settlement.tracks))),
+            np.zeros(len(which)),
+        )
+        self.totals.add_segments(
+            segments.kinds[which], np.diff(cuts), replace(energy, joules=drawn_j), begun=np.isin(cuts[:-1], edges)
+        )
 
     def _rows(self, steps: Sequence[Step]) -> StepRows:
         stalls = [step.stall for step in steps if step.stall is not None]
@@ -153,11 +163,9 @@ class Collector:
         stall_j = np.full(len(steps), np.nan)
         stall_j[[step.stall is not None for step in steps]] = joules[len(steps) : len(steps) + len(stalls)]
         owner = np.repeat(np.arange(len(steps)), [len(step.waits) for step in steps])
-        wait_j = np.bincount(owner, joules[len(steps) + len(stalls) :], len(steps))
+        wait_j = np.bincount(owner, joules[len(steps) + len(stalls) :], len(steps)).astype(np.float64)
         wait_j[np.bincount(owner, minlength=len(steps)) == 0] = np.nan
-        rows = slice(0, len(steps))
-        own = type(energy)(joules[rows], energy.error_bound_j[rows], energy.coverage[rows])
-        return StepRows(steps, own, wait_j, stall_j)
+        return StepRows(steps, energy.take(slice(0, len(steps))), wait_j, stall_j)
 
     def _needed(self) -> list[int]:
         needed = [self._start_ns, *self.timeline.open_starts()]
@@ -175,14 +183,14 @@ class Collector:
         own: list[Interval] = [(step.start_ns, step.end_ns) for step in ready]
         bounds = np.array([(horizon_ns, horizon_ns), *own, *waits, *stalls], np.int64)
         segments = self._segments()
-        energy = [self._about(track, bounds, segments) for track in self.settlement.tracks]
+        energy = [self._about(row, bounds, segments) for row in range(len(self.settlement.tracks))]
         spent = sum((ends - starts for starts, ends in energy), np.zeros(len(bounds)))[1:]
         cut = np.cumsum([len(own), len(waits)])
         step_j, wait_j, stall_j = (float(part.sum()) for part in np.split(spent, cut))
         before = self.live
         self.live = Live(
             t_ns=max(horizon_ns, before.t_ns),
-            gpu_j=tuple(float(ends[0]) for _, ends in energy),
+            gpu_j=tuple(float(ends[0]) - self._before_j(row) for row, (_, ends) in enumerate(energy)),
             gpu_power_w=tuple(track.builder.last_w for track in self.settlement.tracks),
             steps=before.steps + len(ready),
             step_j=before.step_j + step_j,
@@ -192,13 +200,19 @@ class Collector:
             stall_j=before.stall_j + stall_j,
         )
 
+    def _before_j(self, row: int) -> float:
+        """Return what a curve holds from before the window opened: it begins at the counter's last refresh."""
+        if not self.settlement.tracks[row].curve.started:
+            return 0.0
+        return float(self.settlement.points(row, np.array([self._start_ns])).energy_j[0])
+
     def _about(
-        self, track: GpuTrack, bounds: NDArray[np.int64], segments: Segments
+        self, row: int, bounds: NDArray[np.int64], segments: Segments
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        times = bounds.ravel()
+        track, times = self.settlement.tracks[row], bounds.ravel()
         energy = track.preview(times, segments)
         settled = times <= track.curve.settled_ns
         if settled.any() and track.curve.started:
-            energy[settled] = track.at(times[settled]).energy_j
+            energy[settled] = self.settlement.points(row, times[settled]).energy_j
         starts, ends = energy.reshape(bounds.shape).T
         return starts, ends

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 REFRESH_NS = 100_000_000
-"""Refresh period of NVML's energy counter; 100.00 ms and stable in phase over minutes on an H200 (docs/measuring.md)."""
+"""Refresh period of NVML's energy counter; 100.00 ms and stable in phase over minutes on an H200
+(docs/measuring.md)."""
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """An instant at which the energy counter stood at ``energy_j``; ``error_ns`` is the standard error of the instant."""
+    """An instant at which the energy counter stood at ``energy_j``.
+
+    ``error_ns`` is the standard error of the instant.
+    """
 
     t_ns: int
     energy_j: float
@@ -22,13 +26,16 @@ class Anchor:
 class RefreshPhase:
     """Dates readings of a counter that refreshes every 100 ms, from the instants at which a change was seen.
 
-    A reading tells the energy at the refresh before it. Where the phase of the refresh is known, and no refresh fell inside the call, that
-    instant is known to about the error of the phase; otherwise only to one period. The refresh drifts slowly against the host's clock; each
+    A reading tells the energy at the refresh before it. Where the phase of the refresh is known, and no refresh fell
+    inside the call, that
+    instant is known to about the error of the phase; otherwise only to one period. The refresh drifts slowly against
+    the host's clock; each
     further change seen makes the drift better known.
     """
 
     _DRIFT = 2e-5
-    """Assumed drift of the refresh against the host's clock until it is measured; 7e-6 was the most seen in 138 s on an H200."""
+    """Assumed drift of the refresh against the host's clock until it is measured; 7e-6 was the most seen in 138 s on
+    an H200."""
     _STALE_NS = 6e6
     """Uncertainty at which another look at the refresh is worth its cost."""
 
@@ -65,7 +72,10 @@ class RefreshPhase:
         self._edge = (edge_ns, error_ns)
 
     def reading(self, before_ns: int, after_ns: int) -> tuple[int, float] | None:
-        """Date a single reading; return the refresh it shows and its standard error (ns), or None if a refresh fell into the call."""
+        """Date a single reading; return the refresh it shows and its standard error (ns).
+
+        Or None if a refresh fell into the call.
+        """
         if self._edge is None or not self._steady:
             middle = (before_ns + after_ns) // 2
             return middle - REFRESH_NS // 2, (REFRESH_NS + after_ns - before_ns) / float(np.sqrt(12.0))

@@ -44,11 +44,14 @@ def installed_gpus() -> tuple[Gpu, ...]:
             ctypes.CDLL(library, ctypes.RTLD_GLOBAL)  # nvidia-ml-py then finds it by its SONAME
         pynvml.nvmlInit()
     except (pynvml.NVMLError, OSError) as error:
-        message = f"cannot open the NVIDIA driver library {library}: {error}. Is a driver installed, and /dev/nvidia* visible here?"
+        message = (
+            f"cannot open the NVIDIA driver library {library}: {error}. "
+            "Is a driver installed, and are /dev/nvidia* visible here?"
+        )
         raise DeviceError(message) from error
     try:
         driver = pynvml.nvmlSystemGetDriverVersion()
-        return tuple(_describe(index, driver) for index in range(pynvml.nvmlDeviceGetCount()))
+        return _describe_all(pynvml.nvmlDeviceGetCount(), driver)
     except pynvml.NVMLError as error:
         message = f"the NVIDIA driver does not list its GPUs: {error}"
         raise DeviceError(message) from error
@@ -59,7 +62,8 @@ def installed_gpus() -> tuple[Gpu, ...]:
 def select(visible: str | None, gpus: Sequence[Gpu], mig_parents: dict[str, str] | None = None) -> tuple[Gpu, ...]:
     """Return what ``visible`` (the text of CUDA_VISIBLE_DEVICES, None when unset) leaves of ``gpus``.
 
-    Entries are indices, UUIDs or unambiguous beginnings of UUIDs, or MIG UUIDs (``mig_parents``: slice to GPU). As in CUDA, an entry ``-1``
+    Entries are indices, UUIDs or unambiguous beginnings of UUIDs, or MIG UUIDs (``mig_parents``: slice to GPU). As in
+    CUDA, an entry ``-1``
     hides itself and everything after it (CUDA C++ Programming Guide, "CUDA Environment Variables").
 
     Raises:
@@ -80,7 +84,7 @@ def select(visible: str | None, gpus: Sequence[Gpu], mig_parents: dict[str, str]
 def find(entry: int | str, gpus: Sequence[Gpu], mig_parents: dict[str, str], source: str) -> Gpu:
     """Return the GPU that ``entry`` names. Raises DeviceError, naming ``source``, when it names none or several."""
     text = str(entry)
-    if text.isdigit():
+    if text.isdecimal():
         if int(text) < len(gpus):
             return gpus[int(text)]
         message = f"{source} names GPU {text}, but there are {len(gpus)} (numbered from 0)"
@@ -99,11 +103,26 @@ def _find_slice(text: str, gpus: Sequence[Gpu], mig_parents: dict[str, str], sou
     # Older drivers spell a slice MIG-GPU-<uuid>/<gpu instance>/<compute instance>.
     parent = mig_parents.get(text) or text.removeprefix("MIG-").split("/")[0]
     for gpu in gpus:
+        if gpu.mig == text:
+            return gpu
         if gpu.uuid == parent:
             return Gpu(gpu.uuid, gpu.index, gpu.name, gpu.driver, mig=text)
     known = ", ".join(mig_parents) or "none"
     message = f"{source} names MIG slice '{text}', which is not there; slices here: {known}"
     raise DeviceError(message)
+
+
+def _describe_all(count: int, driver: str) -> tuple[Gpu, ...]:
+    found: list[Gpu] = []
+    failure: pynvml.NVMLError | None = None
+    for index in range(count):
+        try:
+            found.append(_describe(index, driver))
+        except pynvml.NVMLError as error:
+            failure = error  # a GPU that is lost must not hide the others; CUDA does not number it either
+    if failure is not None and not found:
+        raise failure
+    return tuple(found)
 
 
 def _describe(index: int, driver: str) -> Gpu:

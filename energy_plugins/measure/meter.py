@@ -12,7 +12,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,14 +25,17 @@ from energy_plugins.measure.devices import Gpu, find, visible_gpus
 from energy_plugins.measure.drivers import Drivers, current_drivers
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.report import Report, prepare_folder, write_header
-from energy_plugins.measure.reporting import Facts, compose
-from energy_plugins.measure.sensors import SensorPlan, plan_sensors
+from energy_plugins.measure.reporting import Facts, State, compose
+from energy_plugins.measure.sensors import COUNTER_PERIOD_NS, DRAIN_PERIOD_NS, SensorPlan, plan_sensors
 from energy_plugins.measure.spans import Kind, KindCodes
 from energy_plugins.measure.spill import Spill
 from energy_plugins.measure.streams import current_stream
 
 _STOP_WAIT_S = 0.25
 """Samples arrive 0.1-0.2 s late; `EnergyMeter.stop` waits this long for the last ones."""
+_HEADER_PERIOD_NS = 30_000_000_000
+"""How often ``report.json`` is brought up to date as the run goes, more often at first; the columns beside it are
+appended every few seconds."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +57,33 @@ class Progress:
     gpu_power_w: Mapping[str, float]
 
 
-@dataclass
+@dataclass(slots=True)
 class StepHandle:
-    """The step under way; what it worked on may be said before it ends."""
+    """A step, to be used with ``with``; what it worked on may be said before it ends."""
 
+    meter: EnergyMeter
     samples: int | None = None
     tokens: int | None = None
+
+    def __enter__(self) -> Self:
+        self.meter.begin(Kind.STEP, event=True)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.meter.end(Kind.STEP, samples=self.samples, tokens=self.tokens)
 
 
 class EnergyMeter:
     """Measures the energy of a stretch of training, step by step, without slowing it.
 
-    Nothing happens before `start` (or ``with``). The window opens when `start` returns and closes when `stop` is called; `stop` then waits
+    Nothing happens before `start` (or ``with``). The window opens when `start` returns and closes when `stop` is
+    called; `stop` then waits
     up to 0.3 s for the last samples. A meter may be started again after it was stopped; each window has its own report.
 
     Args:
         name: what the report calls the run.
-        devices: the GPUs to measure, as CUDA ordinals, UUIDs or `Gpu` values; all that this process may see when left out.
+        devices: the GPUs to measure, as CUDA ordinals, UUIDs or `Gpu` values; all that this process may see when left
+        out.
         folder: where the report is written as the run goes; a private folder that goes with the meter when left out.
         config: what the report should carry along, such as hyperparameters (JSON values).
     """
@@ -150,15 +163,14 @@ class EnergyMeter:
         Raises:
             ValueError: negative ``samples`` or ``tokens``.
         """
-        if self._run is not None:
-            self._run.mark(
-                kind,
-                begin=False,
-                event=event,
-                at_ns=at_ns,
-                samples=_count(samples, "samples"),
-                tokens=_count(tokens, "tokens"),
-            )
+        if self._run is None:
+            return
+        try:
+            counts = (_count(samples, "samples"), _count(tokens, "tokens"))
+        except ValueError:
+            self._run.mark(kind, begin=False, event=event, at_ns=at_ns)  # the span has ended all the same
+            raise
+        self._run.mark(kind, begin=False, event=event, at_ns=at_ns, samples=counts[0], tokens=counts[1])
 
     @contextmanager
     def span(self, kind: Kind | str) -> Iterator[None]:
@@ -169,7 +181,7 @@ class EnergyMeter:
         finally:
             self.end(kind)
 
-    def step(self, *, samples: int | None = None, tokens: int | None = None) -> AbstractContextManager[StepHandle]:
+    def step(self, *, samples: int | None = None, tokens: int | None = None) -> StepHandle:
         """Measure one training step; ``samples`` and ``tokens`` may also be set on the handle inside the block.
 
         Raises:
@@ -177,24 +189,19 @@ class EnergyMeter:
         """
         _count(samples, "samples")
         _count(tokens, "tokens")
-        return self._step(StepHandle(samples, tokens))
-
-    @contextmanager
-    def _step(self, handle: StepHandle) -> Iterator[StepHandle]:
-        self.begin(Kind.STEP, event=True)
-        try:
-            yield handle
-        finally:
-            self.end(Kind.STEP, samples=handle.samples, tokens=handle.tokens)
+        return StepHandle(self, samples, tokens)
 
     def latest(self) -> Progress | None:
-        """Return how the run goes, None before anything is known. Cheap: it waits for nothing and computes next to nothing."""
+        """Return how the run goes, None before anything is known or where no GPU is measured.
+
+        Cheap: it waits for nothing and computes next to nothing.
+        """
         run = self._run
-        if run is None:
+        if run is None or not run.own:
             return None
         now, before = run.live(), self._seen
         self._seen = now
-        return _progress(now, before, run.uuids, run.start_ns)
+        return _progress(now, before, run.own, run.start_ns)
 
     def report(self) -> Report:
         """Return the report: of the window that was closed last, or of what has been settled of the open one.
@@ -202,7 +209,7 @@ class EnergyMeter:
         Raises:
             EnergyError: the meter was never started.
         """
-        if self._run is not None:
+        if self.running and self._run is not None:
             return self._run.report(complete=False)
         if self._final is None:
             message = "there is nothing to report: start the meter first"
@@ -226,6 +233,7 @@ class _Run:
         self._warned: dict[str, None] = {}
         self._plan = self._sense(drivers, devices)
         self.uuids = self._plan.sampled
+        self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
         self._folder = _report_folder(folder)
         self._marks = _native.MarkLog(drivers.clock.native, _open_cuda(drivers))
         self._sampler = self._open_sampler()
@@ -236,17 +244,18 @@ class _Run:
             started=datetime.fromtimestamp(self._clock.wall_ns() * 1e-9, UTC).isoformat(timespec="milliseconds"),
             config=config,
             plan=self._plan,
+            folder=self._folder,
         )
         self.start_ns = self._clock.now_ns()
         self._marks.mark(KindCodes.RUN, begin=True)
         self._end_ns: int | None = None
         self._spill = Spill(self._folder, self.uuids, self.start_ns)
         self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill)
-        self._header_ns = 0
+        self._header_ns = self.start_ns
         self._drains = 0
         self._begin_collecting()
 
-    def mark(
+    def mark(  # noqa: PLR0913 - what a mark carries
         self, kind: Kind | str, *, begin: bool, event: bool, at_ns: int | None, samples: int = -1, tokens: int = -1
     ) -> None:
         code = self._codes.code(kind)
@@ -263,24 +272,33 @@ class _Run:
         self._end_ns = self._clock.now_ns()
         self._marks.mark_at(KindCodes.RUN, False, self._end_ns)
         if self._sampler is not None:
-            self._sampler.find_edge()
-            if not self._clock.threaded:
-                self._sampler.tick(self._end_ns)
-            self._clock.sleep(_STOP_WAIT_S)
+            self._sampler.read_counter()
+            self._clock.attach(self._tick)  # virtual time learns that something is due at once
+            self._clock.sleep(max(_STOP_WAIT_S - (self._clock.now_ns() - self._end_ns) * 1e-9, 0.0))
             self._pump()
         self._end_collecting()
         with self._lock:
             if self._sampler is not None:
                 self._sampler.stop()
+            if misses := self._missed_events():
+                self._warn(
+                    f"{misses} marks had no CUDA event and took the host's time; their steps' ends are less sure"
+                )
             if unresolved := self._marks.resolve():
                 self._warn(
                     f"{unresolved} marks were still on the GPU when the meter stopped; the last steps are missing"
                 )
-            self._collector.finish(self._end_ns, self._codes.names)
+            with self._kept_from_training():
+                self._collector.finish(self._end_ns, self._codes.names, cut_short=unresolved > 0)
             self._spill.close()
         report = self.report(complete=True)
         self._write_header(report)
         return report
+
+    def _missed_events(self) -> int:
+        """Return how many marks wanted an event and got none although others did."""
+        stats = self._marks.stats
+        return stats.event_misses if stats.events else 0
 
     def report(self, *, complete: bool) -> Report:
         if not complete:
@@ -290,38 +308,46 @@ class _Run:
 
     def _compose(self, *, complete: bool) -> Report:
         self._note_errors()
-        return compose(
-            self._facts,
-            self._collector,
+        final_ns = self._end_ns if complete else None
+        state = State(
+            end_ns=self._collector.settlement.settled_ns if final_ns is None else final_ns,
+            complete=complete,
+            names=self._codes.names,
             marks=self._marks.stats,
             sampler=self._sampler.stats() if self._sampler is not None else None,
-            names=self._codes.names,
-            end_ns=self._end_ns if complete and self._end_ns is not None else self._collector.settlement.settled_ns,
-            folder=self._folder,
             warnings=tuple(self._warned),
-            complete=complete,
         )
+        return compose(self._facts, self._collector, state)
 
     def _sense(self, drivers: Drivers, devices: Sequence[int | str | Gpu] | None) -> SensorPlan:
         try:
-            gpus = visible_gpus()
+            gpus = _chosen(devices)
         except DeviceError as error:
             if devices:
                 raise
             self._warn(str(error))
             return SensorPlan.nothing(str(error))
-        if devices is not None:
-            gpus = tuple(one if isinstance(one, Gpu) else find(one, gpus, {}, "devices") for one in devices)
-        if not gpus:
-            reason = "no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)"
-            self._warn(reason)
-            return SensorPlan.nothing(reason)
-        return plan_sensors(drivers.nvml, gpus)
+        if gpus:
+            plan = plan_sensors(drivers.nvml, gpus)
+        elif devices is not None:
+            plan = SensorPlan.nothing("the list of devices to measure is empty")
+        else:
+            plan = SensorPlan.nothing("no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)")
+        if plan.nothing_because is not None:
+            self._warn(plan.nothing_because)
+        return plan
 
     def _open_sampler(self) -> _native.Sampler | None:
         if self._plan.nvml is None:
             return None
-        sampler = _native.Sampler(self._plan.nvml, list(self.uuids), self._clock.native, marks=self._marks)
+        sampler = _native.Sampler(
+            self._plan.nvml,
+            list(self.uuids),
+            self._clock.native,
+            marks=self._marks,
+            drain_period_ns=DRAIN_PERIOD_NS,
+            counter_period_ns=COUNTER_PERIOD_NS,
+        )
         sampler.start(threaded=self._clock.threaded)
         return sampler
 
@@ -364,13 +390,21 @@ class _Run:
         return deadline
 
     def _collect(self, now_ns: int) -> None:
-        with self._lock:
+        with self._lock, self._kept_from_training():
             self._collector.collect(now_ns)
             self._note_errors()
             settled_ns = self._collector.settlement.settled_ns
-            if settled_ns > self._header_ns:
+            if settled_ns - self._header_ns > min(_HEADER_PERIOD_NS, (settled_ns - self.start_ns) // 3):
                 self._header_ns = settled_ns
                 self._write_header(self._compose(complete=False))
+
+    @contextmanager
+    def _kept_from_training(self) -> Iterator[None]:
+        """Be the one boundary: what goes wrong between readings and joules ends neither the training nor the report."""
+        try:
+            yield
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            self._warn(f"some readings could not be turned into joules: {type(error).__name__}: {error}")
 
     def _pump(self) -> None:
         """Fetch the last samples now."""
@@ -402,7 +436,15 @@ class _Run:
     def _warn(self, text: str) -> None:
         if text not in self._warned:
             self._warned[text] = None
-            warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
+            with suppress(RuntimeWarning):  # where warnings are errors, this one must still not end the training
+                warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
+
+
+def _chosen(devices: Sequence[int | str | Gpu] | None) -> tuple[Gpu, ...]:
+    if devices is None:
+        return visible_gpus()
+    visible = () if all(isinstance(one, Gpu) for one in devices) else visible_gpus()
+    return tuple(dict.fromkeys(one if isinstance(one, Gpu) else find(one, visible, {}, "devices") for one in devices))
 
 
 def _open_cuda(drivers: Drivers) -> _native.Cuda | None:
@@ -454,6 +496,7 @@ def _progress(now: Live, before: Live | None, uuids: tuple[str, ...], start_ns: 
 
 _LIVE: weakref.WeakSet[EnergyMeter] = weakref.WeakSet()
 _PRIVATE: list[Path] = []
+os.register_at_fork(after_in_child=_PRIVATE.clear)  # the folders are the parent's
 
 
 @atexit.register

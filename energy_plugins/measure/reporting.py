@@ -52,44 +52,52 @@ class Facts:
     started: str
     config: Mapping[str, JSON]
     plan: SensorPlan
+    folder: Path
+    """Where its columns are."""
 
 
-def compose(
-    facts: Facts,
-    collector: Collector,
-    *,
-    marks: _native.MarkStats,
-    sampler: _native.SamplerStats | None,
-    names: tuple[str, ...],
-    end_ns: int,
-    folder: Path,
-    warnings: tuple[str, ...],
-    complete: bool,
-) -> Report:
-    """Return the report of what ``collector`` has settled up to ``end_ns``; its columns are mapped from ``folder``."""
-    plan, totals = facts.plan, collector.totals
+@dataclass(frozen=True)
+class State:
+    """How far a run has come."""
+
+    end_ns: int
+    complete: bool
+    names: tuple[str, ...]
+    """Kinds of spans by code."""
+    marks: _native.MarkStats
+    sampler: _native.SamplerStats | None
+    warnings: tuple[str, ...]
+
+
+def compose(facts: Facts, collector: Collector, state: State) -> Report:
+    """Return the report of what ``collector`` has settled up to ``state.end_ns``; its columns are mapped from disk."""
+    plan, totals, end_ns, folder = facts.plan, collector.totals, state.end_ns, facts.folder
     start_ns = collector.settlement.start_ns
     gpus = collector.settlement.window(end_ns)
     whole = _sum(gpus)
     gpu_j = {gpu.uuid: _measured(energy.joules[0]) for gpu, energy in zip(plan.gpus, gpus, strict=True)}
     missing = dict(_NOT_YET) | _waste_missing(totals.steps)
     if whole is None:
-        missing["total_j"] = plan.nothing_because or "no power sample and no counter reading arrived"
-    shared: dict[str, JSON] = {}
-    for part, joules in zip(plan.slices, collector.shared_j(end_ns), strict=True):
+        missing["total_j"] = plan.nothing_because or (
+            "no power samples arrived" if plan.gpus else "this process has only slices of GPUs"
+        )
+    shared: dict[str, JSON] = {
+        uuid: _measured(energy.joules[0])
+        for uuid, energy in zip(plan.sampled[len(plan.gpus) :], collector.shared.window(end_ns), strict=True)
+    }
+    for part in plan.slices:
         assert part.mig is not None  # noqa: S101 - slices are GPUs with a MIG UUID
         gpu_j[part.mig] = None
-        shared[part.uuid] = joules
-        missing[f"gpu_j {part.mig}"] = (
-            f"a MIG slice has no power sensor; its whole GPU, {part.uuid}, drew {joules:.6g} J shared by all slices"
-        )
+        joules = shared[part.uuid]
+        drew = "was not measured" if joules is None else f"drew {joules:.6g} J shared by all slices"
+        missing[f"gpu_j {part.mig}"] = f"a MIG slice has no power sensor; its whole GPU, {part.uuid}, {drew}"
     return Report(
         run_id=facts.run_id,
         name=facts.name,
         node=facts.node,
         started=facts.started,
         duration_s=(end_ns - start_ns) * 1e-9,
-        complete=complete,
+        complete=state.complete,
         simulated=plan.simulated,
         total_j=whole.joules if whole else None,
         gpu_j=gpu_j,
@@ -100,20 +108,20 @@ def compose(
         missing=missing,
         steps=Columns.open(steps_folder(folder), STEP_COLUMNS),
         spans=Columns.open(spans_folder(folder), SPAN_COLUMNS),
-        span_kinds=names,
-        kinds=_kinds(totals.kinds, names, measured=whole is not None),
-        phases=_kinds(totals.phases, names, measured=whole is not None),
+        span_kinds=state.names,
+        kinds=_kinds(totals.kinds, state.names, measured=whole is not None),
+        phases=_kinds(totals.phases, state.names, measured=whole is not None),
         power={uuid: Columns.open(power_folder(folder, uuid), POWER_COLUMNS) for uuid in plan.sampled},
         work=Work(
             steps=totals.steps.steps,
             samples=totals.steps.samples if totals.steps.saw_samples else None,
             tokens=totals.steps.tokens if totals.steps.saw_tokens else None,
         ),
-        observer=_observer(collector, marks, sampler),
+        observer=_observer(collector, state.marks, state.sampler),
         devices=_devices(plan),
         versions=_versions(),
         config=facts.config,
-        warnings=warnings,
+        warnings=state.warnings,
         extra={"shared_gpu_j": shared} if shared else {},
     )
 
@@ -152,8 +160,8 @@ def _kinds(sums: Mapping[int, KindSum], names: tuple[str, ...], *, measured: boo
             kind=names[code],
             count=entry.count,
             duration_s=entry.duration_ns * 1e-9,
-            energy_j=entry.energy_j if measured else None,
-            error_bound_j=float(np.sqrt(entry.variance)) if measured else None,
+            energy_j=entry.energy_j if measured and entry.measured else None,
+            error_bound_j=entry.error_bound_j if measured and entry.measured else None,
             coverage=entry.covered_ns / entry.duration_ns if entry.duration_ns else 0.0,
         )
         for code, entry in sorted(sums.items())

@@ -1,7 +1,9 @@
 """What a power sample responds to, and the level of each kind of work read back out of blurred samples.
 
-A driver's power sample is not the power at its stamp: it follows the power after a dead time and through a first-order lag. Work that
-alternates faster than that is blurred. The blur is linear and known, so the level of each kind of work is found by least squares from the
+A driver's power sample is not the power at its stamp: it follows the power after a dead time and through a
+first-order lag. Work that
+alternates faster than that is blurred. The blur is linear and known, so the level of each kind of work is found by
+least squares from the
 samples and the share of each sample's response that each kind occupied.
 """
 
@@ -21,7 +23,10 @@ _REACH = 6.0
 
 @dataclass(frozen=True)
 class Response:
-    """First-order response of a power sensor: ``dead_time_s`` of nothing, then an exponential of time constant ``lag_s``."""
+    """First-order response of a power sensor.
+
+    ``dead_time_s`` of nothing, then an exponential of time constant ``lag_s``.
+    """
 
     dead_time_s: float
     lag_s: float
@@ -34,7 +39,10 @@ class Response:
 
 @dataclass(frozen=True)
 class Segments:
-    """Consecutive stretches of work: segment ``j`` runs from ``edges_ns[j]`` to ``edges_ns[j + 1]`` and is of kind ``kinds[j]``."""
+    """Consecutive stretches of work.
+
+    Segment ``j`` runs from ``edges_ns[j]`` to ``edges_ns[j + 1]`` and is of kind ``kinds[j]``.
+    """
 
     edges_ns: Times
     kinds: NDArray[np.int64]
@@ -52,7 +60,8 @@ class Levels:
 def occupancy(response: Response, t_ns: Times, segments: Segments, columns: int) -> Values:
     """Return the share of each sample's response that each kind occupied, shape ``(len(t_ns), columns)``.
 
-    ``segments.kinds`` are column numbers. Rows sum to one where the segments cover the sample's response; a sample that reaches back
+    ``segments.kinds`` are column numbers. Rows sum to one where the segments cover the sample's response; a sample
+    that reaches back
     before the first edge sees the first segment extended.
     """
     lag_ns = response.lag_s * 1e9
@@ -67,23 +76,30 @@ def occupancy(response: Response, t_ns: Times, segments: Segments, columns: int)
     opened = np.where(segment == first[sample], -np.inf, (segments.edges_ns[segment] - seen_ns[sample]) / lag_ns)
     closed = np.where(segment + 1 == last[sample], 0.0, (segments.edges_ns[segment + 1] - seen_ns[sample]) / lag_ns)
     weight = np.exp(closed) - np.exp(opened)
-    return np.bincount(sample * columns + segments.kinds[segment], weight, len(t_ns) * columns).reshape(
-        len(t_ns), columns
-    )
+    filled = np.bincount(sample * columns + segments.kinds[segment], weight, len(t_ns) * columns).astype(np.float64)
+    return filled.reshape(len(t_ns), columns)
 
 
 class LevelFit:
-    """Running least squares of the level of each kind; older blocks count less, so that levels follow a change of workload.
+    """Running least squares of the level of each kind.
 
-    The prior that keeps the fit solvable is that a kind draws the mean power: kinds that the samples cannot tell apart stay equal, which is
+    Older blocks count less, so that levels follow a change of workload.
+
+    The prior that keeps the fit solvable is that a kind draws the mean power: kinds that the samples cannot tell
+    apart stay equal, which is
     plain apportioning by time.
     """
 
     _MEMORY = 0.5
     """Weight of everything before a block, against the block."""
-    _PRIOR = 2e-4
-    """Belief that a kind draws the mean power, as a share of the samples seen. It grows with them because what it stands against, a
-    response known to a millisecond and marks of a microsecond, does not average out; it matters only to kinds seen in slivers."""
+    _PRIOR = 2e-5
+    """Belief that a kind draws the mean power, as a share of the samples seen. It grows with them because what it
+    stands against, a
+    response known to a millisecond and marks of a microsecond, does not average out; it matters only to kinds seen in
+    slivers."""
+
+    _FORGOTTEN = 0.02
+    """Samples' worth of weight below which a kind is dropped."""
 
     def __init__(self) -> None:
         self._kinds = np.empty(0, np.int64)
@@ -93,7 +109,10 @@ class LevelFit:
         self._sum_w = 0.0
 
     def update(self, shares: Values, kinds: NDArray[np.int64], power_w: Values) -> Levels:
-        """Take a block's samples (``shares`` of the columns ``kinds``, and what was measured) and return the levels of ``kinds``."""
+        """Take a block's samples (``shares`` of the columns ``kinds``.
+
+        And what was measured) and return the levels of ``kinds``.
+        """
         self._admit(kinds)
         rows = np.searchsorted(self._kinds, kinds)
         self._gram *= self._MEMORY
@@ -112,10 +131,9 @@ class LevelFit:
         return Levels(kinds, level, np.minimum(error, np.ptp(power_w) + 1.0))
 
     def _admit(self, kinds: NDArray[np.int64]) -> None:
-        merged = np.union1d(self._kinds, kinds)
-        if len(merged) == len(self._kinds):
-            return
-        old = np.searchsorted(merged, self._kinds)
+        kept = np.flatnonzero((np.diag(self._gram) > self._FORGOTTEN) | np.isin(self._kinds, kinds))
+        merged = np.unique(np.concatenate([self._kinds[kept], kinds]))
+        old = np.searchsorted(merged, self._kinds[kept])
         gram, moment = np.zeros((len(merged), len(merged))), np.zeros(len(merged))
-        gram[np.ix_(old, old)], moment[old] = self._gram, self._moment
+        gram[np.ix_(old, old)], moment[old] = self._gram[np.ix_(kept, kept)], self._moment[kept]
         self._kinds, self._gram, self._moment = merged, gram, moment

@@ -14,7 +14,10 @@ Interval = tuple[int, int]
 
 
 class Settlement:
-    """Evaluates intervals on the curves of all GPUs together, and remembers the points that open spans will need later."""
+    """Evaluates intervals on the curves of all GPUs together.
+
+    And remembers the points that open spans will need later.
+    """
 
     def __init__(self, tracks: Sequence[GpuTrack], start_ns: int) -> None:
         self.start_ns = start_ns
@@ -23,10 +26,13 @@ class Settlement:
         self._stash: dict[int, list[Points]] = {}
 
     def energy(self, intervals: Sequence[Interval]) -> SpanEnergy:
-        """Return joules, bound and coverage of each interval (ns), summed over the GPUs; NaN where no GPU was measured."""
+        """Return joules, bound and coverage of each interval (ns), summed over the GPUs.
+
+        NaN where no GPU was measured.
+        """
         none = np.full(len(intervals), np.nan)
         if not self.tracks or not intervals:
-            return SpanEnergy(none, none.copy(), np.zeros(len(intervals)))
+            return SpanEnergy(none, none.copy(), np.zeros(len(intervals)), np.zeros(len(intervals)))
         bounds = np.asarray(intervals, np.int64)
         times, back = np.unique(bounds.ravel(), return_inverse=True)
         start, end = back.reshape(bounds.shape).T
@@ -34,7 +40,7 @@ class Settlement:
 
     def window(self, end_ns: int) -> list[SpanEnergy]:
         """Return, for each GPU, the energy of the run from its start to ``end_ns``, one row each."""
-        nothing = SpanEnergy(np.full(1, np.nan), np.full(1, np.nan), np.zeros(1))
+        nothing = SpanEnergy(np.full(1, np.nan), np.full(1, np.nan), np.zeros(1), np.zeros(1))
         if not all(track.curve.started for track in self.tracks):
             return [nothing] * len(self.tracks)
         times = np.array([self.start_ns, end_ns])
@@ -54,17 +60,17 @@ class Settlement:
             track.forget(settled_ns)
         self.settled_ns = settled_ns
 
-    def _points(self, times: NDArray[np.int64]) -> list[Points]:
+    def points(self, row: int, times: NDArray[np.int64]) -> Points:
+        """Return points of the curve of GPU ``row``: settled ones, not forgotten or still needed."""
         stashed = np.array([t_ns in self._stash for t_ns in times.tolist()], bool)
         order = np.argsort(np.concatenate([np.flatnonzero(stashed), np.flatnonzero(~stashed)]), kind="stable")
-        kept = [self._stash[t_ns] for t_ns in times[stashed].tolist()]
-        result = []
-        for row, track in enumerate(self.tracks):
-            parts = [points[row] for points in kept]
-            if not stashed.all():
-                parts.append(track.at(times[~stashed]))
-            result.append(Points.join(parts).take(order))
-        return result
+        parts = [self._stash[t_ns][row] for t_ns in times[stashed].tolist()]
+        if not stashed.all():
+            parts.append(self.tracks[row].at(times[~stashed]))
+        return Points.join(parts).take(order)
+
+    def _points(self, times: NDArray[np.int64]) -> list[Points]:
+        return [self.points(row, times) for row in range(len(self.tracks))]
 
 
 def _together(parts: Sequence[SpanEnergy]) -> SpanEnergy:
@@ -75,4 +81,5 @@ def _together(parts: Sequence[SpanEnergy]) -> SpanEnergy:
         joules=np.where(lost, np.nan, np.nansum(joules, axis=0)),
         error_bound_j=np.where(lost, np.nan, np.sqrt(np.nansum(bound**2, axis=0))),
         coverage=np.mean([part.coverage for part in parts], axis=0),
+        shift_j=np.sum([part.shift_j for part in parts], axis=0),
     )

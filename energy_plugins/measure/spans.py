@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
+
+_FRONT_NS = 1_000_000
+"""A wait that begins this soon after its step does is the step's fetch: nothing was queued before it."""
 
 
 class Kind(Enum):
@@ -34,13 +37,19 @@ class KindCodes:
     STEP = 2
     DATA_WAIT = 3
 
+    _MOST = 1000
+    """A name for every batch must cost neither memory nor time without end."""
+
     def __init__(self) -> None:
         self._codes = {"unattributed": 0, Kind.RUN.value: 1, Kind.STEP.value: 2, Kind.DATA_WAIT.value: 3}
 
     def code(self, kind: Kind | str) -> int:
-        """Return the code of ``kind``, a new one if it was never used."""
+        """Return the code of ``kind``, a new one if it was never used; beyond a thousand, all are "other kinds"."""
         name = kind.value if isinstance(kind, Kind) else kind
         code = self._codes.get(name)
+        if code is None and len(self._codes) >= self._MOST:
+            name = "other kinds"
+            code = self._codes.get(name)
         if code is None:
             code = self._codes[name] = len(self._codes)
         return code
@@ -51,7 +60,7 @@ class KindCodes:
         return tuple(self._codes)
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """A closed step: its stretch of GPU time, its work, and the idle stretches that belong to it (ns)."""
 
@@ -59,11 +68,11 @@ class Step:
     end_ns: int
     samples: int
     tokens: int
-    waits: list[tuple[int, int]]
+    waits: Sequence[tuple[int, int]]
     stall: tuple[int, int] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Closed:
     """A closed span that is not a step (ns)."""
 
@@ -76,8 +85,10 @@ class Closed:
 class Timeline:
     """Turns marks into spans, a batch at a time.
 
-    A mark without a GPU time takes ``max(host time, GPU time of the mark before)``: on one stream work starts neither before it is queued
-    nor before the work ahead of it ends. Ends close the innermost open span of their kind, so overlapping spans are allowed; a moment
+    A mark without a GPU time takes ``max(host time, GPU time of the mark before)``: on one stream work starts neither
+    before it is queued
+    nor before the work ahead of it ends. Ends close the innermost open span of their kind, so overlapping spans are
+    allowed; a moment
     belongs to the span opened last.
     """
 
@@ -105,15 +116,17 @@ class Timeline:
             else:
                 self._end(code, t_ns, samples, tokens)
 
-    def close(self, end_ns: int, names: tuple[str, ...]) -> None:
-        """End everything at ``end_ns``; spans that were never ended are counted as faults."""
+    def close(self, end_ns: int, names: tuple[str, ...], *, cut_short: bool = False) -> None:
+        """End everything at ``end_ns``; spans that were never ended are faults, unless marks were ``cut_short``."""
         for code, _ in reversed(self._open.copy()):
-            if code != KindCodes.RUN:
+            if code != KindCodes.RUN and not cut_short:
                 self._fault(f"span '{names[code]}' was never ended; it was closed at the end of the run")
             self._end(code, max(end_ns, self.now_ns), -1, -1)
 
     def clip(self, end_ns: int) -> None:
-        """Cut what ends after ``end_ns``: work still on the GPU when the window closed."""
+        """Cut what ends after ``end_ns``, work still on the GPU when the window closed; drop what began after it."""
+        self.steps = [step for step in self.steps if step.start_ns < end_ns or step.end_ns == end_ns]
+        self.spans = [span for span in self.spans if span.start_ns < end_ns or span.end_ns == end_ns]
         for step in self.steps:
             step.end_ns, step.start_ns = min(step.end_ns, end_ns), min(step.start_ns, end_ns)
         self.spans = [Closed(span.kind, min(span.start_ns, end_ns), min(span.end_ns, end_ns)) for span in self.spans]
@@ -152,17 +165,22 @@ class Timeline:
             return
         if code == KindCodes.DATA_WAIT:
             self._waits.append((start_ns, t_ns))
-            if self._work_from_ns == start_ns:
+            if self._work_from_ns is not None and self._work_from_ns <= start_ns <= self._work_from_ns + _FRONT_NS:
                 self._work_from_ns = t_ns
         elif code != KindCodes.RUN and not self._inside_step():
             self._idle_from_ns = None
+            self._waits = [wait for wait in self._waits if wait[0] < start_ns]  # the rest were this span's, no step's
         self.spans.append(Closed(code, start_ns, t_ns))
 
     def _end_step(self, start_ns: int, end_ns: int, samples: int, tokens: int) -> None:
         stall = None
+        if self._idle_from_ns is None and self._waits and self._waits[0][0] <= start_ns:
+            self._idle_from_ns = self._waits[0][
+                0
+            ]  # nobody knows since when the GPU was idle, but it was during the wait
         if self._idle_from_ns is not None and self._work_from_ns is not None:
             stall = (self._idle_from_ns, max(self._work_from_ns, self._idle_from_ns))
-        self.steps.append(Step(start_ns, end_ns, samples, tokens, self._waits, stall))
+        self.steps.append(Step(start_ns, end_ns, samples, tokens, tuple(self._waits), stall))
         self._waits, self._idle_from_ns, self._work_from_ns = [], end_ns, None
 
     def _inside_step(self) -> bool:

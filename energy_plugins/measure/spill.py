@@ -24,7 +24,10 @@ from energy_plugins.measure.totals import StepRows
 
 
 class Spill:
-    """Writes settled rows to the report's folder as the run goes; a disk that fails ends it, once, with the error kept."""
+    """Writes settled rows to the report's folder as the run goes.
+
+    A disk that fails ends it, once, with the error kept.
+    """
 
     def __init__(self, folder: Path, uuids: Sequence[str], start_ns: int) -> None:
         self.folder = folder

@@ -6,8 +6,14 @@ import sys
 
 
 def current_stream() -> int:
-    """Return the handle of the current CUDA stream: torch's if torch is loaded and uses CUDA, else the default stream (0)."""
+    """Return the handle of the current CUDA stream.
+
+    Torch's if torch is loaded and uses CUDA, else the default stream (0).
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0
-    return int(torch.cuda.current_stream().cuda_stream)
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # noqa: SLF001 - ten times quicker than the public call below
+    if raw is None:
+        return int(torch.cuda.current_stream().cuda_stream)
+    return int(raw(torch.cuda.current_device()))

@@ -8,25 +8,37 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_plugins.measure.attribution import SpanEnergy
+from energy_plugins.measure.attribution import Z95, SpanEnergy
 from energy_plugins.measure.spans import Closed, Step
 
 
 @dataclass
 class KindSum:
-    """What one kind of work took so far; the variance is that of the energy (J^2)."""
+    """What one kind of work took so far."""
 
     count: int = 0
     duration_ns: int = 0
     energy_j: float = 0.0
-    variance: float = 0.0
+    variance_j2: float = 0.0
+    shift_j: float = 0.0
     covered_ns: float = 0.0
+
+    @property
+    def measured(self) -> bool:
+        """Whether any of its time was measured, or there was none to measure."""
+        return self.covered_ns > 0 or self.duration_ns == 0
+
+    @property
+    def error_bound_j(self) -> float:
+        """95 % bound of the energy: what is independent from span to span averages out, what they share adds up."""
+        return Z95 * float(np.sqrt(max(self.variance_j2, 0.0) + self.shift_j**2))
 
     def add(self, durations_ns: NDArray[np.int64], energy: SpanEnergy) -> None:
         """Add stretches of time and their energy."""
         self.duration_ns += int(durations_ns.sum())
         self.energy_j += float(np.nansum(energy.joules))
-        self.variance += float(np.nansum(energy.error_bound_j**2))
+        self.variance_j2 += float(np.nansum((energy.error_bound_j / Z95) ** 2 - energy.shift_j**2))
+        self.shift_j += float(np.nansum(energy.shift_j))
         self.covered_ns += float((durations_ns * energy.coverage).sum())
 
 
@@ -86,16 +98,18 @@ class Totals:
             rows = codes == code
             entry = self.phases.setdefault(code, KindSum())
             entry.count += int(rows.sum())
-            entry.add(
-                durations[rows], SpanEnergy(energy.joules[rows], energy.error_bound_j[rows], energy.coverage[rows])
-            )
+            entry.add(durations[rows], energy.take(rows))
 
-    def add_segments(self, codes: NDArray[np.int64], durations_ns: NDArray[np.int64], energy: SpanEnergy) -> None:
-        """Add settled segments, each of its innermost kind."""
+    def add_segments(
+        self,
+        codes: NDArray[np.int64],
+        durations_ns: NDArray[np.int64],
+        energy: SpanEnergy,
+        begun: NDArray[np.bool_],
+    ) -> None:
+        """Add settled segments, each of its innermost kind; one that has not ``begun`` goes on from an earlier call."""
         for code in np.unique(codes).tolist():
             rows = codes == code
             entry = self.kinds.setdefault(code, KindSum())
-            entry.count += int(rows.sum())
-            entry.add(
-                durations_ns[rows], SpanEnergy(energy.joules[rows], energy.error_bound_j[rows], energy.coverage[rows])
-            )
+            entry.count += int((rows & begun).sum())
+            entry.add(durations_ns[rows], energy.take(rows))

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import Points, RunCurve
-from energy_plugins.measure.curve import CurveBuilder, Sum
-from energy_plugins.measure.response import Response, Segments
 from energy_plugins.measure.counter import REFRESH_NS, Anchor, RefreshPhase
+from energy_plugins.measure.curve import CurveBuilder, Stretch, Sum
+from energy_plugins.measure.response import Response, Segments
 
 _MIN_BLOCK_NS = 2_000_000_000
 """Shortest stretch between two counter readings worth a block of its own, but for the run's ends."""
@@ -25,7 +25,8 @@ _FREE_BLOCK_NS = 10_000_000_000
 class GpuTrack:
     """Collects samples and counter readings of one GPU and settles its energy curve block by block.
 
-    The curve begins at the last refresh of the counter before the window opens, if that is known, and ends at the first one after it closes.
+    The curve begins at the last refresh of the counter before the window opens, if that is known, and ends at the
+    first one after it closes.
     """
 
     def __init__(self, response: Response, start_ns: int) -> None:
@@ -98,7 +99,7 @@ class GpuTrack:
         """Drop what no span that starts at or after ``before_ns`` needs."""
         self.curve.forget(before_ns)
         self.builder.forget(min(before_ns, self.curve.settled_ns))
-        while len(self._anchors) > 2 and self._anchors[1].t_ns < self.curve.settled_ns:  # noqa: PLR2004 - one before, one after
+        while len(self._anchors) > 2 and self._anchors[1].t_ns < self.curve.settled_ns:
             del self._anchors[0]
 
     def preview(self, t_ns: NDArray[np.int64], segments: Segments) -> NDArray[np.float64]:
@@ -106,7 +107,7 @@ class GpuTrack:
         end_ns = self.builder.horizon_ns
         if end_ns <= self.curve.settled_ns:
             return np.full(len(t_ns), self.curve.energy_j)
-        ahead = self.builder.preview(self.curve.settled_ns, end_ns, segments)
+        ahead = self.builder.preview(Stretch(self.curve.settled_ns, end_ns, segments))
         return self.curve.energy_j + np.interp(t_ns, ahead.t_ns, ahead.energy_j)
 
     def at(self, t_ns: NDArray[np.int64]) -> Points:
@@ -115,9 +116,8 @@ class GpuTrack:
 
     def _block(self, end_ns: int, segments: Segments, anchor: Anchor | None) -> None:
         start_ns = self.curve.settled_ns
-        self.curve.append(
-            self.builder.settle(start_ns, end_ns, segments, self._sum(start_ns, anchor) if anchor else None)
-        )
+        total = self._sum(start_ns, anchor) if anchor else None
+        self.curve.append(self.builder.settle(Stretch(start_ns, end_ns, segments, total)))
 
     def _sum(self, start_ns: int, end: Anchor) -> Sum | None:
         for begin in self._anchors:
