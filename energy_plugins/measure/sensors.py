@@ -13,7 +13,7 @@ from energy_plugins.measure.response import Response
 DRAIN_PERIOD_NS = 1_200_000_000
 """Between drains of the sample buffer, which holds 2.36 s on an H200; each costs about 0.5 ms of CPU however much it
 brings."""
-COUNTER_PERIOD_NS = 12_000_000_000
+COUNTER_PERIOD_NS = 15_000_000_000
 """Between readings of the energy counter, each 3-17 ms of CPU on an H200."""
 HOPPER = Response(dead_time_s=0.005, lag_s=0.012)
 """Of the sample buffer's values, fitted on an H200 (benchmarks/results, docs/measuring.md)."""
