@@ -1,6 +1,6 @@
 """How right the joules are on a real GPU.
 
-Two kinds of steps told apart, totals against the counter, the sensor's response, flat memory.
+Two kinds of steps told apart, totals against the counter, the sensor's response.
 
 Two kinds of step (10-40 ms each, different power) run interleaved at random in one run; the joules of each kind are
 compared with runs of that
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -286,35 +285,6 @@ def response(seconds: float) -> dict[str, Any]:
     }
 
 
-def memory(steps: int, seconds: float) -> dict[str, Any]:
-    """Return the process's peak memory (MiB) along a run of many steps, paced to last about ``seconds``."""
-    tiny = torch.zeros(16, device="cuda")
-    seen = []
-    with EnergyMeter("memory") as meter:
-        start = time.monotonic()
-        for row in range(steps):
-            with meter.step(samples=1):
-                tiny.add_(1)
-            if row % 100 == 0:
-                torch.cuda.synchronize()
-                time.sleep(max(start + row * seconds / steps - time.monotonic(), 0.0))
-            if row % (steps // 20) == 0:
-                seen.append((row, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
-        took_s = time.monotonic() - start
-        torch.cuda.synchronize()
-        time.sleep(0.3)
-    report = meter.report()
-    return {
-        "steps": report.work.steps,
-        "seconds": took_s,
-        "peak_mib": seen,
-        "dropped": report.observer.dropped,
-        "events": report.observer.events,
-        "rows": report.steps.rows,
-        "warnings": list(report.warnings),
-    }
-
-
 def main() -> int:
     """Run everything, write the result, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -363,14 +333,7 @@ def main() -> int:
             f"window {row['kind']} {row['seconds']:.2f} s: {row['total_j']:.1f} +- {row['error_bound_j']:.1f} "
             f"J, expected about {expected:.1f} J ({row['total_j'] / expected - 1:+.2%})"
         )
-    result["memory"] = memory(round(1_000_000 * brief), 120 * brief)
-    say(f"memory: {result['memory']}")
     watcher.close()
-    peaks = [peak for _, peak in result["memory"]["peak_mib"]]
-    grown = peaks[-1] - peaks[len(peaks) // 2]
-    bars.append(
-        Bar("growth of peak memory over the second half of 1,000,000 steps, MiB", grown, at_most=16, show=".1f")
-    )
     inside = float(
         np.mean([abs(row["total_j"] - row["expected_j"]) <= row["error_bound_j"] for row in result["totals"]])
     )

@@ -1,6 +1,7 @@
 #include "power_lane.hpp"
 
 #include <cstdlib>
+#include <utility>
 #include <vector>
 
 namespace energy {
@@ -49,22 +50,25 @@ void PowerLane::drain() {
     const int64_t after = clock_.now_ns();
     driver_ns.fetch_add(after - before, std::memory_order_relaxed);
 
-    wall_offset_ns_ = wall_offset_ns(clock_);
+    const int64_t earlier_offset = std::exchange(wall_offset_ns_, wall_offset_ns(clock_));
     if (std::abs(wall_offset_ns_ - offset) > kStepNs) {
         last_seen_us_ = 0;  // stepped during the call: nobody knows which stamps are of which clock; ask again
         return;
     }
-    keep(batch, offset, after);
+    keep(batch, {offset, stepped ? earlier_offset : offset}, after);
 }
 
-void PowerLane::keep(const std::vector<StampedPower>& batch, int64_t wall_offset_ns, int64_t now_ns) {
+void PowerLane::keep(const std::vector<StampedPower>& batch, Offsets offsets, int64_t now_ns) {
     if (batch.size() > 1) {
         const int64_t span_us = batch.back().wall_us - batch.front().wall_us;
         if (span_us > 0) period_ns_ = span_us * 1000 / static_cast<int64_t>(batch.size() - 1);
     }
     for (const StampedPower& sample : batch) {
-        const int64_t t_ns = sample.wall_us * 1000 - wall_offset_ns;
-        if (t_ns <= last_t_ns_ || t_ns > now_ns + kFutureNs) continue;
+        const auto possible = [&](int64_t t_ns) { return t_ns > last_t_ns_ && t_ns <= now_ns + kFutureNs; };
+        // After a step of the wall clock, what it stamped before is told by making no sense on the new one.
+        int64_t t_ns = sample.wall_us * 1000 - offsets.now_ns;
+        if (!possible(t_ns)) t_ns = sample.wall_us * 1000 - offsets.before_step_ns;
+        if (!possible(t_ns)) continue;
         if (!opened_ && t_ns - last_t_ns_ > kGapPeriods * period_ns_) {
             lost.fetch_add(static_cast<uint64_t>((t_ns - last_t_ns_) / period_ns_ - 1), std::memory_order_relaxed);
         }

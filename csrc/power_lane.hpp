@@ -30,7 +30,11 @@ class PowerLane {
     std::atomic<uint64_t> lost{0};  // samples the driver overwrote between two drains
 
   private:
-    void keep(const std::vector<StampedPower>& batch, int64_t wall_offset_ns, int64_t now_ns);
+    struct Offsets {  // wall minus monotonic
+        int64_t now_ns;
+        int64_t before_step_ns;  // the same, where the wall clock was not set since the drain before
+    };
+    void keep(const std::vector<StampedPower>& batch, Offsets offsets, int64_t now_ns);
 
     const Nvml& nvml_;
     const Clock& clock_;

@@ -24,7 +24,8 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("Lightning is missing: pip install energy-plugins[lightning]") from error
 
-from energy_plugins.errors import EnergyError
+from energy_plugins.errors import DeviceError, EnergyError
+from energy_plugins.measure.devices import visible_gpus
 from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.meter import EnergyMeter
@@ -240,7 +241,7 @@ class EnergyMonitor(Callback):
             return
         self._run.steps.close(*_work(batch))
         if (self._log or self._progress_bar) and not trainer.barebones and _is_logging_step(trainer):
-            for key, value in self._run.figures(self._earlier_j).items():
+            for key, value in self._run.figures(self._earlier_j, peek=False).items():
                 pl_module.log(
                     key,
                     _metric(value),
@@ -422,9 +423,12 @@ class _Run:
         attributes[name] = replacement
         self._replaced.callback(put_back)
 
-    def figures(self, earlier_j: float) -> dict[str, float]:
-        """Return the latest figures by the key under which they are logged; what is not known is left out."""
-        progress = self.meter.latest()
+    def figures(self, earlier_j: float, *, peek: bool = True) -> dict[str, float]:
+        """Return the latest figures by the key under which they are logged; what is not known is left out.
+
+        Means over steps begin where the last call without ``peek`` ended.
+        """
+        progress = self.meter.latest(peek=peek)
         if progress is None:
             return {}
         self.total_j = progress.total_j
@@ -471,6 +475,8 @@ class _Steps:
     def fetch_begins(self) -> None:
         """Note the time and no more: a fetch that finds the data exhausted begins no step."""
         self._fetching_since_ns = self._now_ns()
+        if self._fetch_ns is None:
+            self._meter.expect(self._fetching_since_ns)
 
     def fetch_ends(self) -> None:
         """Keep the wait for the step it leads to, or mark it in the open step if the training step itself fetches."""
@@ -488,6 +494,7 @@ class _Steps:
             self._meter.begin(Kind.STEP, at_ns=self._fetch_ns[0])
             self._mark_wait(*self._fetch_ns)
         self._fetch_ns = None
+        self._meter.expect(None)
         self._is_open = True
         self._in_phases = in_phases
         self.enter(Kind.FORWARD)
@@ -509,6 +516,7 @@ class _Steps:
             self._meter.end(Kind.STEP, samples=samples, tokens=tokens)
         self._is_open = self._in_phases = False
         self._fetch_ns = None
+        self._meter.expect(None)
 
     def _mark_wait(self, begin_ns: int, end_ns: int) -> None:
         self._meter.begin(Kind.DATA_WAIT, at_ns=begin_ns)
@@ -568,7 +576,12 @@ def _own_gpu(trainer: Trainer) -> Sequence[int | str] | None:
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
-    return [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
+    own = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    # A slice of a GPU goes by a UUID of its own; what this process may see is then all there is to go by.
+    try:
+        return [own] if own in {gpu.uuid for gpu in visible_gpus() if gpu.mig is None} else None
+    except DeviceError:
+        return None  # the meter meets the same, and says so in the report
 
 
 def _settings(trainer: Trainer) -> dict[str, JSON]:

@@ -90,22 +90,22 @@ void references_are_renewed() {
 }
 
 void an_empty_pool_marks_without_events_and_grows() {
-    Rig rig(false, 4096, 300);
+    Rig rig(false, 8192, 600);
     fake::set_queue(kMs);
-    for (int i = 0; i < 100; ++i) rig.mark();
-    CHECK(rig.log->stats().events == 64 && rig.log->stats().event_misses == 36);
+    for (int i = 0; i < 300; ++i) rig.mark();
+    CHECK(rig.log->stats().events == 256 && rig.log->stats().event_misses == 44);
     fake::advance(kSecond);
     CHECK(rig.log->resolve() == 0);
-    for (int i = 0; i < 150; ++i) rig.mark();
-    CHECK(rig.log->stats().event_misses == 36);
+    for (int i = 0; i < 400; ++i) rig.mark();
+    CHECK(rig.log->stats().event_misses == 44);
     fake::advance(kSecond);
     rig.log->resolve();
-    for (int i = 0; i < 1000; ++i) rig.mark();
-    CHECK(rig.log->stats().events <= 64 + 150 + 300);
+    for (int i = 0; i < 2000; ++i) rig.mark();
+    CHECK(rig.log->stats().events <= 256 + 400 + 600);
     fake::advance(kSecond);
     rig.log->resolve();
-    CHECK(rig.log->drain().size() == 1250);
-    CHECK(fake::events() <= 300 + 4);
+    CHECK(rig.log->drain().size() == 2700);
+    CHECK(fake::events() <= 600 + 4);
 }
 
 void a_capture_gets_no_event() {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +141,7 @@ class RunCurve:
             del self._blocks[0]
 
     def at(self, t_ns: Times) -> Points:
-        """Return the curve at ``t_ns``; times outside the kept blocks are moved to the nearest kept knot."""
+        """Return the curve at ``t_ns``: NaN at times that were forgotten, the end of the curve at times beyond it."""
         starts = np.array([entry[0].t_ns[0] for entry in self._blocks], np.int64)
         where = np.clip(np.searchsorted(starts, t_ns, side="right") - 1, 0, len(self._blocks) - 1)
         order = np.argsort(where, kind="stable")
@@ -149,7 +149,8 @@ class RunCurve:
         joined = Points.join(parts)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return joined.take(back)
+        points = joined.take(back)
+        return replace(points, energy_j=np.where(t_ns < starts[0], np.nan, points.energy_j))
 
     def _in_block(self, row: int, t_ns: Times) -> Points:
         block, energy_j, covered_ns, before_j2, before_bias_j, number = self._blocks[row]
@@ -197,7 +198,9 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     duration_ns = (end.t_ns - start.t_ns).astype(np.float64)
     covered_ns = end.covered_ns - start.covered_ns
     coverage = np.where(duration_ns > 0, np.minimum(covered_ns / np.maximum(duration_ns, 1.0), 1.0), 1.0)
-    measured = (coverage > 0) | (duration_ns == 0)
+    known = np.isfinite(end.energy_j - start.energy_j)
+    coverage = np.where(known, coverage, 0.0)
+    measured = known & ((coverage > 0) | (duration_ns == 0))
     return SpanEnergy(
         joules=np.where(measured, end.energy_j - start.energy_j, np.nan),
         error_bound_j=np.where(measured, Z95 * np.sqrt(np.maximum(variance, 0.0) + shift_j**2), np.nan),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins import _native
+from energy_plugins.measure.cells import GAP_NS
 from energy_plugins.measure.response import Segments
 from energy_plugins.measure.sensors import SensorPlan
 from energy_plugins.measure.settlement import Interval, Settlement
@@ -20,6 +21,11 @@ from energy_plugins.measure.spans import KindCodes, Step, Timeline
 from energy_plugins.measure.spill import Spill
 from energy_plugins.measure.totals import StepRows, Totals
 from energy_plugins.measure.track import GpuTrack
+
+_SILENT_NS = 5_000_000_000
+"""A GPU this far behind the others is silent, and no longer holds up the live figures."""
+_EDGE_PERIOD_NS = 60_000_000_000
+"""Shortest time between two searches for the counter's refresh."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,19 @@ class Collector:
         self._spill = spill
         self._drained_ns = start_ns
         self._fresh: list[Step] = []
+        self._edge_asked_ns = start_ns
+        self._announced_ns: int | None = None
+        self.expected_ns: int | None = None
+        """A time from which on a mark may still come, made in hindsight; written by the training thread."""
 
     def collect(self, now_ns: int) -> None:
         """Take what has arrived and settle what can be; ``now_ns`` is the present time."""
         began = time.thread_time()
         # Every mark made before the previous call has been through the log by now, and later ones lie after it.
         complete_ns, self._drained_ns = self._drained_ns, now_ns
+        # Marks announced until lately may be in the log but not resolved.
+        announced, self._announced_ns = (self.expected_ns, self._announced_ns), self.expected_ns
+        complete_ns = min([complete_ns, *(t_ns for t_ns in announced if t_ns is not None)])
         self._take(now_ns)
         segments = self._segments()
         for track in self.tracks:
@@ -104,7 +117,8 @@ class Collector:
             if self._spill and len(power):
                 inside = power[power["t_ns"] >= self._start_ns]
                 self._spill.power(row, inside["t_ns"], inside["power_w"])
-            if track.wants_edge(now_ns) and not self._sampler.edge_pending():
+            if track.wants_edge(now_ns) and now_ns - self._edge_asked_ns > _EDGE_PERIOD_NS:
+                self._edge_asked_ns = now_ns
                 self._sampler.find_edge()
         known = len(self.timeline.steps)
         self.timeline.feed(self._marks.drain())
@@ -136,7 +150,7 @@ class Collector:
         shared_ns = min((track.curve.settled_ns for track in self.shared.tracks), default=settled_ns)
         if shared_ns > self._start_ns:
             self.shared.advance(min(shared_ns, settled_ns), [self._start_ns])
-        self.timeline.forget(settled_ns)
+        self.timeline.forget(settled_ns - GAP_NS)  # the next block's first samples still respond to what came before
 
     def _settle_segments(self, settled_ns: int) -> None:
         segments = self._segments()
@@ -175,7 +189,7 @@ class Collector:
 
     def _publish(self) -> None:
         """Bring `live` up to date: settled energy, and a preview of what is not settled yet."""
-        horizon_ns = min((track.builder.horizon_ns for track in self.settlement.tracks), default=self._drained_ns)
+        horizon_ns = self._horizon_ns()
         ready = [step for step in self._fresh if step.end_ns <= horizon_ns]
         self._fresh = self._fresh[len(ready) :]
         waits = [wait for step in ready for wait in step.waits]
@@ -199,6 +213,12 @@ class Collector:
             data_wait_j=before.data_wait_j + wait_j,
             stall_j=before.stall_j + stall_j,
         )
+
+    def _horizon_ns(self) -> int:
+        """Return up to when every GPU that is not silent has told its power."""
+        horizons = [track.builder.horizon_ns for track in self.settlement.tracks]
+        latest_ns = max(horizons, default=self._drained_ns)
+        return min((one for one in horizons if one > latest_ns - _SILENT_NS), default=latest_ns)
 
     def _before_j(self, row: int) -> float:
         """Return what a curve holds from before the window opened: it begins at the counter's last refresh."""

@@ -135,11 +135,14 @@ def _mig_parents(gpus: Sequence[Gpu]) -> dict[str, str]:
     parents: dict[str, str] = {}
     if "MIG-" not in os.environ.get("CUDA_VISIBLE_DEVICES", ""):
         return parents
-    pynvml.nvmlInit()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise DeviceError(f"the NVIDIA driver does not list its MIG slices: {error}") from error
     try:
         for gpu in gpus:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
             try:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
                 for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
                     part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
                     parents[pynvml.nvmlDeviceGetUUID(part)] = gpu.uuid

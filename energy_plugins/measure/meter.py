@@ -10,16 +10,16 @@ import tempfile
 import threading
 import uuid
 import warnings
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from numbers import Integral
 from pathlib import Path
 from typing import Self
 
 from energy_plugins import _native
-from energy_plugins.errors import DeviceError, EnergyError
+from energy_plugins.errors import DeviceError, EnergyError, ReportError
 from energy_plugins.measure.collector import Collector, Live
 from energy_plugins.measure.devices import Gpu, find, visible_gpus
 from energy_plugins.measure.drivers import Drivers, current_drivers
@@ -33,6 +33,8 @@ from energy_plugins.measure.streams import current_stream
 
 _STOP_WAIT_S = 0.25
 """Samples arrive 0.1-0.2 s late; `EnergyMeter.stop` waits this long for the last ones."""
+_IDLE_S = 0.2
+"""Between looks of the collector when nothing tells it to wake."""
 _HEADER_PERIOD_NS = 30_000_000_000
 """How often ``report.json`` is brought up to date as the run goes, more often at first; the columns beside it are
 appended every few seconds."""
@@ -160,17 +162,17 @@ class EnergyMeter:
     ) -> None:
         """Mark the end of the innermost span of ``kind``, and say what it worked on.
 
-        Raises:
-            ValueError: negative ``samples`` or ``tokens``.
+        Counts that are no whole numbers from zero on are left out of the report, which says so.
         """
-        if self._run is None:
-            return
-        try:
-            counts = (_count(samples, "samples"), _count(tokens, "tokens"))
-        except ValueError:
-            self._run.mark(kind, begin=False, event=event, at_ns=at_ns)  # the span has ended all the same
-            raise
-        self._run.mark(kind, begin=False, event=event, at_ns=at_ns, samples=counts[0], tokens=counts[1])
+        run = self._run
+        if run is not None:
+            counts = (run.count(samples, "samples"), run.count(tokens, "tokens"))
+            run.mark(kind, begin=False, event=event, at_ns=at_ns, samples=counts[0], tokens=counts[1])
+
+    def expect(self, since_ns: int | None) -> None:
+        """Announce marks made in hindsight: with ``at_ns`` from ``since_ns`` on, until called again with None."""
+        if self._run is not None:
+            self._run.expect(since_ns)
 
     @contextmanager
     def span(self, kind: Kind | str) -> Iterator[None]:
@@ -182,25 +184,21 @@ class EnergyMeter:
             self.end(kind)
 
     def step(self, *, samples: int | None = None, tokens: int | None = None) -> StepHandle:
-        """Measure one training step; ``samples`` and ``tokens`` may also be set on the handle inside the block.
-
-        Raises:
-            ValueError: negative ``samples`` or ``tokens``.
-        """
-        _count(samples, "samples")
-        _count(tokens, "tokens")
+        """Measure one training step; ``samples`` and ``tokens`` may also be set on the handle inside the block."""
         return StepHandle(self, samples, tokens)
 
-    def latest(self) -> Progress | None:
+    def latest(self, *, peek: bool = False) -> Progress | None:
         """Return how the run goes, None before anything is known or where no GPU is measured.
 
-        Cheap: it waits for nothing and computes next to nothing.
+        Cheap: it waits for nothing and computes next to nothing. With ``peek`` the next call's means still begin where
+        this one's did.
         """
         run = self._run
         if run is None or not run.own:
             return None
         now, before = run.live(), self._seen
-        self._seen = now
+        if not peek:
+            self._seen = now
         return _progress(now, before, run.own, run.start_ns)
 
     def report(self) -> Report:
@@ -263,6 +261,18 @@ class _Run:
             self._marks.mark_at(code, begin, at_ns, samples, tokens)
         else:
             self._marks.mark(code, begin, current_stream() if event else None, samples, tokens)
+
+    def count(self, value: object, name: str) -> int:
+        """Return a count as marks carry it, -1 for none; what is no count is said in the report."""
+        if value is None:
+            return -1
+        if isinstance(value, Integral) and int(value) >= 0:
+            return int(value)
+        self._warn(f"{name} must be a whole number from 0 on, got {value!r:.50}; it was left out")
+        return -1
+
+    def expect(self, since_ns: int | None) -> None:
+        self._collector.expected_ns = since_ns
 
     def live(self) -> Live:
         self._collector.live_wanted = True
@@ -370,10 +380,12 @@ class _Run:
     def _collect_forever(self) -> None:
         while not self._stopping:
             if self._sampler is None:
-                self._clock.sleep(0.05)
+                self._clock.sleep(_IDLE_S)
                 self._marks.resolve()
+            elif (drains := self._sampler.wait_drained(2.0)) == self._drains:
+                self._clock.sleep(_IDLE_S)  # its thread has ended, or hangs
             else:
-                self._sampler.wait_drained(2.0)
+                self._drains = drains
             if not self._stopping:
                 self._collect(self._clock.now_ns())
 
@@ -391,6 +403,8 @@ class _Run:
 
     def _collect(self, now_ns: int) -> None:
         with self._lock, self._kept_from_training():
+            if self._end_ns is not None:
+                return  # it took so long to get here that the window has been closed
             self._collector.collect(now_ns)
             self._note_errors()
             settled_ns = self._collector.settlement.settled_ns
@@ -403,7 +417,16 @@ class _Run:
         """Be the one boundary: what goes wrong between readings and joules ends neither the training nor the report."""
         try:
             yield
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            EnergyError,
+            ArithmeticError,
+            AssertionError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             self._warn(f"some readings could not be turned into joules: {type(error).__name__}: {error}")
 
     def _pump(self) -> None:
@@ -458,18 +481,12 @@ def _report_folder(folder: Path | None) -> Path:
     if folder is not None:
         prepare_folder(folder)
         return folder
-    private = Path(tempfile.mkdtemp(prefix="energy-"))
+    try:
+        private = Path(tempfile.mkdtemp(prefix="energy-"))
+    except OSError as error:
+        raise ReportError(f"no temporary folder for the report: {error}; give a folder, or set TMPDIR") from error
     _PRIVATE.append(private)
     return private
-
-
-def _count(value: int | None, name: str) -> int:
-    if value is None:
-        return -1
-    if value < 0:
-        message = f"{name} must not be negative, got {value}; leave it out if it is not known"
-        raise ValueError(message)
-    return value
 
 
 def _progress(now: Live, before: Live | None, uuids: tuple[str, ...], start_ns: int) -> Progress | None:
@@ -494,7 +511,8 @@ def _progress(now: Live, before: Live | None, uuids: tuple[str, ...], start_ns: 
     )
 
 
-_LIVE: weakref.WeakSet[EnergyMeter] = weakref.WeakSet()
+_LIVE: set[EnergyMeter] = set()
+"""Meters that run. They are held until they stop: one that its user dropped is stopped at exit, with its report."""
 _PRIVATE: list[Path] = []
 os.register_at_fork(after_in_child=_PRIVATE.clear)  # the folders are the parent's
 
@@ -503,6 +521,9 @@ os.register_at_fork(after_in_child=_PRIVATE.clear)  # the folders are the parent
 def _at_exit() -> None:
     """Stop meters that were left running, then drop the private folders."""
     for meter in list(_LIVE):
-        meter.stop()
+        try:
+            meter.stop()
+        except (EnergyError, OSError) as error:
+            warnings.warn(f"energy: a meter could not be stopped at exit: {error}", RuntimeWarning, stacklevel=2)
     for folder in _PRIVATE:
         shutil.rmtree(folder, ignore_errors=True)
