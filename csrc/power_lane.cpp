@@ -9,6 +9,9 @@ namespace {
 
 // NTP slews by at most 0.5 ms a second; anything beyond this between two drains is a step.
 constexpr int64_t kStepNs = 5'000'000;
+// Stamps from before and after a step as long as this cannot be confused; after a shorter one what is not certain is
+// dropped.
+constexpr int64_t kFarNs = 60'000'000'000;
 // With samples every 20 ms, delivered up to 0.2 s late, this long without one means that our stamp is of no use.
 constexpr int64_t kStarvedNs = 3'000'000'000;
 // A stamp later than this after the drain belongs to a wall clock that has since been set back.
@@ -55,7 +58,8 @@ void PowerLane::drain() {
         last_seen_us_ = 0;  // stepped during the call: nobody knows which stamps are of which clock; ask again
         return;
     }
-    keep(batch, {offset, stepped ? earlier_offset : offset}, after);
+    const bool far = std::abs(offset - earlier_offset) > kFarNs;
+    keep(batch, {offset, far ? earlier_offset : offset}, after);
 }
 
 void PowerLane::keep(const std::vector<StampedPower>& batch, Offsets offsets, int64_t now_ns) {

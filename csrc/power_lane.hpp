@@ -32,7 +32,7 @@ class PowerLane {
   private:
     struct Offsets {  // wall minus monotonic
         int64_t now_ns;
-        int64_t before_step_ns;  // the same, where the wall clock was not set since the drain before
+        int64_t before_step_ns;  // the same, where the wall clock was not set far since the drain before
     };
     void keep(const std::vector<StampedPower>& batch, Offsets offsets, int64_t now_ns);
 

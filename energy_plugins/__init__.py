@@ -1,4 +1,4 @@
-"""Joules of every training step, measured beside the training at no measurable cost.
+"""Joules of every training step, measured beside the training at next to no cost.
 
 The names below are loaded on first use, so that importing the package opens no library and imports no framework:
 
