@@ -3,8 +3,8 @@
 Two kinds of steps told apart, totals against the counter, the sensor's response.
 
 Two kinds of step (10-40 ms each, different power) run interleaved at random in one run; the joules of each kind are
-compared with runs of that
-kind alone, whose power comes from the energy counter read by another process between two of its refreshes.
+compared with runs of that kind alone, whose power comes from the energy counter read by another process between two of
+its refreshes.
 
     python benchmarks/h200_accuracy.py [--quick]
 """

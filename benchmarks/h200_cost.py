@@ -3,12 +3,10 @@
 Marks and background reads within one run, beside the usual windows of other tools.
 
 Within one run the sampler is on throughout. Marks are switched on or off per step at random; steps during which a
-background read happened are
-compared with their neighbours. Step times are intervals between CUDA events that this script records in every step
-alike. The cost of
-measuring is the sum: marks, plus each background read times its default rate. Beside it: the energy counter read at
-both ends of every
-step with a synchronisation, as the usual tools do, against nothing, in alternating blocks.
+background read happened are compared with their neighbours. Step times are intervals between CUDA events that this
+script records in every step alike. The cost of measuring is the sum: marks, plus each background read times its
+default rate. Beside it: the energy counter read at both ends of every step with a synchronisation, as the usual tools
+do, against nothing, in alternating blocks.
 
     python benchmarks/h200_cost.py [--seconds 110]
 """

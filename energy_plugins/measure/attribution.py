@@ -18,9 +18,8 @@ Z95 = 1.96
 class EnergyCurve:
     """Energy of one GPU over one block of time, between knots linear.
 
-    Where the counter gives a block's sum, its sampling variance vanishes at both ends (a bridge), in so far as the
-    sum is trusted.
-    All cumulative columns start at zero at the block's start.
+    Where the counter gives a block's sum, its sampling variance vanishes at both ends (a bridge), in so far as the sum
+    is trusted. All cumulative columns start at zero at the block's start.
     """
 
     t_ns: Times
@@ -187,8 +186,8 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     """Return the energy between pairs of points of one GPU's curve.
 
     The variance of a window inside an anchored block is that of a bridge: it shrinks as the window grows to the whole
-    block. Windows over
-    several blocks leave only the two partial ones; full anchored blocks between them are as exact as the counter.
+    block. Windows over several blocks leave only the two partial ones; full anchored blocks between them are as exact
+    as the counter.
     """
     same = start.block == end.block
     variance = np.where(same, _inside_j2(start, end), _across_j2(start, end)) + start.cut_j2 + end.cut_j2

@@ -1,8 +1,8 @@
 """Columns of numbers: appended to disk while a run goes, memory-mapped when read.
 
 A table is a folder with one raw little-endian file per column, ``<name>.<type code>`` (``energy_j.f8``). There is
-nothing to finish and nothing to index: a run killed in mid-write leaves columns of unequal length or a torn last value,
-and the shortest column says how many rows are whole. In float columns NaN means "not measured".
+nothing to finish and nothing to index: a run killed in mid-write leaves columns of unequal length or a torn last
+value, and the shortest column says how many rows are whole. In float columns NaN means "not measured".
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def column_path(folder: Path, name: str, code: str) -> Path:
 class ColumnWriter:
     """Appends rows to the column files of one table; never opens a file that exists.
 
-    Each append is one unbuffered write per column, so a killed process loses only rows it never appended. When the disk
-    fails, the columns are cut back to the rows that are whole, the writer closes and raises `ColumnError`: the caller
-    stops spilling, and everything appended before stays readable.
+    Each append is one unbuffered write per column, so a killed process loses only rows it never appended. When the
+    disk fails, the columns are cut back to the rows that are whole, the writer closes and raises `ColumnError`: the
+    caller stops spilling, and everything appended before stays readable.
     """
 
     def __init__(self, folder: Path, schema: Schema) -> None:
@@ -141,8 +141,8 @@ class ColumnWriter:
 class Columns(Mapping[str, Array]):
     """A read-only table: column name to array, all of `rows` values.
 
-    From a folder, a column is memory-mapped when it is first asked for, so opening a table of any length costs nothing.
-    ``pandas.DataFrame(dict(columns))`` makes a DataFrame of it.
+    From a folder, a column is memory-mapped when it is first asked for, so opening a table of any length costs
+    nothing. ``pandas.DataFrame(dict(columns))`` makes a DataFrame of it.
     """
 
     def __init__(self, schema: Schema, rows: int, *, arrays: Mapping[str, Array], folder: Path | None = None) -> None:

@@ -27,10 +27,8 @@ class RefreshPhase:
     """Dates readings of a counter that refreshes every 100 ms, from the instants at which a change was seen.
 
     A reading tells the energy at the refresh before it. Where the phase of the refresh is known, and no refresh fell
-    inside the call, that
-    instant is known to about the error of the phase; otherwise only to one period. The refresh drifts slowly against
-    the host's clock; each
-    further change seen makes the drift better known.
+    inside the call, that instant is known to about the error of the phase; otherwise only to one period. The refresh
+    drifts slowly against the host's clock; each further change seen makes the drift better known.
     """
 
     _DRIFT = 2e-5
@@ -74,7 +72,7 @@ class RefreshPhase:
     def reading(self, before_ns: int, after_ns: int) -> tuple[int, float] | None:
         """Date a single reading; return the refresh it shows and its standard error (ns).
 
-        Or None if a refresh fell into the call.
+        None if a refresh fell into the call.
         """
         if self._edge is None or not self._steady:
             middle = (before_ns + after_ns) // 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pynvml
 
+from energy_plugins import _native
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.drivers import current_drivers
 
@@ -33,7 +35,32 @@ def visible_gpus() -> tuple[Gpu, ...]:
         DeviceError: there is no NVIDIA driver, or CUDA_VISIBLE_DEVICES names what is not there.
     """
     gpus = installed_gpus()
+    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len({gpu.name for gpu in gpus}) > 1:
+        return _mixed(gpus)
     return select(os.environ.get("CUDA_VISIBLE_DEVICES"), gpus, _mig_parents(gpus))
+
+
+def _mixed(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Return the visible ones of different GPUs, which CUDA numbers by speed and the driver by slot.
+
+    Once CUDA is initialised it says itself which is which.
+    """
+    by_uuid = {gpu.uuid: gpu for gpu in gpus}
+    try:
+        ordered = [by_uuid[uuid] for uuid in _native.Cuda(current_drivers().cuda).device_uuids()]
+    except (OSError, KeyError):
+        ordered = []  # no CUDA, or slices, which have UUIDs of their own
+    if ordered:
+        return tuple(ordered)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or any(part.strip().isdigit() for part in visible.split(",")):
+        warnings.warn(
+            "energy: GPUs of different kinds are numbered by slot here, which CUDA may do otherwise; "
+            "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name them by UUID",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return select(visible, gpus, _mig_parents(gpus))
 
 
 def installed_gpus() -> tuple[Gpu, ...]:
@@ -63,8 +90,8 @@ def select(visible: str | None, gpus: Sequence[Gpu], mig_parents: dict[str, str]
     """Return what ``visible`` (the text of CUDA_VISIBLE_DEVICES, None when unset) leaves of ``gpus``.
 
     Entries are indices, UUIDs or unambiguous beginnings of UUIDs, or MIG UUIDs (``mig_parents``: slice to GPU). As in
-    CUDA, an entry ``-1``
-    hides itself and everything after it (CUDA C++ Programming Guide, "CUDA Environment Variables").
+    CUDA, an entry ``-1`` hides itself and everything after it (CUDA C++ Programming Guide, "CUDA Environment
+    Variables").
 
     Raises:
         DeviceError: an entry matches nothing, or more than one GPU.

@@ -79,8 +79,8 @@ class EnergyMeter:
     """Measures the energy of a stretch of training, step by step, without slowing it.
 
     Nothing happens before `start` (or ``with``). The window opens when `start` returns and closes when `stop` is
-    called; `stop` then waits
-    up to 0.3 s for the last samples. A meter may be started again after it was stopped; each window has its own report.
+    called; `stop` then waits up to 0.3 s for the last samples. A meter may be started again after it was stopped; each
+    window has its own report.
 
     Args:
         name: what the report calls the run.

@@ -1,8 +1,8 @@
 """The result of a measurement: a frozen value, and the folder it is kept in.
 
 The folder holds ``report.json``, whose keys are the fields of `Report`, and columns beside it: ``steps/``, ``spans/``
-and ``power/<GPU>/``. Energies are joules, times are seconds since the window opened. What was not measured is None (NaN
-in a column, null in JSON) and `Report.missing` says why; it is never 0.
+and ``power/<GPU>/``. Energies are joules, times are seconds since the window opened. What was not measured is None
+(NaN in a column, null in JSON) and `Report.missing` says why; it is never 0.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ from energy_plugins.measure.totals import KindSum, StepSum
 
 _VERSIONED = ("torch", "lightning", "pytorch_lightning", "transformers", "accelerate")
 
+_WORTH_SAYING_S = 0.5
+
 _NOT_YET = {
     "cpu_j": "CPU energy is not measured by this version",
     "dram_j": "DRAM energy is not measured by this version",
@@ -121,7 +123,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         devices=_devices(plan),
         versions=_versions(),
         config=facts.config,
-        warnings=state.warnings,
+        warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9),
         extra={"shared_gpu_j": shared} if shared else {},
     )
 
@@ -131,6 +133,18 @@ class _Whole:
     joules: float
     bound: float
     coverage: float
+
+
+def _unmeasured(whole: _Whole | None, duration_s: float) -> tuple[str, ...]:
+    lost_s = (1.0 - whole.coverage) * duration_s if whole else 0.0
+    if lost_s < _WORTH_SAYING_S:
+        return ()
+    return (
+        (
+            f"{lost_s:.1f} s of the window had no power samples: unless two readings of the energy counter enclose them, "
+            "their joules are missing from the total"
+        ),
+    )
 
 
 def _sum(gpus: list[SpanEnergy]) -> _Whole | None:

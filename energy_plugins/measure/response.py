@@ -1,10 +1,8 @@
 """What a power sample responds to, and the level of each kind of work read back out of blurred samples.
 
-A driver's power sample is not the power at its stamp: it follows the power after a dead time and through a
-first-order lag. Work that
-alternates faster than that is blurred. The blur is linear and known, so the level of each kind of work is found by
-least squares from the
-samples and the share of each sample's response that each kind occupied.
+A driver's power sample is not the power at its stamp: it follows the power after a dead time and through a first-order
+lag. Work that alternates faster than that is blurred. The blur is linear and known, so the level of each kind of work
+is found by least squares from the samples and the share of each sample's response that each kind occupied.
 """
 
 from __future__ import annotations
@@ -61,8 +59,7 @@ def occupancy(response: Response, t_ns: Times, segments: Segments, columns: int)
     """Return the share of each sample's response that each kind occupied, shape ``(len(t_ns), columns)``.
 
     ``segments.kinds`` are column numbers. Rows sum to one where the segments cover the sample's response; a sample
-    that reaches back
-    before the first edge sees the first segment extended.
+    that reaches back before the first edge sees the first segment extended.
     """
     lag_ns = response.lag_s * 1e9
     seen_ns = t_ns - round(response.dead_time_s * 1e9)
@@ -85,9 +82,8 @@ class LevelFit:
 
     Older blocks count less, so that levels follow a change of workload.
 
-    The prior that keeps the fit solvable is that a kind draws the mean power: kinds that the samples cannot tell
-    apart stay equal, which is
-    plain apportioning by time.
+    The prior that keeps the fit solvable is that a kind draws the mean power: kinds that the samples cannot tell apart
+    stay equal, which is plain apportioning by time.
     """
 
     _MEMORY = 0.5
@@ -109,9 +105,9 @@ class LevelFit:
         self._sum_w = 0.0
 
     def update(self, shares: Values, kinds: NDArray[np.int64], power_w: Values) -> Levels:
-        """Take a block's samples (``shares`` of the columns ``kinds``.
+        """Take a block's samples and return the levels of ``kinds``.
 
-        And what was measured) and return the levels of ``kinds``.
+        ``shares`` has a row for each sample and a column for each kind; ``power_w`` is what was measured.
         """
         self._admit(kinds)
         rows = np.searchsorted(self._kinds, kinds)

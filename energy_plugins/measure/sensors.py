@@ -57,7 +57,7 @@ class SensorPlan:
 def plan_sensors(library: str, gpus: Sequence[Gpu]) -> SensorPlan:
     """Probe each GPU once and choose its sensors.
 
-    The power-sample buffer for the shape, the energy counter for the sum.
+    Those are the power-sample buffer for the shape and the energy counter for the sum.
 
     A library that does not open leaves the plan that measures nothing, with the reason.
 

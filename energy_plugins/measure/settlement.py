@@ -16,7 +16,7 @@ Interval = tuple[int, int]
 class Settlement:
     """Evaluates intervals on the curves of all GPUs together.
 
-    And remembers the points that open spans will need later.
+    Curves are forgotten as they settle; the points that open spans will need later are remembered.
     """
 
     def __init__(self, tracks: Sequence[GpuTrack], start_ns: int) -> None:

@@ -86,10 +86,8 @@ class Timeline:
     """Turns marks into spans, a batch at a time.
 
     A mark without a GPU time takes ``max(host time, GPU time of the mark before)``: on one stream work starts neither
-    before it is queued
-    nor before the work ahead of it ends. Ends close the innermost open span of their kind, so overlapping spans are
-    allowed; a moment
-    belongs to the span opened last.
+    before it is queued nor before the work ahead of it ends. Ends close the innermost open span of their kind, so
+    overlapping spans are allowed; a moment belongs to the span opened last.
     """
 
     steps: list[Step] = field(default_factory=list)
