@@ -139,12 +139,11 @@ def _unmeasured(whole: _Whole | None, duration_s: float) -> tuple[str, ...]:
     lost_s = (1.0 - whole.coverage) * duration_s if whole else 0.0
     if lost_s < _WORTH_SAYING_S:
         return ()
-    return (
-        (
-            f"{lost_s:.1f} s of the window had no power samples: unless two readings of the energy counter enclose them, "
-            "their joules are missing from the total"
-        ),
+    text = (
+        f"{lost_s:.1f} s of the window had no power samples: unless two readings of the energy counter enclose them, "
+        "their joules are missing from the total"
     )
+    return (text,)
 
 
 def _sum(gpus: list[SpanEnergy]) -> _Whole | None:
