@@ -60,16 +60,20 @@ def model_step(width: int, layers: int, batch: int, sequence: int, *, fused: boo
     return step
 
 
-def seconds_per_step(step: Step, steps: int = 60) -> float:
-    """Return the time of one step after a warm-up."""
-    for _ in range(20):
-        step()
+def timed(step: Step, steps: int) -> float:
+    """Return the mean time (s) of some steps, from an idle GPU to an idle GPU."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(steps):
         step()
     torch.cuda.synchronize()
     return (time.perf_counter() - start) / steps
+
+
+def seconds_per_step(step: Step) -> float:
+    """Return the time of one step after a warm-up."""
+    timed(step, 20)
+    return timed(step, 60)
 
 
 def gpu_bound() -> Step:
@@ -309,32 +313,20 @@ def windows(step: Step, rounds: int = 8, steps: int = 60) -> dict[str, Any]:
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
 
-    def plain() -> float:
+    def windowed_step() -> None:
         torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        step()
         torch.cuda.synchronize()
-        return (time.perf_counter() - start) / steps
-
-    def windowed() -> float:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(steps):
-            torch.cuda.synchronize()
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-            step()
-            torch.cuda.synchronize()
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-        return (time.perf_counter() - start) / steps
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
 
     rng = random.Random(0)
     pairs = []
     for _ in range(rounds):
-        order = [plain, windowed]
+        order = [step, windowed_step]
         rng.shuffle(order)
-        took = {one.__name__: one() for one in order}
-        pairs.append((took["plain"], took["windowed"]))
+        took = {one: timed(one, steps) for one in order}
+        pairs.append((took[step], took[windowed_step]))
     pynvml.nvmlShutdown()
     ratios = [windowed_s / plain_s for plain_s, windowed_s in pairs]
     return {
