@@ -199,7 +199,7 @@ def mixed(works: dict[str, tuple[Work, float]], seconds: float, watcher: Watcher
 def totals(watcher: Watcher, windows: int, works: dict[str, tuple[Work, float]]) -> list[dict[str, Any]]:
     """Return meter totals of short windows under an uneven load against the counter.
 
-    Both ends interpolated inside its refreshes.
+    Both readings are taken where the counter refreshes, outside the window.
     """
     rng = random.Random(3)
     rows = []

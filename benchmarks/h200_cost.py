@@ -306,10 +306,7 @@ def _share(difference: tuple[float, float, int], step_ns: float, rate_per_step: 
 
 
 def windows(step: Step, rounds: int = 8, steps: int = 60) -> dict[str, Any]:
-    """Return the ratio of step times with a synchronised counter window per step to none.
-
-    Over rounds in random order.
-    """
+    """Return how much longer steps take with a synchronised counter window each; rounds are in random order."""
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
 
