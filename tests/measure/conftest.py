@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from measuring import POWER_W, Simulated
 
 from energy_plugins.measure.columns import Columns, Schema
 from energy_plugins.measure.report import (
@@ -23,6 +24,7 @@ from energy_plugins.measure.report import (
     Report,
     Work,
 )
+from energy_plugins.testing import Constant, Simulation
 
 Disk: TypeAlias = Callable[[int], AbstractContextManager[None]]
 
@@ -190,3 +192,15 @@ def any_report() -> st.SearchStrategy[Report]:
         warnings=st.lists(texts, max_size=12).map(tuple),
         extra=st.dictionaries(names.map("x_".__add__), json_values, max_size=2),
     )
+
+
+@pytest.fixture
+def virtual(simulated: Simulated) -> Simulation:
+    """Give a steady simulated GPU in virtual time."""
+    return simulated(Constant(POWER_W), virtual=True, start_s=10)
+
+
+@pytest.fixture
+def real(simulated: Simulated) -> Simulation:
+    """Give a steady simulated GPU in real time."""
+    return simulated(Constant(POWER_W))

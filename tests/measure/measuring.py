@@ -26,6 +26,9 @@ _MARKS = [("host_ns", "i8"), ("gpu_ns", "i8"), ("code", "u2"), ("begin", "u1"), 
 _POWER = [("t_ns", "i8"), ("power_w", "f8")]
 _COUNTER = [("before_ns", "i8"), ("after_ns", "i8"), ("energy_j", "f8"), ("edge", "u1")]
 
+POWER_W = 300.0
+"""Of the simulated GPUs of most tests."""
+
 
 def begin(code: int, host_ns: int, gpu_ns: int = -1) -> tuple[int, ...]:
     return host_ns, gpu_ns, code, 1, -1, -1

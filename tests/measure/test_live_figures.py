@@ -5,19 +5,12 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from measuring import Simulated
+from measuring import POWER_W, Simulated
 
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.sensors import HOPPER
 from energy_plugins.measure.spans import Kind
 from energy_plugins.testing import Constant, GpuLost, Simulation
-
-POWER_W = 300.0
-
-
-@pytest.fixture
-def virtual(simulated: Simulated) -> Simulation:
-    return simulated(Constant(POWER_W), virtual=True, start_s=10)
 
 
 def step_after_fetch(meter: EnergyMeter, simulation: Simulation, wait_s: float) -> None:

@@ -9,23 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from measuring import Simulated, lasted_s
+from measuring import POWER_W, lasted_s
 
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
-from energy_plugins.testing import Constant, Simulation
-
-POWER_W = 300.0
-
-
-@pytest.fixture
-def virtual(simulated: Simulated) -> Simulation:
-    return simulated(Constant(POWER_W), virtual=True, start_s=10)
-
-
-@pytest.fixture
-def real(simulated: Simulated) -> Simulation:
-    return simulated(Constant(POWER_W))
+from energy_plugins.testing import Simulation
 
 
 def python(code: str, simulation: Simulation, *arguments: str) -> subprocess.CompletedProcess[str]:

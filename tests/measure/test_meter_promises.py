@@ -10,23 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from measuring import SECOND, Simulated
+from measuring import POWER_W, SECOND, Simulated
 
 from energy_plugins.errors import EnergyError
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.testing import Constant, Hang, Simulation, WallClockStep
-
-POWER_W = 300.0
-
-
-@pytest.fixture
-def virtual(simulated: Simulated) -> Simulation:
-    return simulated(Constant(POWER_W), virtual=True, start_s=10)
-
-
-@pytest.fixture
-def real(simulated: Simulated) -> Simulation:
-    return simulated(Constant(POWER_W))
 
 
 def threads() -> list[str]:
