@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -49,11 +50,39 @@ def totals_within_bound(result: Any) -> int:
     return sum(abs(row["total_j"] - joules) <= row["error_bound_j"] for row, joules in totals)
 
 
+def upper_end_plain(result: Any, load: str) -> float:
+    """Return the upper 95 % end of a load's cost with the host's drift left in and no step left out."""
+    rows, parts = result["raw"][f"{load}_steps"], result["loads"][load]["parts"]
+    took, marked = np.array(rows["took_us"])[60:], np.array(rows["marked"], bool)[60:]
+    took, marked = took[1:], marked[1:]  # the steps that the script compares
+    on, off = took[marked], took[~marked]
+    shares = [(on.mean() - off.mean()) / took.mean()]
+    errors = [np.sqrt(on.var() / len(on) + off.var() / len(off)) / took.mean()]
+    for name in parts.keys() - {"marks"}:
+        shares.append(parts[name]["share"])
+        errors.append(parts[name]["error"])
+    return float(sum(shares) + 1.96 * np.sqrt(np.square(errors).sum()))
+
+
+def worst_as_recorded(result: Any) -> float:
+    """Return the largest difference by the reference that the run itself recorded."""
+    return max(abs(float(row["total_j"]) / float(row["expected_j"]) - 1) for row in result["totals"])
+
+
+def within_bound_as_recorded(result: Any) -> int:
+    """Return how many windows are within their bound by that reference."""
+    return sum(abs(row["total_j"] - row["expected_j"]) <= row["error_bound_j"] for row in result["totals"])
+
+
 WORKED_OUT: Mapping[str, Callable[[Any], float]] = {
     "sampler_share.gpu_bound": lambda result: sampler_share(result, "gpu_bound"),
     "sampler_share.launch_bound": lambda result: sampler_share(result, "launch_bound"),
     "counter_windows.count": lambda result: len(result["totals"]),
+    "upper_95_plain.gpu_bound": lambda result: upper_end_plain(result, "gpu_bound"),
+    "upper_95_plain.launch_bound": lambda result: upper_end_plain(result, "launch_bound"),
     "counter_windows.worst": worst_total,
+    "counter_windows.worst_as_recorded": worst_as_recorded,
+    "counter_windows.within_bound_as_recorded": within_bound_as_recorded,
     "counter_windows.within_bound": totals_within_bound,
     "mixed.against_counter": lambda result: (
         result["mixed"]["total_j"] / result["mixed"]["duration_s"] / result["mixed"]["power_w_between_refreshes"] - 1

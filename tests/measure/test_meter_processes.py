@@ -33,6 +33,7 @@ def test_a_forked_child_does_nothing_and_takes_nothing_away(
 ) -> None:
     code = f"""
 import os, sys, time
+from energy_plugins.errors import EnergyError
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.testing import library
 meter = EnergyMeter(folder=sys.argv[1] or None).start()
@@ -47,7 +48,7 @@ if child == 0:
     meter.stop()
     try:
         meter.report()
-    except Exception as error:
+    except EnergyError as error:
         assert "nothing to report" in str(error)
     else:
         raise AssertionError
