@@ -168,7 +168,7 @@ def mixed(works: dict[str, tuple[Work, float]], seconds: float, watcher: Watcher
             asked = True
     watched.append(watcher.answer())
     torch.cuda.synchronize()
-    start_ns = meter._run.start_ns if meter._run else 0  # noqa: SLF001
+    start_ns = meter.run.start_ns if meter.run else 0
     meter.stop()
     report = meter.report()
     spans = report.spans

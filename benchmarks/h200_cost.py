@@ -149,7 +149,7 @@ def one_run(step: Step, seconds: float, seed: int) -> dict[str, Any]:
     torch.cuda.synchronize()
     meter = EnergyMeter("cost")
     meter.start()
-    run = meter._run  # noqa: SLF001 - the benchmark watches the meter from inside
+    run = meter.run
     assert run is not None
     sampler = run._sampler  # noqa: SLF001
     assert sampler is not None

@@ -7,9 +7,12 @@
 namespace energy {
 namespace {
 
-// The last comes after the next refresh for certain, and whatever the phase, one is far from any refresh.
+// Where the phase of the refresh is not known: the last comes after the next refresh for certain, and one is far from
+// any.
 constexpr int kRequestedReadings = 3;
 constexpr int64_t kRequestedPeriodNs = 55'000'000;
+// A refresh drifts by 7e-6 at most (H200): by less than a tenth of its period in this time.
+constexpr int64_t kPhaseKeptNs = 600'000'000'000;
 
 }  // namespace
 
@@ -26,6 +29,7 @@ Device::News Device::begin() {
     const int64_t now = clock_.now_ns();
     power_health_ = energy_health_ = Health();
     next_periodic_ns_ = now + counter_period_ns_;
+    edge_ns_ = 0;
     end_requests();
     try {
         open();
@@ -63,8 +67,14 @@ void Device::find_edge() {
 
 void Device::request_readings(int64_t now_ns) {
     if (!energy_health_.may_try(clock_.now_ns())) return;
-    requests_left_ = kRequestedReadings;
-    next_requested_ns_ = now_ns;
+    const int64_t since_edge = now_ns - edge_ns_;
+    if (search_ || !edge_ns_ || since_edge > kPhaseKeptNs) {
+        requests_left_ = kRequestedReadings;
+        next_requested_ns_ = now_ns;
+    } else {  // half a period after the next refresh
+        requests_left_ = 1;
+        next_requested_ns_ = edge_ns_ + (since_edge / kRefreshNs + 1) * kRefreshNs + kRefreshNs / 2;
+    }
 }
 
 void Device::end_requests() noexcept {
@@ -92,7 +102,8 @@ void Device::advance_search(const CounterReading& reading) {
     if (const auto& edge = search_->edge()) {
         energy.ring.push(*edge);
         // The search is a reading, too. Later ones keep half a period away from the refresh.
-        next_periodic_ns_ = (edge->before_ns + edge->after_ns - kRefreshNs) / 2 + counter_period_ns_;
+        edge_ns_ = (edge->before_ns + edge->after_ns) / 2;
+        next_periodic_ns_ = edge_ns_ - kRefreshNs / 2 + counter_period_ns_;
     }
     search_.reset();
 }

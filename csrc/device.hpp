@@ -51,6 +51,7 @@ class Device {
     Health power_health_, energy_health_;
     int64_t next_periodic_ns_ = 0;
     int64_t next_requested_ns_ = 0;
+    int64_t edge_ns_ = 0;  // when a refresh of the counter was last seen; 0: never
     int requests_left_ = 0;
     std::optional<EdgeSearch> search_;
 };

@@ -45,7 +45,7 @@ class Sampler {
     int64_t tick(int64_t now_ns);  // does what is due and returns the next deadline; only when not threaded
     void find_edge();              // per device about eight reads of its counter in 0.4 s, 40 at most
     bool edge_pending() const;
-    void read_counter();         // three readings per device: now, and 55 and 110 ms later
+    void read_counter();         // after its next refresh: a reading per device, or three where the phase is unknown
     bool reads_pending() const;  // requested readings, or a search
     void drain_now();
     // Waits for a drain not yet waited for and, after drain_now(), begun since; returns the number of drains so far.

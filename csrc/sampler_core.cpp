@@ -13,7 +13,7 @@ namespace {
 using Steady = std::chrono::steady_clock;
 using Lock = std::unique_lock<std::mutex>;
 
-constexpr int64_t kResolvePeriodNs = 250'000'000;  // how late a mark's GPU time may be known
+constexpr int64_t kResolvePeriodNs = 600'000'000;  // how late a mark's GPU time may be known
 constexpr size_t kMostErrors = 256;
 constexpr int kNoDevice = -1;
 

@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "../error.hpp"
@@ -106,7 +107,7 @@ void a_search_blocks_no_tick() {
     CHECK(rig.sampler->edge_pending());
 }
 
-void requested_readings_come_at_their_times() {
+void a_requested_reading_comes_half_a_period_after_the_next_refresh() {
     Rig rig;
     rig.sampler->start(false);
     rig.run(kSecond);
@@ -114,18 +115,31 @@ void requested_readings_come_at_their_times() {
     const int64_t asked = rig.clock->now_ns();
     rig.sampler->read_counter();
     CHECK(rig.sampler->reads_pending() && !rig.sampler->edge_pending());
-    CHECK(rig.sampler->tick(asked) <= asked + 55'000'000);
+    CHECK(rig.sampler->tick(asked) <= asked + kRefreshNs * 3 / 2);
     rig.next = asked;
     rig.run(kSecond);
     CHECK(!rig.sampler->reads_pending());
     const auto readings = rig.sampler->counter(0);
-    CHECK(readings.size() == 3);
-    for (size_t i = 0; i < readings.size(); ++i) {
-        const int64_t late = readings[i].before_ns - asked - static_cast<int64_t>(i) * 55'000'000;
-        CHECK(readings[i].edge == 0 && 0 <= late && late < 5'000'000);
-    }
+    CHECK(readings.size() == 1 && readings[0].edge == 0);
+    CHECK(std::abs(readings[0].before_ns % fake::kCounterPeriod - fake::kCounterPeriod / 2) < 5'000'000);
+    CHECK(readings[0].before_ns / fake::kCounterPeriod == asked / fake::kCounterPeriod + 1);
     rig.run(10 * kSecond);
     CHECK(rig.sampler->counter(0).size() == 1);  // the periodic one
+}
+
+void without_a_phase_three_readings_are_spread_over_a_period() {
+    Rig rig;
+    rig.sampler->start(false);
+    const int64_t asked = rig.clock->now_ns();
+    rig.sampler->read_counter();
+    rig.run(kSecond / 5);
+    const auto readings = rig.sampler->counter(0);
+    for (const int64_t wanted : {0, 55, 110}) {
+        CHECK(std::any_of(readings.begin(), readings.end(), [&](const CounterReading& reading) {
+            const int64_t late = reading.before_ns - asked - wanted * 1'000'000;
+            return reading.edge == 0 && 0 <= late && late < 5'000'000;
+        }));
+    }
 }
 
 void an_error_ends_what_was_asked_for() {
@@ -362,7 +376,8 @@ int main() {
     RUN(an_hour_in_virtual_time);
     RUN(an_edge_is_bracketed);
     RUN(a_search_blocks_no_tick);
-    RUN(requested_readings_come_at_their_times);
+    RUN(a_requested_reading_comes_half_a_period_after_the_next_refresh);
+    RUN(without_a_phase_three_readings_are_spread_over_a_period);
     RUN(an_error_ends_what_was_asked_for);
     RUN(searches_of_several_devices_interleave);
     RUN(nothing_newer_is_no_error);

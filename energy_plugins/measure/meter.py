@@ -4,59 +4,22 @@ from __future__ import annotations
 
 import atexit
 import os
-import platform
-import shutil
-import tempfile
-import threading
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from numbers import Integral
 from pathlib import Path
 from typing import Self
 
-from energy_plugins import _native
-from energy_plugins.errors import DeviceError, EnergyError, ReportError
-from energy_plugins.measure.collector import Collector, Live
-from energy_plugins.measure.devices import Gpu, find, visible_gpus
-from energy_plugins.measure.drivers import Drivers, current_drivers
+from energy_plugins.errors import EnergyError
+from energy_plugins.measure.collector import Live
+from energy_plugins.measure.devices import Gpu
+from energy_plugins.measure.folders import drop_private_folders
 from energy_plugins.measure.json_section import JSON
-from energy_plugins.measure.report import Report, prepare_folder, write_header
-from energy_plugins.measure.reporting import Facts, State, compose
-from energy_plugins.measure.sensors import COUNTER_PERIOD_NS, DRAIN_PERIOD_NS, SensorPlan, plan_sensors
-from energy_plugins.measure.spans import Kind, KindCodes
-from energy_plugins.measure.spill import Spill
-from energy_plugins.measure.streams import current_stream
-
-_STOP_WAIT_S = 0.25
-"""Samples arrive 0.1-0.2 s late; `EnergyMeter.stop` waits this long for the last ones."""
-_IDLE_S = 0.2
-"""Between looks of the collector when nothing tells it to wake."""
-_HEADER_PERIOD_NS = 30_000_000_000
-"""How often ``report.json`` is brought up to date as the run goes, more often at first; the columns beside it are
-appended every few seconds."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A running measurement: totals so far, and means over the steps resolved since the last look; a second or so late.
-
-    Energies in joules, powers in watts; None where nothing is known yet.
-    """
-
-    total_j: float
-    avg_power_w: float | None
-    steps: int
-    step_j: float | None
-    samples_per_j: float | None
-    tokens_per_j: float | None
-    data_wait_j: float | None
-    stall_j: float | None
-    gpu_j: Mapping[str, float]
-    gpu_power_w: Mapping[str, float]
+from energy_plugins.measure.progress import Progress
+from energy_plugins.measure.report import Report
+from energy_plugins.measure.run import Run
+from energy_plugins.measure.spans import Kind
 
 
 @dataclass(slots=True)
@@ -68,11 +31,15 @@ class StepHandle:
     tokens: int | None = None
 
     def __enter__(self) -> Self:
-        self.meter.begin(Kind.STEP, event=True)
+        run = self.meter.run
+        if run is not None:
+            run.begin_step()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.meter.end(Kind.STEP, samples=self.samples, tokens=self.tokens)
+        run = self.meter.run
+        if run is not None:
+            run.end_step(self.samples, self.tokens)
 
 
 class EnergyMeter:
@@ -102,14 +69,15 @@ class EnergyMeter:
         self._devices = devices
         self._folder = Path(folder) if folder is not None else None
         self._config = dict(config or {})
-        self._run: _Run | None = None
+        self.run: Run | None = None
+        """The open window: for framework modules and tests."""
         self._final: Report | None = None
         self._seen: Live | None = None
 
     @property
     def running(self) -> bool:
         """Whether a window is open."""
-        return self._run is not None and self._run.owner == os.getpid()
+        return self.run is not None and self.run.owner == os.getpid()
 
     def start(self) -> Self:
         """Open a window.
@@ -125,15 +93,15 @@ class EnergyMeter:
             message = "this meter is running; stop it before starting it again"
             raise EnergyError(message)
         self._final = self._seen = None
-        self._run = _Run(self._name, self._devices, self._folder, self._config)
+        self.run = Run(self._name, self._devices, self._folder, self._config)
         _LIVE.add(self)
         return self
 
     def stop(self) -> None:
         """Close the window; does nothing when none is open."""
-        if not self.running or self._run is None:
+        if not self.running or self.run is None:
             return
-        run, self._run = self._run, None
+        run, self.run = self.run, None
         _LIVE.discard(self)
         self._final = run.finish()
 
@@ -148,8 +116,8 @@ class EnergyMeter:
 
         ``at_ns`` is a CLOCK_MONOTONIC time the caller took before; it excludes an event.
         """
-        if self._run is not None:
-            self._run.mark(kind, begin=True, event=event, at_ns=at_ns)
+        if self.run is not None:
+            self.run.mark(kind, begin=True, event=event, at_ns=at_ns)
 
     def end(
         self,
@@ -164,15 +132,14 @@ class EnergyMeter:
 
         Counts that are no whole numbers from zero on are left out of the report, which says so.
         """
-        run = self._run
+        run = self.run
         if run is not None:
-            counts = (run.count(samples, "samples"), run.count(tokens, "tokens"))
-            run.mark(kind, begin=False, event=event, at_ns=at_ns, samples=counts[0], tokens=counts[1])
+            run.mark(kind, begin=False, event=event, at_ns=at_ns, samples=samples, tokens=tokens)
 
     def expect(self, since_ns: int | None) -> None:
         """Announce marks made in hindsight: with ``at_ns`` from ``since_ns`` on, until called again with None."""
-        if self._run is not None:
-            self._run.expect(since_ns)
+        if self.run is not None:
+            self.run.expect(since_ns)
 
     @contextmanager
     def span(self, kind: Kind | str) -> Iterator[None]:
@@ -193,13 +160,13 @@ class EnergyMeter:
         Cheap: it waits for nothing and computes next to nothing. With ``peek`` the next call's means still begin where
         this one's did.
         """
-        run = self._run
+        run = self.run
         if run is None or not run.own:
             return None
         now, before = run.live(), self._seen
         if not peek:
             self._seen = now
-        return _progress(now, before, run.own, run.start_ns)
+        return Progress.between(now, before, run.own, run.start_ns)
 
     def report(self) -> Report:
         """Return the report: of the window that was closed last, or of what has been settled of the open one.
@@ -207,314 +174,16 @@ class EnergyMeter:
         Raises:
             EnergyError: the meter was never started.
         """
-        if self.running and self._run is not None:
-            return self._run.report(complete=False)
+        if self.running and self.run is not None:
+            return self.run.report(complete=False)
         if self._final is None:
             message = "there is nothing to report: start the meter first"
             raise EnergyError(message)
         return self._final
 
 
-class _Run:
-    """One window of a meter, from its start to its report."""
-
-    def __init__(
-        self, name: str, devices: Sequence[int | str | Gpu] | None, folder: Path | None, config: Mapping[str, JSON]
-    ) -> None:
-        drivers = current_drivers()
-        self.owner = os.getpid()
-        self._clock = drivers.clock
-        self._codes = KindCodes()
-        self._lock = threading.Lock()
-        self._stopping = False
-        self._thread: threading.Thread | None = None
-        self._warned: dict[str, None] = {}
-        self._plan = self._sense(drivers, devices)
-        self.uuids = self._plan.sampled
-        self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
-        self._folder = _report_folder(folder)
-        self._marks = _native.MarkLog(drivers.clock.native, _open_cuda(drivers))
-        self._sampler = self._open_sampler()
-        self._facts = Facts(
-            run_id=uuid.uuid4().hex,
-            name=name,
-            node=platform.node(),
-            started=datetime.fromtimestamp(self._clock.wall_ns() * 1e-9, UTC).isoformat(timespec="milliseconds"),
-            config=config,
-            plan=self._plan,
-            folder=self._folder,
-        )
-        self.start_ns = self._clock.now_ns()
-        self._marks.mark(KindCodes.RUN, begin=True)
-        self._end_ns: int | None = None
-        self._spill = Spill(self._folder, self.uuids, self.start_ns)
-        self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill)
-        self._header_ns = self.start_ns
-        self._drains = 0
-        self._begin_collecting()
-
-    def mark(  # noqa: PLR0913 - what a mark carries
-        self, kind: Kind | str, *, begin: bool, event: bool, at_ns: int | None, samples: int = -1, tokens: int = -1
-    ) -> None:
-        code = self._codes.code(kind)
-        if at_ns is not None:
-            self._marks.mark_at(code, begin, at_ns, samples, tokens)
-        else:
-            self._marks.mark(code, begin, current_stream() if event else None, samples, tokens)
-
-    def count(self, value: object, name: str) -> int:
-        """Return a count as marks carry it, -1 for none; what is no count is said in the report."""
-        if value is None:
-            return -1
-        if isinstance(value, Integral) and int(value) >= 0:
-            return int(value)
-        self._warn(f"{name} must be a whole number from 0 on, got {value!r:.50}; it was left out")
-        return -1
-
-    def expect(self, since_ns: int | None) -> None:
-        self._collector.expected_ns = since_ns
-
-    def live(self) -> Live:
-        self._collector.live_wanted = True
-        return self._collector.live
-
-    def finish(self) -> Report:
-        self._end_ns = self._clock.now_ns()
-        self._marks.mark_at(KindCodes.RUN, False, self._end_ns)
-        if self._sampler is not None:
-            self._sampler.read_counter()
-            self._clock.attach(self._tick)  # virtual time learns that something is due at once
-            self._clock.sleep(max(_STOP_WAIT_S - (self._clock.now_ns() - self._end_ns) * 1e-9, 0.0))
-            self._pump()
-        self._end_collecting()
-        with self._lock:
-            if self._sampler is not None:
-                self._sampler.stop()
-            if misses := self._missed_events():
-                self._warn(
-                    f"{misses} marks had no CUDA event and took the host's time; their steps' ends are less sure"
-                )
-            if unresolved := self._marks.resolve():
-                self._warn(
-                    f"{unresolved} marks were still on the GPU when the meter stopped; the last steps are missing"
-                )
-            with self._kept_from_training():
-                self._collector.finish(self._end_ns, self._codes.names, cut_short=unresolved > 0)
-            self._spill.close()
-        report = self.report(complete=True)
-        self._write_header(report)
-        return report
-
-    def _missed_events(self) -> int:
-        """Return how many marks wanted an event and got none although others did."""
-        stats = self._marks.stats
-        return stats.event_misses if stats.events else 0
-
-    def report(self, *, complete: bool) -> Report:
-        if not complete:
-            with self._lock:
-                return self._compose(complete=False)
-        return self._compose(complete=True)
-
-    def _compose(self, *, complete: bool) -> Report:
-        self._note_errors()
-        final_ns = self._end_ns if complete else None
-        state = State(
-            end_ns=self._collector.settlement.settled_ns if final_ns is None else final_ns,
-            complete=complete,
-            names=self._codes.names,
-            marks=self._marks.stats,
-            sampler=self._sampler.stats() if self._sampler is not None else None,
-            warnings=tuple(self._warned),
-        )
-        return compose(self._facts, self._collector, state)
-
-    def _sense(self, drivers: Drivers, devices: Sequence[int | str | Gpu] | None) -> SensorPlan:
-        try:
-            gpus = _chosen(devices)
-        except DeviceError as error:
-            if devices:
-                raise
-            self._warn(str(error))
-            return SensorPlan.nothing(str(error))
-        if gpus:
-            plan = plan_sensors(drivers.nvml, gpus)
-        elif devices is not None:
-            plan = SensorPlan.nothing("the list of devices to measure is empty")
-        else:
-            plan = SensorPlan.nothing("no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)")
-        if plan.nothing_because is not None:
-            self._warn(plan.nothing_because)
-        return plan
-
-    def _open_sampler(self) -> _native.Sampler | None:
-        if self._plan.nvml is None:
-            return None
-        sampler = _native.Sampler(
-            self._plan.nvml,
-            list(self.uuids),
-            self._clock.native,
-            marks=self._marks,
-            drain_period_ns=DRAIN_PERIOD_NS,
-            counter_period_ns=COUNTER_PERIOD_NS,
-        )
-        sampler.start(threaded=self._clock.threaded)
-        return sampler
-
-    def _begin_collecting(self) -> None:
-        if not self._clock.threaded:
-            self._clock.attach(self._tick)
-            return
-        self._thread = threading.Thread(target=self._collect_forever, name="energy-collector", daemon=True)
-        self._thread.start()
-
-    def _end_collecting(self) -> None:
-        self._stopping = True
-        if self._thread is None:
-            self._clock.detach(self._tick)
-            return
-        if self._sampler is not None:
-            self._sampler.drain_now()
-        self._thread.join(timeout=1.0)
-
-    def _collect_forever(self) -> None:
-        while not self._stopping:
-            if self._sampler is None:
-                self._clock.sleep(_IDLE_S)
-                self._marks.resolve()
-            elif (drains := self._sampler.wait_drained(2.0)) == self._drains:
-                self._clock.sleep(_IDLE_S)  # its thread has ended, or hangs
-            else:
-                self._drains = drains
-            if not self._stopping:
-                self._collect(self._clock.now_ns())
-
-    def _tick(self, now_ns: int) -> int:
-        """Virtual time's stand-in for both threads."""
-        if self._sampler is None:
-            self._marks.resolve()
-            self._collect(now_ns)
-            return now_ns + 1_000_000_000
-        deadline = self._sampler.tick(now_ns)
-        if (drains := self._sampler.stats().drains) > self._drains:
-            self._drains = drains
-            self._collect(self._clock.now_ns())
-        return deadline
-
-    def _collect(self, now_ns: int) -> None:
-        with self._lock, self._kept_from_training():
-            if self._end_ns is not None:
-                return  # it took so long to get here that the window has been closed
-            self._collector.collect(now_ns)
-            self._note_errors()
-            settled_ns = self._collector.settlement.settled_ns
-            if settled_ns - self._header_ns > min(_HEADER_PERIOD_NS, (settled_ns - self.start_ns) // 3):
-                self._header_ns = settled_ns
-                self._write_header(self._compose(complete=False))
-
-    @contextmanager
-    def _kept_from_training(self) -> Iterator[None]:
-        """Be the one boundary: what goes wrong between readings and joules ends neither the training nor the report."""
-        try:
-            yield
-        except (
-            EnergyError,
-            ArithmeticError,
-            AssertionError,
-            LookupError,
-            OSError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            self._warn(f"some readings could not be turned into joules: {type(error).__name__}: {error}")
-
-    def _pump(self) -> None:
-        """Fetch the last samples now."""
-        if self._sampler is None:
-            return
-        if self._clock.threaded:
-            self._sampler.drain_now()
-            self._sampler.wait_drained(0.05)
-        else:
-            self._sampler.drain_now()
-            self._sampler.tick(self._clock.now_ns())
-
-    def _write_header(self, report: Report) -> None:
-        try:
-            write_header(self._folder, report)
-        except EnergyError as error:
-            self._warn(f"the report could not be written: {error}")
-
-    def _note_errors(self) -> None:
-        if self._sampler is not None:
-            for device, text in self._sampler.take_errors():
-                self._warn(f"{self.uuids[device]}: {text}" if device >= 0 else text)
-        if self._spill.error is not None:
-            self._warn(f"the report's columns end early: {self._spill.error}")
-        for faults in (self._collector.timeline.faults, *(track.faults for track in self._collector.tracks)):
-            for text in faults:
-                self._warn(text)
-
-    def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned[text] = None
-            with suppress(RuntimeWarning):  # where warnings are errors, this one must still not end the training
-                warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
-
-
-def _chosen(devices: Sequence[int | str | Gpu] | None) -> tuple[Gpu, ...]:
-    if devices is None:
-        return visible_gpus()
-    visible = () if all(isinstance(one, Gpu) for one in devices) else visible_gpus()
-    return tuple(dict.fromkeys(one if isinstance(one, Gpu) else find(one, visible, {}, "devices") for one in devices))
-
-
-def _open_cuda(drivers: Drivers) -> _native.Cuda | None:
-    try:
-        return _native.Cuda(drivers.cuda)
-    except OSError:
-        return None  # no CUDA: marks are host times, which is all there is to know
-
-
-def _report_folder(folder: Path | None) -> Path:
-    if folder is not None:
-        prepare_folder(folder)
-        return folder
-    try:
-        private = Path(tempfile.mkdtemp(prefix="energy-"))
-    except OSError as error:
-        raise ReportError(f"no temporary folder for the report: {error}; give a folder, or set TMPDIR") from error
-    _PRIVATE.append(private)
-    return private
-
-
-def _progress(now: Live, before: Live | None, uuids: tuple[str, ...], start_ns: int) -> Progress | None:
-    elapsed_s = (now.t_ns - start_ns) * 1e-9
-    if elapsed_s <= 0:
-        return None
-    before = before or Live(start_ns, (), ())
-    steps, joules = now.steps - before.steps, now.step_j - before.step_j
-    samples, tokens = now.samples - before.samples, now.tokens - before.tokens
-    total_j = sum(now.gpu_j)
-    return Progress(
-        total_j=total_j,
-        avg_power_w=total_j / elapsed_s,
-        steps=steps,
-        step_j=joules / steps if steps else None,
-        samples_per_j=samples / joules if samples and joules > 0 else None,
-        tokens_per_j=tokens / joules if tokens and joules > 0 else None,
-        data_wait_j=(now.data_wait_j - before.data_wait_j) / steps if steps else None,
-        stall_j=(now.stall_j - before.stall_j) / steps if steps else None,
-        gpu_j=dict(zip(uuids, now.gpu_j, strict=True)),
-        gpu_power_w=dict(zip(uuids, now.gpu_power_w, strict=True)),
-    )
-
-
 _LIVE: set[EnergyMeter] = set()
 """Meters that run. They are held until they stop: one that its user dropped is stopped at exit, with its report."""
-_PRIVATE: list[Path] = []
-os.register_at_fork(after_in_child=_PRIVATE.clear)  # the folders are the parent's
 
 
 @atexit.register
@@ -525,5 +194,4 @@ def _at_exit() -> None:
             meter.stop()
         except (EnergyError, OSError) as error:
             warnings.warn(f"energy: a meter could not be stopped at exit: {error}", RuntimeWarning, stacklevel=2)
-    for folder in _PRIVATE:
-        shutil.rmtree(folder, ignore_errors=True)
+    drop_private_folders()

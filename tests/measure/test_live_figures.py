@@ -58,8 +58,8 @@ def test_what_came_before_a_block_is_kept_as_long_as_its_samples_respond_to_it(v
         for _ in range(2000):
             with meter.span("forward"):
                 virtual.advance(0.01)
-        assert meter._run is not None
-        collector = meter._run._collector
+        assert meter.run is not None
+        collector = meter.run._collector
         reach_ns = HOPPER.dead_time_s * 1e9 + 6 * HOPPER.lag_s * 1e9
         assert collector.settlement.settled_ns > collector.settlement.start_ns
         assert collector.timeline.edges[0] <= collector.settlement.settled_ns - reach_ns

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from measuring import MS, SECOND, Simulated, lasted_s, until
 
+from energy_plugins.measure import streams
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.spans import Kind
@@ -252,10 +253,13 @@ def test_without_a_context_marks_are_host_times(simulated: Simulated, cuda: bool
 def test_events_go_to_the_stream_that_torch_uses(monkeypatch: pytest.MonkeyPatch, raw: bool) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert current_stream() == 0
-    calls: dict[str, Callable[[int], int]] = {"_cuda_getCurrentRawStream": lambda device: 0xA00 + device}
+    monkeypatch.setattr(streams, "_query", None)
+    calls: dict[str, Callable[..., int]] = {
+        "_cuda_getCurrentRawStream": lambda device: 0xA00 + device,
+        "_cuda_getDevice": lambda: 5,
+    }
     cuda = SimpleNamespace(
         is_initialized=lambda: False,
-        current_device=lambda: 5,
         current_stream=lambda: SimpleNamespace(cuda_stream=0xA05),
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, _C=SimpleNamespace(**calls if raw else {})))

@@ -1,0 +1,322 @@
+"""One window of a meter, from its start to its report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from numbers import Integral
+from pathlib import Path
+
+from energy_plugins import _native
+from energy_plugins.errors import DeviceError, EnergyError
+from energy_plugins.measure.collector import Collector, Live
+from energy_plugins.measure.devices import Gpu, find, visible_gpus
+from energy_plugins.measure.drivers import Drivers, current_drivers
+from energy_plugins.measure.folders import report_folder
+from energy_plugins.measure.json_section import JSON
+from energy_plugins.measure.report import Report, write_header
+from energy_plugins.measure.reporting import Facts, State, compose
+from energy_plugins.measure.sensors import COUNTER_PERIOD_NS, DRAIN_PERIOD_NS, SensorPlan, plan_sensors
+from energy_plugins.measure.spans import Kind, KindCodes
+from energy_plugins.measure.spill import Spill
+from energy_plugins.measure.streams import current_stream
+
+_STOP_WAIT_S = 0.25
+"""Samples arrive 0.1-0.2 s late; `EnergyMeter.stop` waits this long for the last ones."""
+_IDLE_S = 0.2
+"""Between looks of the collector when nothing tells it to wake."""
+_HEADER_PERIOD_NS = 30_000_000_000
+"""How often ``report.json`` is brought up to date as the run goes, more often at first; the columns beside it are
+appended every few seconds."""
+
+
+class Run:
+    """One window of a meter, from its start to its report."""
+
+    def __init__(
+        self, name: str, devices: Sequence[int | str | Gpu] | None, folder: Path | None, config: Mapping[str, JSON]
+    ) -> None:
+        drivers = current_drivers()
+        self.owner = os.getpid()
+        self._clock = drivers.clock
+        self._codes = KindCodes()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._warned: dict[str, None] = {}
+        self._plan = self._sense(drivers, devices)
+        self.uuids = self._plan.sampled
+        self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
+        self._folder = report_folder(folder)
+        self._marks = _native.MarkLog(drivers.clock.native, _open_cuda(drivers))
+        self._sampler = self._open_sampler()
+        self._facts = Facts(
+            run_id=uuid.uuid4().hex,
+            name=name,
+            node=platform.node(),
+            started=datetime.fromtimestamp(self._clock.wall_ns() * 1e-9, UTC).isoformat(timespec="milliseconds"),
+            config=config,
+            plan=self._plan,
+            folder=self._folder,
+        )
+        self.start_ns = self._clock.now_ns()
+        self._marks.mark(KindCodes.RUN, begin=True)
+        self._end_ns: int | None = None
+        self._spill = Spill(self._folder, self.uuids, self.start_ns)
+        self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill)
+        self._header_ns = self.start_ns
+        self._drains = 0
+        self._begin_collecting()
+
+    def begin_step(self) -> None:
+        """Mark the beginning of a step. Kept short: this and the next run in every step of a training."""
+        self._marks.mark(KindCodes.STEP, True, current_stream())
+
+    def end_step(self, samples: int | None, tokens: int | None) -> None:
+        """Mark the end of a step, and what it worked on."""
+        self._marks.mark(
+            KindCodes.STEP,
+            False,
+            current_stream(),
+            -1 if samples is None else self._count(samples, "samples"),
+            -1 if tokens is None else self._count(tokens, "tokens"),
+        )
+
+    def mark(  # noqa: PLR0913 - what a mark carries
+        self,
+        kind: Kind | str,
+        *,
+        begin: bool,
+        event: bool,
+        at_ns: int | None,
+        samples: int | None = None,
+        tokens: int | None = None,
+    ) -> None:
+        """Mark the beginning or the end of a span of any kind."""
+        code = self._codes.code(kind)
+        counts = tuple(
+            -1 if value is None else self._count(value, name)
+            for value, name in ((samples, "samples"), (tokens, "tokens"))
+        )
+        if at_ns is not None:
+            self._marks.mark_at(code, begin, at_ns, *counts)
+        else:
+            self._marks.mark(code, begin, current_stream() if event else None, *counts)
+
+    def _count(self, value: object, name: str) -> int:
+        """Return a count as marks carry it, -1 for none; what is no count is said in the report."""
+        if (type(value) is int or isinstance(value, Integral)) and (count := int(value)) >= 0:
+            return count
+        self._warn(f"{name} must be a whole number from 0 on, got {value!r:.50}; it was left out")
+        return -1
+
+    def expect(self, since_ns: int | None) -> None:
+        self._collector.expected_ns = since_ns
+
+    def live(self) -> Live:
+        self._collector.live_wanted = True
+        return self._collector.live
+
+    def finish(self) -> Report:
+        self._end_ns = self._clock.now_ns()
+        self._marks.mark_at(KindCodes.RUN, False, self._end_ns)
+        if self._sampler is not None:
+            self._sampler.read_counter()
+            self._clock.attach(self._tick)  # virtual time learns that something is due at once
+            self._clock.sleep(max(_STOP_WAIT_S - (self._clock.now_ns() - self._end_ns) * 1e-9, 0.0))
+            self._pump()
+        self._end_collecting()
+        with self._lock:
+            if self._sampler is not None:
+                self._sampler.stop()
+            if misses := self._missed_events():
+                self._warn(
+                    f"{misses} marks had no CUDA event and took the host's time; their steps' ends are less sure"
+                )
+            if unresolved := self._marks.resolve():
+                self._warn(
+                    f"{unresolved} marks were still on the GPU when the meter stopped; the last steps are missing"
+                )
+            with self._kept_from_training():
+                self._collector.finish(self._end_ns, self._codes.names, cut_short=unresolved > 0)
+            self._spill.close()
+        report = self.report(complete=True)
+        self._write_header(report)
+        return report
+
+    def _missed_events(self) -> int:
+        """Return how many marks wanted an event and got none although others did."""
+        stats = self._marks.stats
+        return stats.event_misses if stats.events else 0
+
+    def report(self, *, complete: bool) -> Report:
+        if not complete:
+            with self._lock:
+                return self._compose(complete=False)
+        return self._compose(complete=True)
+
+    def _compose(self, *, complete: bool) -> Report:
+        self._note_errors()
+        final_ns = self._end_ns if complete else None
+        state = State(
+            end_ns=self._collector.settlement.settled_ns if final_ns is None else final_ns,
+            complete=complete,
+            names=self._codes.names,
+            marks=self._marks.stats,
+            sampler=self._sampler.stats() if self._sampler is not None else None,
+            warnings=tuple(self._warned),
+        )
+        return compose(self._facts, self._collector, state)
+
+    def _sense(self, drivers: Drivers, devices: Sequence[int | str | Gpu] | None) -> SensorPlan:
+        try:
+            gpus = _chosen(devices)
+        except DeviceError as error:
+            if devices:
+                raise
+            self._warn(str(error))
+            return SensorPlan.nothing(str(error))
+        if gpus:
+            plan = plan_sensors(drivers.nvml, gpus)
+        elif devices is not None:
+            plan = SensorPlan.nothing("the list of devices to measure is empty")
+        else:
+            plan = SensorPlan.nothing("no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)")
+        if plan.nothing_because is not None:
+            self._warn(plan.nothing_because)
+        return plan
+
+    def _open_sampler(self) -> _native.Sampler | None:
+        if self._plan.nvml is None:
+            return None
+        sampler = _native.Sampler(
+            self._plan.nvml,
+            list(self.uuids),
+            self._clock.native,
+            marks=self._marks,
+            drain_period_ns=DRAIN_PERIOD_NS,
+            counter_period_ns=COUNTER_PERIOD_NS,
+        )
+        sampler.start(threaded=self._clock.threaded)
+        return sampler
+
+    def _begin_collecting(self) -> None:
+        if not self._clock.threaded:
+            self._clock.attach(self._tick)
+            return
+        self._thread = threading.Thread(target=self._collect_forever, name="energy-collector", daemon=True)
+        self._thread.start()
+
+    def _end_collecting(self) -> None:
+        self._stopping = True
+        if self._thread is None:
+            self._clock.detach(self._tick)
+            return
+        if self._sampler is not None:
+            self._sampler.drain_now()
+        self._thread.join(timeout=1.0)
+
+    def _collect_forever(self) -> None:
+        while not self._stopping:
+            if self._sampler is None:
+                self._clock.sleep(_IDLE_S)
+                self._marks.resolve()
+            elif (drains := self._sampler.wait_drained(2.0)) == self._drains:
+                self._clock.sleep(_IDLE_S)  # its thread has ended, or hangs
+            else:
+                self._drains = drains
+            if not self._stopping:
+                self._collect(self._clock.now_ns())
+
+    def _tick(self, now_ns: int) -> int:
+        """Virtual time's stand-in for both threads."""
+        if self._sampler is None:
+            self._marks.resolve()
+            self._collect(now_ns)
+            return now_ns + 1_000_000_000
+        deadline = self._sampler.tick(now_ns)
+        if (drains := self._sampler.stats().drains) > self._drains:
+            self._drains = drains
+            self._collect(self._clock.now_ns())
+        return deadline
+
+    def _collect(self, now_ns: int) -> None:
+        with self._lock, self._kept_from_training():
+            if self._end_ns is not None:
+                return  # it took so long to get here that the window has been closed
+            self._collector.collect(now_ns)
+            self._note_errors()
+            settled_ns = self._collector.settlement.settled_ns
+            if settled_ns - self._header_ns > min(_HEADER_PERIOD_NS, (settled_ns - self.start_ns) // 3):
+                self._header_ns = settled_ns
+                self._write_header(self._compose(complete=False))
+
+    @contextmanager
+    def _kept_from_training(self) -> Iterator[None]:
+        """Be the one boundary: what goes wrong between readings and joules ends neither the training nor the report."""
+        try:
+            yield
+        except (
+            EnergyError,
+            ArithmeticError,
+            AssertionError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            self._warn(f"some readings could not be turned into joules: {type(error).__name__}: {error}")
+
+    def _pump(self) -> None:
+        """Fetch the last samples now."""
+        if self._sampler is None:
+            return
+        if self._clock.threaded:
+            self._sampler.drain_now()
+            self._sampler.wait_drained(0.05)
+        else:
+            self._sampler.drain_now()
+            self._sampler.tick(self._clock.now_ns())
+
+    def _write_header(self, report: Report) -> None:
+        try:
+            write_header(self._folder, report)
+        except EnergyError as error:
+            self._warn(f"the report could not be written: {error}")
+
+    def _note_errors(self) -> None:
+        if self._sampler is not None:
+            for device, text in self._sampler.take_errors():
+                self._warn(f"{self.uuids[device]}: {text}" if device >= 0 else text)
+        if self._spill.error is not None:
+            self._warn(f"the report's columns end early: {self._spill.error}")
+        for faults in (self._collector.timeline.faults, *(track.faults for track in self._collector.tracks)):
+            for text in faults:
+                self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned[text] = None
+            with suppress(RuntimeWarning):  # where warnings are errors, this one must still not end the training
+                warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
+
+
+def _chosen(devices: Sequence[int | str | Gpu] | None) -> tuple[Gpu, ...]:
+    if devices is None:
+        return visible_gpus()
+    visible = () if all(isinstance(one, Gpu) for one in devices) else visible_gpus()
+    return tuple(dict.fromkeys(one if isinstance(one, Gpu) else find(one, visible, {}, "devices") for one in devices))
+
+
+def _open_cuda(drivers: Drivers) -> _native.Cuda | None:
+    try:
+        return _native.Cuda(drivers.cuda)
+    except OSError:
+        return None  # no CUDA: marks are host times, which is all there is to know
