@@ -117,13 +117,16 @@ class Run:
         return -1
 
     def expect(self, since_ns: int | None) -> None:
+        """Announce marks made in hindsight."""
         self._collector.expected_ns = since_ns
 
     def live(self) -> Live:
+        """Return the late figures, which are made from now on."""
         self._collector.live_wanted = True
         return self._collector.live
 
     def finish(self) -> Report:
+        """Close the window and return its report."""
         self._end_ns = self._clock.now_ns()
         self._marks.mark_at(KindCodes.RUN, False, self._end_ns)
         if self._sampler is not None:
@@ -156,6 +159,7 @@ class Run:
         return stats.event_misses if stats.events else 0
 
     def report(self, *, complete: bool) -> Report:
+        """Return the report, of what is settled so far unless ``complete``."""
         if not complete:
             with self._lock:
                 return self._compose(complete=False)
