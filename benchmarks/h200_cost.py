@@ -2,11 +2,15 @@
 
 Marks and background reads within one run, beside the usual windows of other tools.
 
-Within one run the sampler is on throughout. Marks are switched on or off per step at random; steps during which a
-background read happened are compared with their neighbours. Step times are intervals between CUDA events that this
-script records in every step alike. The cost of measuring is the sum: marks, plus each background read times its
-default rate. Beside it: the energy counter read at both ends of every step with a synchronisation, as the usual tools
-do, against nothing, in alternating blocks.
+Within one run the sampler is on throughout. Of each two steps in a row one has marks, and chance says which: marks
+cost the mean difference within these pairs. Pairs with a step beyond twice the median are left out: they are the host's
+(garbage collection, other tenants) and hit both sides alike. Steps during which a background read happened are compared
+with their neighbours. Step times are intervals between CUDA events that this script records in every step alike. The
+cost of measuring is the sum: marks, plus each background read times its default rate. All this was fixed before the
+run; the plain difference of all marked and unmarked steps is reported beside it.
+
+And beside that: the energy counter read at both ends of every step with a synchronisation, as the usual tools do,
+against nothing, in alternating blocks.
 
     python benchmarks/h200_cost.py [--seconds 110]
 """
@@ -34,10 +38,12 @@ from energy_plugins.measure.sensors import COUNTER_PERIOD_NS, DRAIN_PERIOD_NS
 
 Step = Callable[[], None]
 
-RESOLVE_PERIOD_NS = 250_000_000
+RESOLVE_PERIOD_NS = 600_000_000
 """How often the sampler times events that have completed."""
 OFTEN_S = 0.73
-"""Of the extra sampler that reads the counter often enough to compare 100 steps; its default is 10 s."""
+"""Of the extra sampler that reads the counter often enough to compare 100 steps; its default is 15 s."""
+_WARM = 60
+"""Steps at the start that are not compared; an even number, since pairs begin with the first."""
 _LONGER = {"gpu_bound": 1.0, "launch_bound": 1.6}
 """The host's times scatter more than the GPU's."""
 _BARS = {"gpu_bound": 0.005, "launch_bound": 0.01}
@@ -138,7 +144,7 @@ class HostTime:
 
 
 def one_run(step: Step, seconds: float, seed: int) -> dict[str, Any]:
-    """Run steps for ``seconds`` with marks on or off at random.
+    """Run steps for ``seconds``, one of each two with marks.
 
     Return step times and when background reads happened.
     """
@@ -180,7 +186,7 @@ def one_run(step: Step, seconds: float, seed: int) -> dict[str, Any]:
     gc.collect()
     gc.freeze()  # what the warm-up left behind is not searched for garbage again and again
     while time.monotonic() < end and len(events) < len(pool) - 1:
-        on = rng.random() < 0.5
+        on = not marked[-1] if len(marked) % 2 else rng.random() < 0.5
         event = pool[len(events)]
         event.record()
         events.append(event)
@@ -218,16 +224,12 @@ def analyse(run: dict[str, Any]) -> dict[str, Any]:
     gpu_ns = run["gpu_ns"]
     took = np.diff(gpu_ns)
     marked = run["marked"]
-    # The first second fills the queue; steps beyond twice the median are the host's (garbage collection, other
-    # tenants) and are dropped from
-    # the comparison of marks, where they hit both sides alike, but kept where a background read is blamed for them.
-    body = np.arange(len(took)) > 60
-    plain = body & (took < 2 * np.median(took))
-    step_ns = float(np.mean(took[plain]))
-    level = took - _running_median(took)
-    marks = _difference(level[plain & marked], level[plain & ~marked])
-    parts = {"marks": _share(marks, step_ns, 1.0)}
-    first, last = gpu_ns[61], gpu_ns[-1]
+    usual = took < 2 * np.median(took)
+    body = usual & (np.arange(len(took)) > _WARM)  # the first steps fill the queue
+    step_ns = float(np.mean(took[body]))
+    parts = {"marks": _share(_paired(took, marked, usual), step_ns, 1.0)}
+    plain = _share(_difference(took[body & marked], took[body & ~marked]), step_ns, 1.0)
+    first, last = gpu_ns[_WARM + 1], gpu_ns[-1]
     drains = np.arange(run["drain_phase_ns"], last, DRAIN_PERIOD_NS, dtype=np.float64)
     resolves = np.arange(run["drain_phase_ns"], last, RESOLVE_PERIOD_NS, dtype=np.float64)
     apart = np.abs(resolves - drains[np.clip(np.searchsorted(drains, resolves + 20e6) - 1, 0, None)])
@@ -250,19 +252,20 @@ def analyse(run: dict[str, Any]) -> dict[str, Any]:
         "step_ms": step_ns * 1e-6,
         "steps": len(took),
         "parts": parts,
+        "marks_unpaired": plain,
         "share": mean,
         "upper_95": mean + 1.96 * error,
         "lower_95": mean - 1.96 * error,
     }
 
 
-def _running_median(took: NDArray[np.float64], around: int = 25) -> NDArray[np.float64]:
-    """Return the median of the steps around each one.
-
-    The host's speed drifts over seconds, which is not what is compared.
-    """
-    padded = np.pad(took, around, mode="edge")
-    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * around + 1), axis=1))
+def _paired(took: NDArray[np.float64], marked: NDArray[np.bool_], usual: NDArray[np.bool_]) -> tuple[float, float, int]:
+    """Return by how much the marked step of each pair took longer than the other, its standard error, and the pairs."""
+    pairs = (len(took) - _WARM) // 2
+    rows = np.arange(_WARM, _WARM + 2 * pairs).reshape(pairs, 2)
+    rows = rows[usual[rows].all(axis=1)]
+    extra = np.where(marked[rows[:, 0]], 1.0, -1.0) * (took[rows[:, 0]] - took[rows[:, 1]])
+    return float(extra.mean()), float(extra.std() / np.sqrt(len(extra))), len(extra)
 
 
 def _difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, int]:
@@ -383,6 +386,15 @@ def main() -> int:
         entry = loads[name] = analyse(run)
         entry |= {"observer": run["observer"], "duration_s": run["duration_s"], "warnings": run["warnings"]}
         entry["windows_per_step"] = windows(step)
+        entry["sampler_core_share"] = run["observer"]["thread_cpu_s"] / run["duration_s"]
+        bars.append(
+            Bar(
+                f"sampler thread, share of a core over {run['duration_s']:.0f} s ({name})",
+                entry["sampler_core_share"],
+                at_most=0.0015,
+                show=".3%",
+            )
+        )
         bars.append(
             Bar(f"cost of measuring a {name} step, upper 95 % end", entry["upper_95"], at_most=_BARS[name], show=".3%")
         )
