@@ -1,4 +1,5 @@
 // The only file that knows Python: converts, releases the GIL, calls.
+#include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -58,6 +59,16 @@ py::class_<T> value_class(py::module_& module, const char* name, const char* doc
     return {module, name, py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)), doc};
 }
 
+std::vector<Target> to_targets(const std::vector<std::string>& uuids,
+                               const std::optional<std::vector<PowerSource>>& sources) {
+    if (sources && sources->size() != uuids.size()) throw std::invalid_argument("as many sources as uuids are needed");
+    std::vector<Target> targets;
+    for (size_t i = 0; i < uuids.size(); ++i) {
+        targets.push_back({uuids[i], sources ? (*sources)[i] : PowerSource::kSampleBuffer});
+    }
+    return targets;
+}
+
 void bind_drivers(py::module_& module) {
     shared_class<Clock>(module, "Clock", "The clock that stamps everything.")
         .def(py::init(&Clock::monotonic))
@@ -71,6 +82,8 @@ void bind_drivers(py::module_& module) {
         .def(py::init<>())
         .def_readonly("energy_counter", &Capabilities::energy_counter)
         .def_readonly("power_samples", &Capabilities::power_samples)
+        .def_readonly("power_instant", &Capabilities::power_instant)
+        .def_readonly("power_average", &Capabilities::power_average)
         .def_readonly("power_usage", &Capabilities::power_usage)
         .def_readonly("reasons", &Capabilities::reasons, "What is missing, by name, and why.");
 
@@ -142,18 +155,27 @@ void bind_sampler(py::module_& module) {
         .def_readonly("lost_samples", &SamplerStats::lost_samples,
                       "Samples which the driver overwrote between two drains, estimated from the gap.");
 
+    py::native_enum<PowerSource>(module, "PowerSource", "enum.Enum", "Where a device's power samples come from.")
+        .value("NONE", PowerSource::kNone)
+        .value("SAMPLE_BUFFER", PowerSource::kSampleBuffer)
+        .value("INSTANT", PowerSource::kInstant)
+        .value("AVERAGE", PowerSource::kAverage)
+        .value("USAGE", PowerSource::kUsage)
+        .finalize();
+
     shared_class<Sampler>(module, "Sampler",
                           "Reads power samples and energy counters in the background, and has the marks resolved.")
-        .def(py::init([](std::shared_ptr<Nvml> nvml, std::vector<std::string> uuids, std::shared_ptr<Clock> clock,
-                         std::shared_ptr<MarkLog> marks, int64_t drain_period_ns, int64_t counter_period_ns,
-                         size_t ring_capacity) {
-                 return std::make_shared<Sampler>(nvml, std::move(uuids), clock, marks,
-                                                  SamplerOptions{drain_period_ns, counter_period_ns, ring_capacity});
-             }),
-             py::arg("nvml").none(false), "uuids"_a, py::arg("clock").none(false), py::kw_only(),
-             "marks"_a = py::none(), "drain_period_ns"_a = SamplerOptions().drain_period_ns,
-             "counter_period_ns"_a = SamplerOptions().counter_period_ns,
-             "ring_capacity"_a = SamplerOptions().ring_capacity)
+        .def(
+            py::init([](std::shared_ptr<Nvml> nvml, const std::vector<std::string>& uuids, std::shared_ptr<Clock> clock,
+                        std::shared_ptr<MarkLog> marks, const std::optional<std::vector<PowerSource>>& sources,
+                        int64_t drain_period_ns, int64_t counter_period_ns, size_t ring_capacity) {
+                return std::make_shared<Sampler>(nvml, to_targets(uuids, sources), clock, marks,
+                                                 SamplerOptions{drain_period_ns, counter_period_ns, ring_capacity});
+            }),
+            py::arg("nvml").none(false), "uuids"_a, py::arg("clock").none(false), py::kw_only(), "marks"_a = py::none(),
+            "sources"_a = py::none(), "drain_period_ns"_a = SamplerOptions().drain_period_ns,
+            "counter_period_ns"_a = SamplerOptions().counter_period_ns,
+            "ring_capacity"_a = SamplerOptions().ring_capacity)
         .def(
             "start", &Sampler::start, "threaded"_a = true, Released(),
             "Opens the devices and asks for a counter edge; restartable. NvmlError if a device is unknown; one that is "

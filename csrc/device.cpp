@@ -16,11 +16,10 @@ constexpr int64_t kPhaseKeptNs = 600'000'000'000;
 
 }  // namespace
 
-Device::Device(const std::string& uuid, const Nvml& nvml, const Clock& clock, int64_t counter_period_ns,
-               size_t capacity)
-    : power(nvml, clock, capacity),
+Device::Device(const Target& target, const Nvml& nvml, const Clock& clock, int64_t counter_period_ns, size_t capacity)
+    : power(PowerLane::of(target.source, nvml, clock, capacity)),
       energy(nvml, clock, capacity),
-      uuid_(uuid),
+      target_(target),
       nvml_(nvml),
       clock_(clock),
       counter_period_ns_(counter_period_ns) {}
@@ -42,7 +41,19 @@ Device::News Device::begin() {
 }
 
 Device::News Device::drain() {
-    return attempt(power_health_, [this] { power.drain(); });
+    if (power->next_poll_ns() != INT64_MAX) return std::nullopt;
+    return attempt(power_health_, [this] { power->drain(); });
+}
+
+Device::News Device::poll_if_due(int64_t now_ns) {
+    if (now_ns < next_poll_ns()) return std::nullopt;
+    return attempt(power_health_, [this] { power->poll(); });
+}
+
+int64_t Device::next_poll_ns() const noexcept {
+    const int64_t next = power->next_poll_ns();
+    if (next == INT64_MAX || power_health_.ended()) return INT64_MAX;
+    return power_health_.failing() ? power_health_.retry_ns() : next;
 }
 
 Device::News Device::read_if_due(int64_t now_ns) {
@@ -122,8 +133,8 @@ Device::News Device::attempt(Health& health, Call call) {
 }
 
 void Device::open() {
-    const abi::Device handle = nvml_.device(uuid_);
-    power.open(handle);
+    const abi::Device handle = nvml_.device(target_.uuid);
+    power->open(handle);
     energy.open(handle);
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -13,17 +14,25 @@
 
 namespace energy {
 
+// A device by its UUID, and where its power samples are to come from.
+struct Target {
+    std::string uuid;
+    PowerSource source = PowerSource::kSampleBuffer;
+};
+
 class Device {
   public:
     using News = std::optional<std::string>;
 
-    Device(const std::string& uuid, const Nvml& nvml, const Clock& clock, int64_t counter_period_ns, size_t capacity);
+    Device(const Target& target, const Nvml& nvml, const Clock& clock, int64_t counter_period_ns, size_t capacity);
 
-    const std::string& uuid() const noexcept { return uuid_; }
+    const Target& target() const noexcept { return target_; }
 
     // Throws NvmlError when there is no such device; one that is lost just now may come back, and is tried again.
     News begin();
     News drain();
+    News poll_if_due(int64_t now_ns);
+    int64_t next_poll_ns() const noexcept;  // INT64_MAX where power is not polled
     News read_if_due(int64_t now_ns);       // once at most
     int64_t next_read_ns() const noexcept;  // INT64_MAX when the counter will never be read again
 
@@ -34,7 +43,7 @@ class Device {
     bool searching() const noexcept { return search_.has_value(); }
     bool readings_pending() const noexcept { return requests_left_ > 0; }
 
-    PowerLane power;
+    const std::unique_ptr<PowerLane> power;
     EnergyLane energy;
 
   private:
@@ -44,7 +53,7 @@ class Device {
     void read(int64_t now_ns);
     void advance_search(const CounterReading& reading);
 
-    const std::string uuid_;
+    const Target target_;
     const Nvml& nvml_;
     const Clock& clock_;
     const int64_t counter_period_ns_;

@@ -46,6 +46,7 @@ struct Nvml::Symbols {
     abi::HandleByUuid* handle_by_uuid = library.find<abi::HandleByUuid>("nvmlDeviceGetHandleByUUID");
     abi::TotalEnergy* total_energy = library.find<abi::TotalEnergy>("nvmlDeviceGetTotalEnergyConsumption");
     abi::PowerUsage* power_usage = library.find<abi::PowerUsage>("nvmlDeviceGetPowerUsage");
+    abi::FieldValues* field_values = library.find<abi::FieldValues>("nvmlDeviceGetFieldValues");
     abi::GetSamples* get_samples = library.find<abi::GetSamples>("nvmlDeviceGetSamples");
     bool simulated = library.find<const char*()>("ep_sim_version") != nullptr;
 };
@@ -76,7 +77,7 @@ Capabilities Nvml::probe(const std::string& uuid) const {
         }
     };
     if (!origin_.here()) {
-        for (const char* name : {"energy_counter", "power_samples", "power_usage"}) {
+        for (const char* name : {"energy_counter", "power_samples", "power_instant", "power_average", "power_usage"}) {
             found.reasons[name] = "NVML was opened before this process was forked";
         }
         return found;
@@ -85,7 +86,9 @@ Capabilities Nvml::probe(const std::string& uuid) const {
     std::vector<StampedPower> samples;
     found.energy_counter = attempt("energy_counter", [&] { energy_j(handle); });
     found.power_samples = attempt("power_samples", [&] { power_samples(handle, 0, samples); });
-    found.power_usage = attempt("power_usage", [&] { power_w(handle); });
+    found.power_instant = attempt("power_instant", [&] { power_w(handle, PowerReading::kInstant); });
+    found.power_average = attempt("power_average", [&] { power_w(handle, PowerReading::kAverage); });
+    found.power_usage = attempt("power_usage", [&] { power_w(handle, PowerReading::kUsage); });
     return found;
 }
 
@@ -101,10 +104,22 @@ double Nvml::energy_j(abi::Device device) const {
     return static_cast<double>(millijoules) * 1e-3;
 }
 
-double Nvml::power_w(abi::Device device) const {
-    unsigned int milliwatts = 0;
-    call("nvmlDeviceGetPowerUsage", symbols_->power_usage, device, &milliwatts);
-    return milliwatts * 1e-3;
+double Nvml::power_w(abi::Device device, PowerReading reading) const {
+    if (reading == PowerReading::kUsage) {
+        unsigned int value = 0;
+        call("nvmlDeviceGetPowerUsage", symbols_->power_usage, device, &value);
+        return value * 1e-3;
+    }
+    const bool instant = reading == PowerReading::kInstant;
+    abi::FieldValue field{};
+    field.field_id = instant ? abi::kPowerInstant : abi::kPowerAverage;
+    call("nvmlDeviceGetFieldValues", symbols_->field_values, device, 1, &field);
+    // A driver that does not know the field calls it an invalid argument.
+    if (field.code == abi::kInvalidArgument) field.code = abi::kNotSupported;
+    if (field.code != abi::kSuccess) {
+        fail(instant ? "NVML_FI_DEV_POWER_INSTANT" : "NVML_FI_DEV_POWER_AVERAGE", field.code);
+    }
+    return milliwatts(static_cast<int>(field.value_type), field.value) * 1e-3;
 }
 
 void Nvml::power_samples(abi::Device device, int64_t last_seen_us, std::vector<StampedPower>& samples) const {

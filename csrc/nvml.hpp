@@ -19,10 +19,15 @@ struct StampedPower {
     double power_w;
 };
 
+// A reading of power that the driver makes anew now and then. What PowerUsage is depends on the GPU.
+enum class PowerReading { kInstant, kAverage, kUsage };
+
 // What this driver can read on one device, probed once. "Not supported" is data; other failures throw.
 struct Capabilities {
     bool energy_counter = false;
     bool power_samples = false;
+    bool power_instant = false;
+    bool power_average = false;
     bool power_usage = false;
     std::map<std::string, std::string> reasons;  // capability -> why not
 };
@@ -41,7 +46,7 @@ class Nvml {
 
     abi::Device device(const std::string& uuid) const;
     double energy_j(abi::Device device) const;
-    double power_w(abi::Device device) const;
+    double power_w(abi::Device device, PowerReading reading) const;
     // Appends the buffered samples stamped after `last_seen_us` (0: all of them), oldest first.
     void power_samples(abi::Device device, int64_t last_seen_us, std::vector<StampedPower>& samples) const;
 

@@ -27,7 +27,9 @@ enum ValueType : int {  // nvmlValueType_t
     kUnsignedShort = 6,
 };
 
-constexpr int kTotalPowerSamples = 0;  // nvmlSamplingType_t: NVML_TOTAL_POWER_SAMPLES
+constexpr unsigned kPowerAverage = 185;  // NVML_FI_DEV_POWER_AVERAGE
+constexpr unsigned kPowerInstant = 186;  // NVML_FI_DEV_POWER_INSTANT
+constexpr int kTotalPowerSamples = 0;    // nvmlSamplingType_t: NVML_TOTAL_POWER_SAMPLES
 
 union Value {  // nvmlValue_t
     double as_double;
@@ -44,6 +46,16 @@ struct Sample {                     // nvmlSample_t
     Value value;
 };
 
+struct FieldValue {  // nvmlFieldValue_t
+    unsigned int field_id;
+    unsigned int scope_id;
+    long long timestamp;
+    long long latency_us;
+    unsigned int value_type;
+    int code;
+    Value value;
+};
+
 extern "C" {
 using Init = int();
 using Shutdown = int();
@@ -51,6 +63,7 @@ using ErrorString = const char*(int code);
 using HandleByUuid = int(const char* uuid, Device* device);
 using TotalEnergy = int(Device device, unsigned long long* millijoules);
 using PowerUsage = int(Device device, unsigned int* milliwatts);
+using FieldValues = int(Device device, int count, FieldValue* values);
 using GetSamples = int(Device device, int kind, unsigned long long last_seen, int* value_type, unsigned int* count,
                        Sample* samples);
 }

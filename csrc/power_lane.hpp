@@ -1,4 +1,4 @@
-// Drains one device's power samples from the driver's buffer and maps their wall-clock stamps to the one clock.
+// Where one device's power samples come from: the driver's buffer, drained now and then, or one reading, polled.
 //
 // One thread at a time drives a lane, another may drain its ring and read its counts. A failing driver call throws
 // NvmlError out of the lane, which is then as good as before.
@@ -6,7 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 #include "clock.hpp"
 #include "nvml.hpp"
@@ -19,32 +19,30 @@ struct PowerSample {
     double power_w;
 };
 
+enum class PowerSource { kNone, kSampleBuffer, kInstant, kAverage, kUsage };
+
 class PowerLane {
   public:
-    PowerLane(const Nvml& nvml, const Clock& clock, size_t capacity) : ring(capacity), nvml_(nvml), clock_(clock) {}
-    void open(abi::Device device) noexcept;  // the next drain takes all that the driver still holds
-    void drain();
+    static std::unique_ptr<PowerLane> of(PowerSource source, const Nvml& nvml, const Clock& clock, size_t capacity);
+
+    virtual ~PowerLane() = default;
+    PowerLane(const PowerLane&) = delete;
+    PowerLane& operator=(const PowerLane&) = delete;
+
+    virtual void open(abi::Device device) noexcept = 0;
+    virtual void drain() {}
+    virtual void poll() {}
+    virtual int64_t next_poll_ns() const noexcept { return INT64_MAX; }  // for ever: it is drained instead
 
     Ring<PowerSample> ring;  // strictly increasing t_ns
     std::atomic<int64_t> driver_ns{0};
     std::atomic<uint64_t> lost{0};  // samples the driver overwrote between two drains
 
-  private:
-    struct Offsets {  // wall minus monotonic
-        int64_t now_ns;
-        int64_t before_step_ns;  // the same, where the wall clock was not set far since the drain before
-    };
-    void keep(const std::vector<StampedPower>& batch, Offsets offsets, int64_t now_ns);
+  protected:
+    PowerLane(const Nvml& nvml, const Clock& clock, size_t capacity) : ring(capacity), nvml_(nvml), clock_(clock) {}
 
     const Nvml& nvml_;
     const Clock& clock_;
-    abi::Device device_ = nullptr;
-    int64_t last_seen_us_ = 0;        // stamp of the newest sample kept; 0: ask for all
-    int64_t wall_offset_ns_ = 0;      // wall minus monotonic, at the drain before
-    int64_t last_t_ns_ = INT64_MIN;   // of the newest sample kept
-    int64_t last_new_ns_ = 0;         // when a drain last brought something
-    int64_t period_ns_ = 20'000'000;  // between samples, as last seen
-    bool opened_ = false;             // no drain since open()
 };
 
 }  // namespace energy

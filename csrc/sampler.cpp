@@ -37,9 +37,9 @@ std::vector<T> drain(Ring<T>& ring) {
 
 }  // namespace
 
-Sampler::Sampler(std::shared_ptr<const Nvml> nvml, std::vector<std::string> uuids, std::shared_ptr<const Clock> clock,
+Sampler::Sampler(std::shared_ptr<const Nvml> nvml, std::vector<Target> targets, std::shared_ptr<const Clock> clock,
                  std::shared_ptr<MarkLog> marks, SamplerOptions options)
-    : core_(std::make_shared<SamplerCore>(std::move(nvml), std::move(uuids), std::move(clock), std::move(marks),
+    : core_(std::make_shared<SamplerCore>(std::move(nvml), std::move(targets), std::move(clock), std::move(marks),
                                           options)) {}
 
 Sampler::~Sampler() {
@@ -116,7 +116,7 @@ uint64_t Sampler::wait_drained(std::chrono::nanoseconds timeout) {
 std::vector<PowerSample> Sampler::power(size_t device) {
     if (!origin_.here()) return {};
     const std::shared_ptr<SamplerCore> core = this->core();
-    return drain(core->device(device).power.ring);
+    return drain(core->device(device).power->ring);
 }
 
 std::vector<CounterReading> Sampler::counter(size_t device) {

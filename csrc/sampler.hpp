@@ -14,9 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "energy_lane.hpp"
+#include "device.hpp"
 #include "marks.hpp"
-#include "power_lane.hpp"
 
 namespace energy {
 
@@ -36,7 +35,7 @@ class SamplerCore;
 
 class Sampler {
   public:
-    Sampler(std::shared_ptr<const Nvml> nvml, std::vector<std::string> uuids, std::shared_ptr<const Clock> clock,
+    Sampler(std::shared_ptr<const Nvml> nvml, std::vector<Target> targets, std::shared_ptr<const Clock> clock,
             std::shared_ptr<MarkLog> marks, SamplerOptions options);
     ~Sampler();
 

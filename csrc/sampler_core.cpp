@@ -19,19 +19,19 @@ constexpr int kNoDevice = -1;
 
 }  // namespace
 
-SamplerCore::SamplerCore(std::shared_ptr<const Nvml> nvml, const std::vector<std::string>& uuids,
+SamplerCore::SamplerCore(std::shared_ptr<const Nvml> nvml, const std::vector<Target>& targets,
                          std::shared_ptr<const Clock> clock, std::shared_ptr<MarkLog> marks, SamplerOptions options)
     : nvml_(std::move(nvml)), clock_(std::move(clock)), marks_(std::move(marks)), options_(options) {
-    for (const std::string& uuid : uuids) {
+    for (const Target& target : targets) {
         devices_.push_back(
-            std::make_unique<Device>(uuid, *nvml_, *clock_, options.counter_period_ns, options.ring_capacity));
+            std::make_unique<Device>(target, *nvml_, *clock_, options.counter_period_ns, options.ring_capacity));
     }
 }
 
 std::shared_ptr<SamplerCore> SamplerCore::renewed() {
-    std::vector<std::string> uuids;
-    for (const auto& device : devices_) uuids.push_back(device->uuid());
-    auto core = std::make_shared<SamplerCore>(nvml_, uuids, clock_, marks_, options_);
+    std::vector<Target> targets;
+    for (const auto& device : devices_) targets.push_back(device->target());
+    auto core = std::make_shared<SamplerCore>(nvml_, targets, clock_, marks_, options_);
     core->errors_ = take_errors();
     return core;
 }
@@ -145,10 +145,10 @@ SamplerStats SamplerCore::stats() const {
     SamplerStats stats;
     int64_t driver_ns = 0;
     for (const auto& device : devices_) {
-        driver_ns += device->power.driver_ns + device->energy.driver_ns;
+        driver_ns += device->power->driver_ns + device->energy.driver_ns;
         stats.counter_reads += device->energy.reads;
-        stats.dropped += device->power.ring.dropped() + device->energy.ring.dropped();
-        stats.lost_samples += device->power.lost;
+        stats.dropped += device->power->ring.dropped() + device->energy.ring.dropped();
+        stats.lost_samples += device->power->lost;
     }
     stats.driver_call_s = static_cast<double>(driver_ns) * 1e-9;
     stats.thread_cpu_s = static_cast<double>(cpu_ns_.load(std::memory_order_relaxed)) * 1e-9;
@@ -181,7 +181,7 @@ int64_t SamplerCore::work(int64_t now_ns) {
         note_pending();
     }
     int64_t next = marks_ ? std::min(next_drain_ns_, next_resolve_ns_) : next_drain_ns_;
-    for (const auto& device : devices_) next = std::min(next, device->next_read_ns());
+    for (const auto& device : devices_) next = std::min({next, device->next_read_ns(), device->next_poll_ns()});
     return next;
 }
 
@@ -221,7 +221,10 @@ void SamplerCore::do_due(int64_t now_ns) {
         next_drain_ns_ = next_deadline(next_drain_ns_, options_.drain_period_ns, now_ns);
     }
     if (drain) drain_all();
-    for (size_t i = 0; i < devices_.size(); ++i) post(static_cast<int>(i), devices_[i]->read_if_due(now_ns));
+    for (size_t i = 0; i < devices_.size(); ++i) {
+        post(static_cast<int>(i), devices_[i]->poll_if_due(now_ns));
+        post(static_cast<int>(i), devices_[i]->read_if_due(now_ns));
+    }
 }
 
 void SamplerCore::drain_all() {

@@ -6,14 +6,13 @@
 #include <atomic>
 #include <condition_variable>
 
-#include "device.hpp"
 #include "sampler.hpp"
 
 namespace energy {
 
 class SamplerCore {
   public:
-    SamplerCore(std::shared_ptr<const Nvml> nvml, const std::vector<std::string>& uuids,
+    SamplerCore(std::shared_ptr<const Nvml> nvml, const std::vector<Target>& targets,
                 std::shared_ptr<const Clock> clock, std::shared_ptr<MarkLog> marks, SamplerOptions options);
     std::shared_ptr<SamplerCore> renewed();  // one that works, where this one is abandoned; takes over the errors
 

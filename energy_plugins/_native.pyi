@@ -1,5 +1,6 @@
 # What these do is said where they are bound, in csrc/bindings.cpp: help(energy_plugins._native.Sampler).
 
+from enum import Enum
 from typing import final
 
 import numpy as np
@@ -24,6 +25,10 @@ class Capabilities:
     def energy_counter(self) -> bool: ...
     @property
     def power_samples(self) -> bool: ...
+    @property
+    def power_instant(self) -> bool: ...
+    @property
+    def power_average(self) -> bool: ...
     @property
     def power_usage(self) -> bool: ...
     @property
@@ -89,6 +94,13 @@ class SamplerStats:
     @property
     def lost_samples(self) -> int: ...
 
+class PowerSource(Enum):
+    NONE = 0
+    SAMPLE_BUFFER = 1
+    INSTANT = 2
+    AVERAGE = 3
+    USAGE = 4
+
 @final
 class Sampler:
     def __init__(
@@ -98,6 +110,7 @@ class Sampler:
         clock: Clock,
         *,
         marks: MarkLog | None = None,
+        sources: list[PowerSource] | None = None,
         drain_period_ns: int = ...,
         counter_period_ns: int = ...,
         ring_capacity: int = 16384,

@@ -20,6 +20,9 @@ struct EpSimProfile {
     double min_clock_mhz;
     double max_clock_mhz;
     double memory_bytes;
+    double compute_capability;  // 9.0
+    double usage_window_s;      // PowerUsage is the mean over so long
+    double power_refresh_s;     // of PowerUsage and of the power fields
 };
 
 struct EpSimConfig {
@@ -39,6 +42,7 @@ enum EpSimFaultKind : std::int32_t {
     kNoSampleBuffer,
     kNoCounter,
     kCounterReset,  // at from_ns
+    kNotSupported,  // call: one function, or the name of one field of nvmlDeviceGetFieldValues
 };
 
 struct EpSimFault {

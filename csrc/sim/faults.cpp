@@ -30,6 +30,7 @@ Trouble trouble(const Device& device, const char* call, std::int64_t now_ns) {
         const EpSimFaultKind kind = fault.what.kind;
         if (kind == kGpuLost) met.code = NVML_ERROR_GPU_IS_LOST;
         if (kind == kMissingSymbol && names(fault, call)) met.code = NVML_ERROR_FUNCTION_NOT_FOUND;
+        if (kind == kNotSupported && names(fault, call)) met.code = NVML_ERROR_NOT_SUPPORTED;
         if (kind == kNoPermission && names(fault, call)) met.code = NVML_ERROR_NO_PERMISSION;
         if (kind == kHang && names(fault, call)) met.delay_ns += static_cast<std::int64_t>(fault.what.seconds * 1e9);
     }

@@ -29,6 +29,9 @@ constexpr std::int64_t kQuickCallNs = 300;
 constexpr std::int64_t kMemoryInfoNs = 5'000;
 constexpr unsigned kMemoryClockMhz = 3201;
 constexpr unsigned kVideoClockMhz = 1545;
+constexpr unsigned kArchitectureVolta = 5;
+constexpr unsigned kArchitectureAmpere = 7;
+constexpr unsigned kArchitectureAda = 8;
 constexpr unsigned kArchitectureHopper = 9;
 constexpr unsigned long long kReservedBytes = 700ULL << 20;
 constexpr unsigned long long kBytesPerClient = 600ULL << 20;  // what a CUDA context takes
@@ -169,9 +172,11 @@ void read_field(State& state, Device& device, std::int64_t now_ns, nvmlFieldValu
             if (sim::has_fault(device, kNoCounter, now_ns)) field.nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
             break;
         case NVML_FI_DEV_POWER_AVERAGE:
+            field.nvmlReturn = sim::trouble(device, "NVML_FI_DEV_POWER_AVERAGE", now_ns).code;
             power(sim::mean_power_w(state, device, now_ns, 1'000'000'000));
             break;
         case NVML_FI_DEV_POWER_INSTANT:
+            field.nvmlReturn = sim::trouble(device, "NVML_FI_DEV_POWER_INSTANT", now_ns).code;
             power(sim::mean_power_w(state, device, now_ns, 25'000'000));
             break;
         case NVML_FI_DEV_POWER_MIN_LIMIT:
@@ -324,11 +329,20 @@ NVML_API nvmlDeviceGetPciInfo_v2(nvmlDevice_t handle, nvmlPciInfo_t* info) {
     return nvmlDeviceGetPciInfo_v3(handle, info);
 }
 NVML_API nvmlDeviceGetCudaComputeCapability(nvmlDevice_t handle, int* major, int* minor) {
-    if (minor != nullptr) *minor = 0;
-    return give_constant(handle, __func__, major, 9);
+    if (minor == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
+    return give(handle, __func__, major, [minor](State& state, Device&, std::int64_t) {
+        const long tenths = std::lround(state.config.profile.compute_capability * 10);
+        *minor = static_cast<int>(tenths % 10);
+        return tenths / 10;
+    });
 }
 NVML_API nvmlDeviceGetArchitecture(nvmlDevice_t handle, unsigned* architecture) {
-    return give_constant(handle, __func__, architecture, kArchitectureHopper);
+    return give(handle, __func__, architecture, [](State& state, Device&, std::int64_t) {
+        const double capability = state.config.profile.compute_capability;
+        if (capability >= 9.0) return kArchitectureHopper;
+        if (capability >= 8.9) return kArchitectureAda;
+        return capability >= 8.0 ? kArchitectureAmpere : kArchitectureVolta;
+    });
 }
 NVML_API nvmlDeviceGetMigMode(nvmlDevice_t handle, unsigned* current, unsigned* pending) {
     if (pending != nullptr) *pending = 0;
@@ -409,7 +423,8 @@ NVML_API nvmlDeviceGetSamples(nvmlDevice_t handle, int type, unsigned long long 
 
 NVML_API nvmlDeviceGetPowerUsage(nvmlDevice_t handle, unsigned* power_mw) {
     return give(handle, __func__, power_mw, [](State& state, Device& device, std::int64_t now_ns) {
-        return milliwatts(sim::mean_power_w(state, device, now_ns, 1'000'000'000));
+        const double window_ns = state.config.profile.usage_window_s * 1e9;
+        return milliwatts(sim::mean_power_w(state, device, now_ns, static_cast<std::int64_t>(window_ns)));
     });
 }
 

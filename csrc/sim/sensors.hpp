@@ -33,7 +33,7 @@ std::int64_t last_refresh_ns(const State& state, const Device& device, std::int6
 // The energy counter as it stands at `t_ns`, in joules since the driver was loaded or the counter was reset.
 double counter_j(const State& state, const Device& device, std::int64_t t_ns);
 
-// Mean power over the last `window_ns` before the last refresh.
+// Mean power over the last `window_ns` before the last refresh of the power readings.
 double mean_power_w(const State& state, const Device& device, std::int64_t t_ns, std::int64_t window_ns);
 
 // Share of the last refresh period in which the device did anything.

@@ -132,7 +132,8 @@ int nvmlDeviceGetTotalEnergyConsumption(abi::Device, unsigned long long* millijo
 }
 
 int nvmlDeviceGetPowerUsage(abi::Device, unsigned int* milliwatts) {
-    *milliwatts = static_cast<unsigned int>(fake::kPower * 1e3);
+    const int64_t refreshes = (now() - fake::kPolledPhase) / fake::kPolledPeriod;
+    *milliwatts = static_cast<unsigned int>(fake::kPower * 1e3) + static_cast<unsigned int>(refreshes % 7);
     return outcome(fake::Call::power);
 }
 

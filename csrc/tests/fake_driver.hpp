@@ -10,7 +10,9 @@ constexpr const char* kUuid = "GPU-fake";
 constexpr int64_t kSecond = 1'000'000'000;
 constexpr int64_t kSamplePeriod = 20'000'000;
 constexpr int64_t kCounterPeriod = 100'000'000;
-constexpr int64_t kCounterCost = 3'000'000;  // by which a read of the counter advances a virtual clock
+constexpr int64_t kCounterCost = 3'000'000;    // by which a read of the counter advances a virtual clock
+constexpr int64_t kPolledPeriod = 70'000'000;  // of PowerUsage, which comes to another value each time
+constexpr int64_t kPolledPhase = 37'000'000;
 constexpr double kPower = 100;
 
 enum class Call { handle, samples, counter, power };

@@ -16,7 +16,8 @@ using namespace energy;
 using fake::kSecond;
 
 struct Rig {
-    explicit Rig(bool real_time = false, size_t capacity = 1 << 18) {
+    explicit Rig(bool real_time = false, size_t capacity = 1 << 18, PowerSource power = PowerSource::kSampleBuffer)
+        : source(power) {
         fake::reset(real_time);
         clock = Clock::simulated(FAKE_DRIVER);
         nvml = std::make_shared<Nvml>(FAKE_DRIVER);
@@ -24,7 +25,7 @@ struct Rig {
     }
 
     std::unique_ptr<Sampler> make(size_t capacity) const {
-        return std::make_unique<Sampler>(nvml, std::vector<std::string>{fake::kUuid}, clock, nullptr,
+        return std::make_unique<Sampler>(nvml, std::vector<Target>{{fake::kUuid, source}}, clock, nullptr,
                                          SamplerOptions{kSecond, 10 * kSecond, capacity});
     }
 
@@ -38,6 +39,7 @@ struct Rig {
         if (end > clock->now_ns()) fake::advance(end - clock->now_ns());
     }
 
+    const PowerSource source;
     std::shared_ptr<Clock> clock;
     std::shared_ptr<Nvml> nvml;
     std::unique_ptr<Sampler> sampler;
@@ -142,6 +144,42 @@ void without_a_phase_three_readings_are_spread_over_a_period() {
     }
 }
 
+void a_polled_reading_is_read_once_a_period() {
+    Rig rig(false, 1 << 18, PowerSource::kUsage);
+    rig.sampler->start(false);
+    rig.run(600 * kSecond);
+    const auto samples = rig.sampler->power(0);
+    CHECK(samples.size() >= 600 * kSecond / fake::kPolledPeriod - 2);
+    size_t off = 0;
+    for (size_t i = 10; i < samples.size(); ++i) {
+        const int64_t late = (samples[i].t_ns - fake::kPolledPhase) % fake::kPolledPeriod;
+        if (std::min(late, fake::kPolledPeriod - late) > 2'500'000) ++off;
+        CHECK(samples[i].t_ns - samples[i - 1].t_ns < fake::kPolledPeriod * 11 / 10);
+    }
+    CHECK(off == 0);
+}
+
+void a_polled_gpu_that_is_lost_comes_back() {
+    Rig rig(false, 1 << 18, PowerSource::kUsage);
+    rig.sampler->start(false);
+    rig.run(5 * kSecond);
+    fake::fail(fake::Call::power, abi::kGpuIsLost);
+    rig.run(20 * kSecond);
+    CHECK(rig.sampler->take_errors().size() == 1);
+    fake::heal();
+    rig.sampler->power(0);
+    rig.run(40 * kSecond);
+    CHECK(rig.sampler->power(0).size() > 100);
+}
+
+void without_a_source_only_the_counter_is_read() {
+    Rig rig(false, 1 << 18, PowerSource::kNone);
+    rig.sampler->start(false);
+    rig.run(60 * kSecond);
+    CHECK(rig.sampler->power(0).empty() && rig.sampler->counter(0).size() >= 6);
+    CHECK(rig.sampler->stats().drains >= 59);  // what wakes the collector
+}
+
 void an_error_ends_what_was_asked_for() {
     Rig rig;
     rig.sampler->start(false);
@@ -165,7 +203,7 @@ void an_error_ends_what_was_asked_for() {
 
 void searches_of_several_devices_interleave() {
     Rig rig;
-    rig.sampler = std::make_unique<Sampler>(rig.nvml, std::vector<std::string>(3, fake::kUuid), rig.clock, nullptr,
+    rig.sampler = std::make_unique<Sampler>(rig.nvml, std::vector<Target>(3, {fake::kUuid}), rig.clock, nullptr,
                                             SamplerOptions());
     rig.sampler->start(false);
     rig.run(kSecond);
@@ -259,7 +297,7 @@ void what_can_never_work_is_asked_once() {
 
 void an_unknown_device_is_refused() {
     Rig rig;
-    Sampler sampler(rig.nvml, {"GPU-other"}, rig.clock, nullptr, {});
+    Sampler sampler(rig.nvml, {{"GPU-other"}}, rig.clock, nullptr, {});
     try {
         sampler.start(true);
         CHECK(false);
@@ -290,7 +328,7 @@ void starts_and_stops_a_hundred_times() {
 
 void readers_work_beside_the_thread() {
     Rig rig(true);
-    Sampler fast(rig.nvml, {fake::kUuid}, rig.clock, nullptr, {kSecond / 1000, kSecond / 500, 64});
+    Sampler fast(rig.nvml, {{fake::kUuid}}, rig.clock, nullptr, {kSecond / 1000, kSecond / 500, 64});
     rig.sampler->start(true);
     fast.start(true);  // two at once
     size_t samples = 0;
@@ -378,6 +416,9 @@ int main() {
     RUN(a_search_blocks_no_tick);
     RUN(a_requested_reading_comes_half_a_period_after_the_next_refresh);
     RUN(without_a_phase_three_readings_are_spread_over_a_period);
+    RUN(a_polled_reading_is_read_once_a_period);
+    RUN(a_polled_gpu_that_is_lost_comes_back);
+    RUN(without_a_source_only_the_counter_is_read);
     RUN(an_error_ends_what_was_asked_for);
     RUN(searches_of_several_devices_interleave);
     RUN(nothing_newer_is_no_error);

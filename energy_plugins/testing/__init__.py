@@ -10,15 +10,19 @@ from energy_plugins.testing.faults import (
     NoCounter,
     NoPermission,
     NoSampleBuffer,
+    NotSupported,
     WallClockStep,
 )
 from energy_plugins.testing.library import SimulatorError
 from energy_plugins.testing.loads import Constant, Load, Script, Square, Step, random_load
-from energy_plugins.testing.profiles import H200, Profile
+from energy_plugins.testing.profiles import A100, H200, RTX_4090, V100, Profile
 from energy_plugins.testing.simulation import Simulation, simulated_gpus
 
 __all__ = [
+    "A100",
     "H200",
+    "RTX_4090",
+    "V100",
     "Constant",
     "CounterReset",
     "Fault",
@@ -29,6 +33,7 @@ __all__ = [
     "NoCounter",
     "NoPermission",
     "NoSampleBuffer",
+    "NotSupported",
     "Profile",
     "Script",
     "SimulatedDevice",

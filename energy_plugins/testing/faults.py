@@ -36,6 +36,13 @@ class MissingSymbol:
 
 
 @dataclass(frozen=True)
+class NotSupported:
+    """``call`` answers "Not Supported": a function, or a field of ``nvmlDeviceGetFieldValues`` by its NVML name."""
+
+    call: str
+
+
+@dataclass(frozen=True)
 class NoSampleBuffer:
     """The driver keeps no power samples: "Not Supported"."""
 
@@ -59,4 +66,14 @@ class WallClockStep:
     seconds: float
 
 
-Fault = NoPermission | GpuLost | Hang | MissingSymbol | NoSampleBuffer | NoCounter | CounterReset | WallClockStep
+Fault = (
+    NoPermission
+    | GpuLost
+    | Hang
+    | MissingSymbol
+    | NotSupported
+    | NoSampleBuffer
+    | NoCounter
+    | CounterReset
+    | WallClockStep
+)

@@ -54,6 +54,7 @@ class FaultKind(IntEnum):
     NO_SAMPLE_BUFFER = 4
     NO_COUNTER = 5
     COUNTER_RESET = 6
+    NOT_SUPPORTED = 7
 
 
 class CFault(ctypes.Structure):

@@ -1,13 +1,16 @@
-"""Which kind of GPU is simulated."""
+"""Which kind of GPU is simulated.
+
+Sensor windows by generation: arXiv:2312.02741. Power and rates of all but the H200 are the data sheets', roughly.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What a kind of GPU draws and does. Its sensors are those of an H200 whatever the profile."""
+    """What a kind of GPU draws and does. What is not said here of its sensors is as on an H200."""
 
     name: str
     idle_w: float
@@ -24,6 +27,11 @@ class Profile:
     min_clock_mhz: float
     max_clock_mhz: float
     memory_bytes: float
+    compute_capability: float = 9.0
+    usage_window_s: float = 1.0
+    """What the driver calls power usage is the mean over so long."""
+    power_refresh_s: float = 0.1
+    """How often it, and the average and instant power, come to a new value."""
 
 
 H200 = Profile(
@@ -41,3 +49,53 @@ H200 = Profile(
     memory_bytes=143771 * 2.0**20,
 )
 """NVIDIA H200 SXM: power, limits and clocks as read on one (driver 580), rates as its benchmarks reach them."""
+
+RTX_4090 = replace(
+    H200,
+    name="NVIDIA GeForce RTX 4090 (SIMULATED)",
+    idle_w=25.0,
+    compute_w=400.0,
+    memory_w=150.0,
+    ops_per_s=160e12,
+    bytes_per_s=0.95e12,
+    min_limit_w=150.0,
+    max_limit_w=450.0,
+    max_clock_mhz=2520.0,
+    memory_bytes=24564 * 2.0**20,
+    compute_capability=8.9,
+)
+"""Power usage is a mean over a second."""
+
+A100 = replace(
+    H200,
+    name="NVIDIA A100-SXM4-40GB (SIMULATED)",
+    idle_w=55.0,
+    compute_w=320.0,
+    memory_w=180.0,
+    ops_per_s=280e12,
+    bytes_per_s=1.4e12,
+    min_limit_w=100.0,
+    max_limit_w=400.0,
+    max_clock_mhz=1410.0,
+    memory_bytes=40960 * 2.0**20,
+    compute_capability=8.0,
+    usage_window_s=0.025,
+)
+"""Power usage is 25 ms of every 100."""
+
+V100 = replace(
+    A100,
+    name="Tesla V100-SXM2-16GB (SIMULATED)",
+    idle_w=40.0,
+    compute_w=240.0,
+    memory_w=120.0,
+    ops_per_s=100e12,
+    bytes_per_s=0.8e12,
+    max_limit_w=300.0,
+    max_clock_mhz=1530.0,
+    memory_bytes=16160 * 2.0**20,
+    compute_capability=7.0,
+    usage_window_s=0.02,
+    power_refresh_s=0.02,
+)
+"""Power usage comes every 20 ms."""

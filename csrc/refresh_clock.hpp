@@ -1,0 +1,44 @@
+// When to poll a reading that the driver makes anew in some period, learned from the instants at which it changed.
+// Pure: it says when to read next and is told what was read.
+//
+// It looks every 2 ms until it has seen some changes: at first, after a second, and then ever more seldom, because each
+// look tells the period better, which drifts against the host's clock. Otherwise it reads once a period, shortly after
+// the refresh.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+namespace energy {
+
+class RefreshClock {
+  public:
+    // Tells what was read between two instants. Returns the refresh that the value is of, when that is a new one.
+    std::optional<int64_t> feed(int64_t before_ns, int64_t after_ns, double value) noexcept;
+    int64_t next_ns() const noexcept { return next_ns_; }  // at first: at once
+    int64_t period_ns() const noexcept { return period_ns_; }
+
+  private:
+    void look(int64_t now_ns) noexcept;
+    void learn(int64_t now_ns) noexcept;
+
+    static constexpr int64_t kUsualNs = 100'000'000;
+    int64_t period_ns_ = kUsualNs;
+    int64_t refresh_ns_ = 0;            // one that is known, or assumed
+    int64_t given_ns_ = INT64_MIN / 2;  // the refresh that was last returned
+    int64_t next_ns_ = INT64_MIN;
+    int64_t read_ns_ = 0;  // when the reading before began
+    double value_ = 0;
+    bool any_ = false;
+
+    static constexpr int64_t kFirstLookNs = 1'000'000'000;
+    bool looking_ = true;
+    int64_t look_after_ns_ = kFirstLookNs;
+    int64_t anchor_ns_ = 0;  // the first refresh of those that fit the period
+    int64_t look_ns_ = 0;    // when it began, or is to begin
+    int64_t first_change_ns_ = 0, last_change_ns_ = 0, shortest_ns_ = 0;
+    size_t changes_ = 0;
+};
+
+}  // namespace energy

@@ -1,0 +1,108 @@
+// The clock of a polled reading against readings that are arithmetic: every period and phase, late reads, values that
+// stay, and a period that drifts.
+#include <cmath>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "../refresh_clock.hpp"
+#include "check.hpp"
+
+namespace {
+
+using namespace energy;
+
+constexpr int64_t kMs = 1'000'000;
+constexpr int64_t kSecond = 1'000'000'000;
+
+struct Reading {
+    int64_t period_ns;
+    int64_t phase_ns;
+    std::function<double(int64_t refresh)> value = [](int64_t refresh) { return static_cast<double>(refresh % 11); };
+    int64_t late_ns = 0;  // at most
+
+    int64_t refresh_at(int64_t t_ns) const { return (t_ns - phase_ns) / period_ns; }
+};
+
+struct Played {
+    std::vector<int64_t> stamps_ns;
+    int64_t reads = 0;
+    int64_t learned_ns = 0;
+};
+
+Played play(const Reading& reading, int64_t duration_ns) {
+    RefreshClock clock;
+    Played played;
+    std::mt19937_64 random(7);
+    int64_t now = 10 * kSecond;
+    const int64_t end = now + duration_ns;
+    while (now < end) {
+        if (reading.late_ns > 0) now += static_cast<int64_t>(random() % static_cast<uint64_t>(reading.late_ns));
+        const auto stamp = clock.feed(now, now + 1'000, reading.value(reading.refresh_at(now)));
+        ++played.reads;
+        if (stamp) played.stamps_ns.push_back(*stamp);
+        CHECK(clock.next_ns() > now);
+        now = clock.next_ns();
+    }
+    played.learned_ns = clock.period_ns();
+    return played;
+}
+
+// How far the stamps after the first second are from refreshes, at most.
+int64_t worst_ns(const Reading& reading, const Played& played) {
+    int64_t worst = 0;
+    for (const int64_t stamp : played.stamps_ns) {
+        if (stamp < 12 * kSecond) continue;
+        const int64_t late = (stamp - reading.phase_ns) % reading.period_ns;
+        worst = std::max(worst, std::min(late, reading.period_ns - late));
+    }
+    return worst;
+}
+
+void every_period_and_phase_is_learned() {
+    for (const int64_t period : {10 * kMs, 20 * kMs, 70 * kMs, 100 * kMs, 333 * kMs / 2}) {
+        for (int64_t phase = 0; phase < period; phase += period / 7) {
+            const Reading reading{period, phase};
+            const Played played = play(reading, 20 * kSecond);
+            CHECK(std::abs(played.learned_ns - period) < period / 50);
+            CHECK(worst_ns(reading, played) <= 3 * kMs);
+            const auto expected = 20 * kSecond / period;
+            CHECK(std::abs(static_cast<int64_t>(played.stamps_ns.size()) - expected) <= 3);
+            CHECK(played.reads <= expected + 20 * period / (2 * kMs));
+        }
+    }
+}
+
+void late_reads_still_tell_which_refresh_it_is() {
+    const Reading reading{100 * kMs, 41 * kMs, [](int64_t refresh) { return static_cast<double>(refresh % 11); },
+                          5 * kMs};
+    const Played played = play(reading, 60 * kSecond);
+    CHECK(worst_ns(reading, played) <= 8 * kMs);
+}
+
+void a_value_that_stays_is_still_given_each_period() {
+    Reading reading{100 * kMs, 41 * kMs};
+    reading.value = [](int64_t) { return 126.0; };
+    Played played = play(reading, 60 * kSecond);
+    CHECK(played.stamps_ns.size() >= 598 && played.stamps_ns.size() <= 602);
+    CHECK(played.learned_ns == 100 * kMs);
+    reading.value = [](int64_t refresh) { return static_cast<double>(refresh / 3); };  // changes every third time
+    played = play(reading, 60 * kSecond);
+    CHECK(played.stamps_ns.size() >= 190);
+}
+
+void stamps_never_go_back() {
+    const Reading reading{100 * kMs, 99 * kMs, [](int64_t refresh) { return static_cast<double>(refresh % 3); },
+                          60 * kMs};
+    const Played played = play(reading, 300 * kSecond);
+    for (size_t i = 1; i < played.stamps_ns.size(); ++i) CHECK(played.stamps_ns[i] > played.stamps_ns[i - 1]);
+}
+
+}  // namespace
+
+int main() {
+    RUN(every_period_and_phase_is_learned);
+    RUN(late_reads_still_tell_which_refresh_it_is);
+    RUN(a_value_that_stays_is_still_given_each_period);
+    RUN(stamps_never_go_back);
+}
