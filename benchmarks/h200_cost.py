@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 
 from energy_plugins import EnergyMeter, _native
 from energy_plugins.measure.drivers import current_drivers
-from energy_plugins.measure.sensors import COUNTER_PERIOD_NS, DRAIN_PERIOD_NS
+from energy_plugins.measure.power_sensors import SAMPLE_BUFFER
+from energy_plugins.measure.sensors import DRAIN_PERIOD_NS
 
 Step = Callable[[], None]
 
@@ -244,7 +245,9 @@ def analyse(run: dict[str, Any]) -> dict[str, Any]:
     )
     counter = run["counter_ns"].astype(np.float64)
     parts["counter_read"] = _share(
-        _overlap(gpu_ns, took, counter[:, 0], counter[:, 1], first), step_ns, step_ns / COUNTER_PERIOD_NS
+        _overlap(gpu_ns, took, counter[:, 0], counter[:, 1], first),
+        step_ns,
+        step_ns / (SAMPLE_BUFFER.counter_period_s * 1e9),
     )
     mean = sum(part["share"] for part in parts.values())
     error = float(np.sqrt(sum(part["error"] ** 2 for part in parts.values())))

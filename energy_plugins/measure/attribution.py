@@ -41,6 +41,8 @@ class EnergyCurve:
     start_error_j: float
     end_error_j: float
     """Standard error of the energy at the block's ends, from the age of the counter readings."""
+    coherent_s: float = 0.0
+    """Stretches shorter than this share one error of the sampling instead of gathering many."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Points:
     bias: Values
     start_error_j: Values
     end_error_j: Values
+    coherent_s: Values
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Points:
         """Return the points of ``rows``."""
@@ -179,6 +182,7 @@ class RunCurve:
             bias=full * block.bias,
             start_error_j=full * block.start_error_j,
             end_error_j=full * block.end_error_j,
+            coherent_s=full * block.coherent_s,
         )
 
 
@@ -190,7 +194,8 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     as the counter.
     """
     same = start.block == end.block
-    variance = np.where(same, _inside_j2(start, end), _across_j2(start, end)) + start.cut_j2 + end.cut_j2
+    variance = np.where(same, _inside_j2(start, end), _across_j2(start, end))
+    variance = _coherent(start, end) * (variance + start.cut_j2 + end.cut_j2)
     # A shifted sensor takes from a span at one end what it gives at the other: the worse of the two ends stands for
     # both.
     shift_j = np.maximum(start.shift_j, end.shift_j)
@@ -206,6 +211,12 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
         coverage=coverage,
         shift_j=shift_j,
     )
+
+
+def _coherent(start: Points, end: Points) -> Values:
+    """Return the share of the variance that is left where a window is too short to gather all of it."""
+    duration_s = (end.t_ns - start.t_ns) * 1e-9
+    return np.minimum(duration_s / np.maximum(end.coherent_s, 1e-12), 1.0)
 
 
 def _inside_j2(start: Points, end: Points) -> Values:

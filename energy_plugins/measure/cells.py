@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import Times, Values
-
-GAP_NS = 120_000_000
-"""Samples further apart than this leave unmeasured time between them (six sample periods of an H200)."""
+from energy_plugins.measure.power_sensors import PowerSensor
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,14 @@ class Cells:
     width_s: Values
 
     @classmethod
-    def of(cls, seen_ns: Times, power_w: Values, expected_w: Values, noise: float) -> Cells:
+    def of(cls, seen_ns: Times, power_w: Values, expected_w: Values, sensor: PowerSensor) -> Cells:
         """Return cells that meet half way between samples; a gap gets a cell of its own."""
         ratio = power_w / expected_w
         apart = np.diff(seen_ns)
         half = int(np.median(apart)) // 2 if len(apart) else 10_000_000
         difference = np.diff(ratio) * (expected_w[1:] + expected_w[:-1]) / 2
-        local = _smooth(difference**2 / 2, len(ratio)) + (noise * power_w) ** 2
-        gap = np.flatnonzero(apart > GAP_NS)
+        local = _smooth(difference**2 / 2, len(ratio)) + (sensor.model.noise * power_w) ** 2
+        gap = np.flatnonzero(apart > sensor.gap_ns)
         edges = np.concatenate([[seen_ns[0] - half], seen_ns[:-1] + apart // 2, [seen_ns[-1] + half]])
         if not len(gap):
             return cls(edges, ratio, np.ones(len(ratio), bool), local, np.diff(edges) * 1e-9)

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins import _native
-from energy_plugins.measure.cells import GAP_NS
 from energy_plugins.measure.response import Segments
 from energy_plugins.measure.sensors import SensorPlan
 from energy_plugins.measure.settlement import Interval, Settlement
@@ -56,7 +55,7 @@ class Collector:
     ) -> None:
         self.timeline = Timeline()
         self.totals = Totals()
-        self.tracks = [GpuTrack(plan.response, start_ns) for _ in plan.sampled]
+        self.tracks = [GpuTrack(plan.power[uuid], start_ns) for uuid in plan.sampled]
         self.settlement = Settlement(self.tracks[: len(plan.gpus)], start_ns)
         self.shared = Settlement(self.tracks[len(plan.gpus) :], start_ns)
         """GPUs of which this process has only a slice."""
@@ -150,7 +149,8 @@ class Collector:
         shared_ns = min((track.curve.settled_ns for track in self.shared.tracks), default=settled_ns)
         if shared_ns > self._start_ns:
             self.shared.advance(min(shared_ns, settled_ns), [self._start_ns])
-        self.timeline.forget(settled_ns - GAP_NS)  # the next block's first samples still respond to what came before
+        # The next block's first samples still respond to what came before.
+        self.timeline.forget(settled_ns - max((track.memory_ns for track in self.tracks), default=0))
 
     def _settle_segments(self, settled_ns: int) -> None:
         segments = self._segments()

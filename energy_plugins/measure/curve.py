@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import EnergyCurve, Times, Values
-from energy_plugins.measure.cells import GAP_NS, Cells
-from energy_plugins.measure.error_model import ErrorModel
-from energy_plugins.measure.response import LevelFit, Levels, Response, Segments, occupancy
+from energy_plugins.measure.cells import Cells
+from energy_plugins.measure.power_sensors import PowerSensor
+from energy_plugins.measure.response import LevelFit, Levels, Segments, occupancy
 
-_EXTEND_NS = 250_000_000
-"""How far the last sample may stand in for what came after it: the longest delivery delay seen (0.2 s) and some."""
 _PLAUSIBLE = (0.7, 1.4)
 """Counter over samples' integral; aliasing explains a few per cent, nothing explains more than this."""
 _SHORT_NS = 500_000_000
@@ -46,10 +44,11 @@ class Stretch:
 class CurveBuilder:
     """Settles the energy curve of one GPU block by block; keeps the samples that the next block still needs."""
 
-    def __init__(self, response: Response, model: ErrorModel | None = None) -> None:
-        self._response = response
-        self._model = model or ErrorModel()
-        self._fit = LevelFit()
+    def __init__(self, sensor: PowerSensor) -> None:
+        self._sensor = sensor
+        self._response = sensor.response
+        self._model = sensor.model
+        self._fit = LevelFit(sensor.model.doubt)
         self._levels: Levels | None = None
         self._t_ns = np.empty(0, np.int64)
         self._power_w = np.empty(0)
@@ -73,7 +72,7 @@ class CurveBuilder:
 
     def forget(self, before_ns: int) -> None:
         """Drop samples that no block after ``before_ns`` needs; the last few always stay."""
-        keep = int(np.searchsorted(self._t_ns, before_ns - GAP_NS))
+        keep = int(np.searchsorted(self._t_ns, before_ns - self._sensor.gap_ns))
         keep = min(keep, max(0, len(self._t_ns) - 10))
         self._t_ns, self._power_w = self._t_ns[keep:], self._power_w[keep:]
 
@@ -86,13 +85,13 @@ class CurveBuilder:
         return self._build(stretch, learn=False)
 
     def _build(self, stretch: Stretch, *, learn: bool) -> EnergyCurve:
-        delay_ns, segments = self._response.delay_ns, stretch.segments
-        first = np.searchsorted(self._t_ns, stretch.start_ns + delay_ns - GAP_NS)
-        last = np.searchsorted(self._t_ns, stretch.end_ns + delay_ns + GAP_NS)
+        delay_ns, gap_ns, segments = self._response.delay_ns, self._sensor.gap_ns, stretch.segments
+        first = np.searchsorted(self._t_ns, stretch.start_ns + delay_ns - gap_ns)
+        last = np.searchsorted(self._t_ns, stretch.end_ns + delay_ns + gap_ns)
         t_ns, power_w = self._t_ns[first:last], self._power_w[first:last]
         if not len(t_ns):
-            return _unmeasured(stretch)
-        kinds, column = np.unique(_labels(segments), return_inverse=True)
+            return unmeasured(stretch)
+        kinds, column = np.unique(labels(segments, gap_ns), return_inverse=True)
         shares = occupancy(self._response, t_ns, Segments(segments.edges_ns, column), len(kinds))
         seen_ns = t_ns - delay_ns
         inside = (seen_ns >= stretch.start_ns) & (seen_ns < stretch.end_ns)
@@ -101,7 +100,7 @@ class CurveBuilder:
         else:
             levels = self._known(kinds, power_w)
         expected_w = np.maximum(shares @ levels.power_w, 1e-3)
-        cells = Cells.of(seen_ns, power_w, expected_w, self._model.noise)
+        cells = Cells.of(seen_ns, power_w, expected_w, self._sensor)
         return self._curve(stretch, column, levels, cells)
 
     def _known(self, kinds: NDArray[np.int64], power_w: Values) -> Levels:
@@ -126,19 +125,20 @@ class CurveBuilder:
         length_s = np.diff(knots) * 1e-9
         measured = (
             cells.measured[cell]
-            & (middle >= cells.edges_ns[0] - _EXTEND_NS)
-            & (middle <= cells.edges_ns[-1] + _EXTEND_NS)
+            & (middle >= cells.edges_ns[0] - self._sensor.extend_ns)
+            & (middle <= cells.edges_ns[-1] + self._sensor.extend_ns)
         )
         power_w = levels.power_w[column[segment]] * cells.ratio[cell]
         variance = np.where(
             measured,
-            self._model.spread * cells.variability_w2[cell] * cells.width_s[cell] * length_s,
+            (self._model.spread * cells.variability_w2[cell] * cells.width_s[cell] + self._unseen_w2s(power_w))
+            * length_s,
             (0.5 * power_w * length_s) ** 2,
         )
         sum_ = self._weigh(power_w, knots, variance, total)
         power_w = np.where(measured | (sum_.trust > 0), power_w * sum_.scale, 0.0)
         jump_w = _local_range(power_w)
-        blurred_s = np.minimum(self._response.lag_s, np.diff(segments.edges_ns)[segment] * 1e-9)
+        blurred_s = np.minimum(self._response.blur_s, np.diff(segments.edges_ns)[segment] * 1e-9)
         level_j = blurred_s * levels.error_w[column[segment]]
         shift_j = np.sqrt((self._model.timing_s * jump_w) ** 2 + np.where(jump_w > 0, level_j, 0.0) ** 2)
         return EnergyCurve(
@@ -152,7 +152,11 @@ class CurveBuilder:
             bias=sum_.bias,
             start_error_j=sum_.start_error_j,
             end_error_j=sum_.end_error_j,
+            coherent_s=self._model.unseen_s,
         )
+
+    def _unseen_w2s(self, power_w: Values) -> Values:
+        return np.asarray((self._model.unseen * power_w) ** 2 * self._model.unseen_s)
 
     def _weigh(self, power_w: Values, knots: Times, variance_j2: Values, total: Sum | None) -> _Weighed:
         """Weigh the counter's sum against the samples' own, by their variances."""
@@ -186,7 +190,7 @@ class _Weighed:
     end_error_j: float = 0.0
 
 
-def _unmeasured(stretch: Stretch) -> EnergyCurve:
+def unmeasured(stretch: Stretch) -> EnergyCurve:
     """Return the curve of a block without samples: the counter's sum if there is one, and nothing is covered."""
     energy_j = stretch.total.energy_j if stretch.total else 0.0
     return EnergyCurve(
@@ -203,12 +207,12 @@ def _unmeasured(stretch: Stretch) -> EnergyCurve:
     )
 
 
-def _labels(segments: Segments) -> NDArray[np.int64]:
+def labels(segments: Segments, gap_ns: int) -> NDArray[np.int64]:
     """Return what should share a level.
 
     Segments of one kind, the slivers among them apart from those that samples resolve by themselves.
     """
-    return np.asarray(2 * segments.kinds + (np.diff(segments.edges_ns) > GAP_NS))
+    return np.asarray(2 * segments.kinds + (np.diff(segments.edges_ns) > gap_ns))
 
 
 def _cumulative(values: Values) -> Values:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pynvml
@@ -26,6 +26,8 @@ class Gpu:
     driver: str
     mig: str | None = None
     """UUID of the MIG slice, where the process sees only a slice; ``uuid`` is then the whole GPU's."""
+    compute_capability: tuple[int, int] | None = None
+    """CUDA's, such as (9, 0); None where the driver does not tell."""
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
@@ -133,7 +135,7 @@ def _find_slice(text: str, gpus: Sequence[Gpu], mig_parents: dict[str, str], sou
         if gpu.mig == text:
             return gpu
         if gpu.uuid == parent:
-            return Gpu(gpu.uuid, gpu.index, gpu.name, gpu.driver, mig=text)
+            return replace(gpu, mig=text)
     known = ", ".join(mig_parents) or "none"
     message = f"{source} names MIG slice '{text}', which is not there; slices here: {known}"
     raise DeviceError(message)
@@ -154,7 +156,14 @@ def _describe_all(count: int, driver: str) -> tuple[Gpu, ...]:
 
 def _describe(index: int, driver: str) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    return Gpu(pynvml.nvmlDeviceGetUUID(handle), index, pynvml.nvmlDeviceGetName(handle), driver)
+    try:
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        capability = (int(major), int(minor))
+    except pynvml.NVMLError:
+        capability = None
+    return Gpu(
+        pynvml.nvmlDeviceGetUUID(handle), index, pynvml.nvmlDeviceGetName(handle), driver, compute_capability=capability
+    )
 
 
 def _mig_parents(gpus: Sequence[Gpu]) -> dict[str, str]:

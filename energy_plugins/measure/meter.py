@@ -18,7 +18,7 @@ from energy_plugins.measure.folders import drop_private_folders
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.progress import Progress
 from energy_plugins.measure.report import Report
-from energy_plugins.measure.run import Run
+from energy_plugins.measure.run import Options, Run
 from energy_plugins.measure.spans import Kind
 
 
@@ -55,6 +55,8 @@ class EnergyMeter:
         out.
         folder: where the report is written as the run goes; a private folder that goes with the meter when left out.
         config: what the report should carry along, such as hyperparameters (JSON values).
+        power_sensor: the name of the power sensor to use instead of the best one ("instant power", say; a report's
+        `devices` say which there are).
     """
 
     def __init__(
@@ -64,11 +66,15 @@ class EnergyMeter:
         *,
         folder: str | Path | None = None,
         config: Mapping[str, JSON] | None = None,
+        power_sensor: str | None = None,
     ) -> None:
-        self._name = name or "run"
-        self._devices = devices
-        self._folder = Path(folder) if folder is not None else None
-        self._config = dict(config or {})
+        self._options = Options(
+            name=name or "run",
+            devices=devices,
+            folder=Path(folder) if folder is not None else None,
+            config=dict(config or {}),
+            power_sensor=power_sensor,
+        )
         self.run: Run | None = None
         """The open window: for framework modules and tests."""
         self._final: Report | None = None
@@ -87,13 +93,13 @@ class EnergyMeter:
         Raises:
             EnergyError: the meter runs already.
             ReportError: the folder holds a report already, or cannot be written.
-            DeviceError: ``devices`` names a GPU that is not there.
+            DeviceError: ``devices`` names a GPU that is not there, or ``power_sensor`` a sensor that a GPU lacks.
         """
         if self.running:
             message = "this meter is running; stop it before starting it again"
             raise EnergyError(message)
         self._final = self._seen = None
-        self.run = Run(self._name, self._devices, self._folder, self._config)
+        self.run = Run(self._options)
         _LIVE.add(self)
         return self
 

@@ -1,8 +1,9 @@
 """What a power sample responds to, and the level of each kind of work read back out of blurred samples.
 
-A driver's power sample is not the power at its stamp: it follows the power after a dead time and through a first-order
-lag. Work that alternates faster than that is blurred. The blur is linear and known, so the level of each kind of work
-is found by least squares from the samples and the share of each sample's response that each kind occupied.
+A driver's power sample is not the power at its stamp: it follows the power after a dead time, through a first-order lag
+or as the mean over a window. Work that alternates faster than that is blurred. The blur is linear and known, so the
+level of each kind of work is found by least squares from the samples and the share of each sample's response that each
+kind occupied.
 """
 
 from __future__ import annotations
@@ -21,18 +22,39 @@ _REACH = 6.0
 
 @dataclass(frozen=True)
 class Response:
-    """First-order response of a power sensor.
+    """How a power sensor responds.
 
-    ``dead_time_s`` of nothing, then an exponential of time constant ``lag_s``.
+    ``dead_time_s`` of nothing; then the mean over ``window_s``, or where that is 0 an exponential of time constant
+    ``lag_s``.
     """
 
-    dead_time_s: float
-    lag_s: float
+    dead_time_s: float = 0.0
+    lag_s: float = 0.0
+    window_s: float = 0.0
 
     @property
     def delay_ns(self) -> int:
         """Mean age (ns) of the power that a sample shows."""
-        return round((self.dead_time_s + self.lag_s) * 1e9)
+        return round((self.dead_time_s + self.lag_s + self.window_s / 2) * 1e9)
+
+    @property
+    def reach_ns(self) -> int:
+        """Age (ns) of the oldest power that a sample shows anything of."""
+        return round((self.dead_time_s + max(_REACH * self.lag_s, self.window_s)) * 1e9)
+
+    @property
+    def blur_s(self) -> float:
+        """Length (s) over which the power is smeared."""
+        return max(self.lag_s, self.window_s)
+
+    def share_before(self, age_ns: Values) -> Values:
+        """Return the share of the response to what is older than ``age_ns`` (negative: 1), counted from the dead time.
+
+        For ages up to the reach.
+        """
+        if self.window_s > 0:
+            return np.clip(1.0 - age_ns / (self.window_s * 1e9), 0.0, 1.0)
+        return np.exp(-np.maximum(age_ns, 0.0) / (self.lag_s * 1e9))
 
 
 @dataclass(frozen=True)
@@ -61,18 +83,18 @@ def occupancy(response: Response, t_ns: Times, segments: Segments, columns: int)
     ``segments.kinds`` are column numbers. Rows sum to one where the segments cover the sample's response; a sample
     that reaches back before the first edge sees the first segment extended.
     """
-    lag_ns = response.lag_s * 1e9
     seen_ns = t_ns - round(response.dead_time_s * 1e9)
-    first = np.clip(
-        np.searchsorted(segments.edges_ns, seen_ns - int(_REACH * lag_ns), side="right") - 1, 0, len(segments.kinds) - 1
-    )
+    oldest_ns = t_ns - response.reach_ns
+    first = np.clip(np.searchsorted(segments.edges_ns, oldest_ns, side="right") - 1, 0, len(segments.kinds) - 1)
     last = np.clip(np.searchsorted(segments.edges_ns, seen_ns, side="left"), first + 1, len(segments.kinds))
     count = last - first
     sample = np.repeat(np.arange(len(t_ns)), count)
     segment = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-    opened = np.where(segment == first[sample], -np.inf, (segments.edges_ns[segment] - seen_ns[sample]) / lag_ns)
-    closed = np.where(segment + 1 == last[sample], 0.0, (segments.edges_ns[segment + 1] - seen_ns[sample]) / lag_ns)
-    weight = np.exp(closed) - np.exp(opened)
+    since_open = response.share_before((seen_ns[sample] - segments.edges_ns[segment]).astype(np.float64))
+    until_close = response.share_before((seen_ns[sample] - segments.edges_ns[segment + 1]).astype(np.float64))
+    opened = np.where(segment == first[sample], 0.0, since_open)
+    closed = np.where(segment + 1 == last[sample], 1.0, until_close)
+    weight = closed - opened
     filled = np.bincount(sample * columns + segments.kinds[segment], weight, len(t_ns) * columns).astype(np.float64)
     return filled.reshape(len(t_ns), columns)
 
@@ -88,16 +110,17 @@ class LevelFit:
 
     _MEMORY = 0.5
     """Weight of everything before a block, against the block."""
-    _PRIOR = 2e-5
-    """Belief that a kind draws the mean power, as a share of the samples seen. It grows with them because what it
-    stands against, a
-    response known to a millisecond and marks of a microsecond, does not average out; it matters only to kinds seen in
-    slivers."""
-
     _FORGOTTEN = 0.02
     """Samples' worth of weight below which a kind is dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, doubt: float = 2e-5) -> None:
+        """Make a fit that has seen nothing.
+
+        ``doubt`` is the belief that a kind draws the mean power, as a share of the samples seen. It grows with them
+        because what it stands against, a response known to a millisecond and marks of a microsecond, does not average
+        out; it matters only to kinds seen in slivers.
+        """
+        self._doubt = doubt
         self._kinds = np.empty(0, np.int64)
         self._gram = np.empty((0, 0))
         self._moment = np.empty(0)
@@ -118,7 +141,7 @@ class LevelFit:
         self._seen = self._seen * self._MEMORY + len(power_w)
         self._sum_w = self._sum_w * self._MEMORY + float(power_w.sum())
         mean_w = self._sum_w / self._seen
-        prior = self._PRIOR * self._seen
+        prior = self._doubt * self._seen
         inverse = np.linalg.inv(self._gram + prior * np.eye(len(self._kinds)))
         level = np.clip((inverse @ (self._moment + prior * mean_w))[rows], 0.5 * power_w.min(), 1.5 * power_w.max())
         noise_w2 = float(np.mean((power_w - shares @ level) ** 2)) + 1.0

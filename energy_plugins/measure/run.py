@@ -9,6 +9,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from numbers import Integral
 from pathlib import Path
@@ -22,7 +23,7 @@ from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.report import Report, write_header
 from energy_plugins.measure.reporting import Facts, State, compose
-from energy_plugins.measure.sensors import COUNTER_PERIOD_NS, DRAIN_PERIOD_NS, SensorPlan, plan_sensors
+from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, SensorPlan, plan_sensors
 from energy_plugins.measure.spans import Kind, KindCodes
 from energy_plugins.measure.spill import Spill
 from energy_plugins.measure.streams import current_stream
@@ -36,12 +37,21 @@ _HEADER_PERIOD_NS = 30_000_000_000
 appended every few seconds."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user asked of a meter; see `EnergyMeter`."""
+
+    name: str = "run"
+    devices: Sequence[int | str | Gpu] | None = None
+    folder: Path | None = None
+    config: Mapping[str, JSON] = field(default_factory=dict)
+    power_sensor: str | None = None
+
+
 class Run:
     """One window of a meter, from its start to its report."""
 
-    def __init__(
-        self, name: str, devices: Sequence[int | str | Gpu] | None, folder: Path | None, config: Mapping[str, JSON]
-    ) -> None:
+    def __init__(self, options: Options) -> None:
         drivers = current_drivers()
         self.owner = os.getpid()
         self._clock = drivers.clock
@@ -50,18 +60,18 @@ class Run:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._warned: dict[str, None] = {}
-        self._plan = self._sense(drivers, devices)
+        self._plan = self._sense(drivers, options)
         self.uuids = self._plan.sampled
         self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
-        self._folder = report_folder(folder)
+        self._folder = report_folder(options.folder)
         self._marks = _native.MarkLog(drivers.clock.native, _open_cuda(drivers))
         self._sampler = self._open_sampler()
         self._facts = Facts(
             run_id=uuid.uuid4().hex,
-            name=name,
+            name=options.name,
             node=platform.node(),
             started=datetime.fromtimestamp(self._clock.wall_ns() * 1e-9, UTC).isoformat(timespec="milliseconds"),
-            config=config,
+            config=options.config,
             plan=self._plan,
             folder=self._folder,
         )
@@ -178,7 +188,8 @@ class Run:
         )
         return compose(self._facts, self._collector, state)
 
-    def _sense(self, drivers: Drivers, devices: Sequence[int | str | Gpu] | None) -> SensorPlan:
+    def _sense(self, drivers: Drivers, options: Options) -> SensorPlan:
+        devices = options.devices
         try:
             gpus = _chosen(devices)
         except DeviceError as error:
@@ -187,13 +198,16 @@ class Run:
             self._warn(str(error))
             return SensorPlan.nothing(str(error))
         if gpus:
-            plan = plan_sensors(drivers.nvml, gpus)
+            plan = plan_sensors(drivers.nvml, gpus, options.power_sensor)
         elif devices is not None:
             plan = SensorPlan.nothing("the list of devices to measure is empty")
         else:
             plan = SensorPlan.nothing("no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)")
         if plan.nothing_because is not None:
             self._warn(plan.nothing_because)
+        for uuid in plan.blind:
+            why = "; ".join(sorted(set(plan.reasons[uuid].values())))
+            self._warn(f"{uuid}: the driver gives no reading of power or energy, so nothing is measured ({why})")
         return plan
 
     def _open_sampler(self) -> _native.Sampler | None:
@@ -204,8 +218,9 @@ class Run:
             list(self.uuids),
             self._clock.native,
             marks=self._marks,
+            sources=[self._plan.power[uuid].source for uuid in self.uuids],
             drain_period_ns=DRAIN_PERIOD_NS,
-            counter_period_ns=COUNTER_PERIOD_NS,
+            counter_period_ns=self._plan.counter_period_ns,
         )
         sampler.start(threaded=self._clock.threaded)
         return sampler

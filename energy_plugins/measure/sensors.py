@@ -8,15 +8,11 @@ from dataclasses import dataclass, field
 from energy_plugins import _native
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.devices import Gpu
-from energy_plugins.measure.response import Response
+from energy_plugins.measure.power_sensors import COUNTER, SAMPLE_BUFFER, PowerSensor, usable_sensors
 
 DRAIN_PERIOD_NS = 1_200_000_000
 """Between drains of the sample buffer, which holds 2.36 s on an H200; each costs about 0.5 ms of CPU however much it
 brings."""
-COUNTER_PERIOD_NS = 15_000_000_000
-"""Between readings of the energy counter, each 3-17 ms of CPU on an H200."""
-HOPPER = Response(dead_time_s=0.005, lag_s=0.012)
-"""Of the sample buffer's values, fitted on an H200 (benchmarks/results, docs/measuring.md)."""
 
 _NOT_FOUND = 6
 """NVML_ERROR_NOT_FOUND (nvml.h)."""
@@ -31,11 +27,12 @@ class SensorPlan:
     """Whole GPUs of this process."""
     slices: tuple[Gpu, ...] = ()
     """MIG slices of this process: their GPUs are measured, but shared with others."""
+    power: Mapping[str, PowerSensor] = field(default_factory=dict)
+    """By UUID: what tells the shape of the power."""
     sensors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By UUID: what the joules come from."""
     reasons: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By UUID: sensor -> why it is not used."""
-    response: Response = HOPPER
     nothing_because: str | None = None
 
     @classmethod
@@ -49,25 +46,36 @@ class SensorPlan:
         return tuple(dict.fromkeys(gpu.uuid for gpu in (*self.gpus, *self.slices)))
 
     @property
+    def blind(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that tell neither power nor energy."""
+        return tuple(uuid for uuid in self.sampled if not self.sensors[uuid] and "all" not in self.reasons[uuid])
+
+    @property
+    def counter_period_ns(self) -> int:
+        """Time between two readings of the energy counters (ns)."""
+        periods_s = [self.power[uuid].counter_period_s for uuid in self.sampled]
+        return round(min(periods_s, default=SAMPLE_BUFFER.counter_period_s) * 1e9)
+
+    @property
     def simulated(self) -> bool:
         """Whether the GPUs are simulated ones."""
         return self.nvml is not None and self.nvml.simulated
 
 
-def plan_sensors(library: str, gpus: Sequence[Gpu]) -> SensorPlan:
-    """Probe each GPU once and choose its sensors.
+def plan_sensors(library: str, gpus: Sequence[Gpu], wanted: str | None = None) -> SensorPlan:
+    """Probe each GPU once and choose its sensors: one for the shape of the power, and the energy counter for the sum.
 
-    Those are the power-sample buffer for the shape and the energy counter for the sum.
-
-    A library that does not open leaves the plan that measures nothing, with the reason.
+    ``wanted`` names a `PowerSensor` to be used instead of the best one. A library that does not open leaves the plan
+    that measures nothing, with the reason.
 
     Raises:
-        DeviceError: the driver does not know one of the GPUs.
+        DeviceError: the driver does not know one of the GPUs, or one lacks the sensor that is wanted.
     """
     try:
         nvml = _native.Nvml(library)
     except (_native.NvmlError, OSError) as error:
         return SensorPlan.nothing(str(error))
+    power: dict[str, PowerSensor] = {}
     sensors: dict[str, tuple[str, ...]] = {}
     reasons: dict[str, Mapping[str, str]] = {}
     for gpu in gpus:
@@ -77,10 +85,33 @@ def plan_sensors(library: str, gpus: Sequence[Gpu]) -> SensorPlan:
             if error.code == _NOT_FOUND:
                 message = f"GPU {gpu.uuid} is not there: {error}"
                 raise DeviceError(message) from error
-            sensors[gpu.uuid], reasons[gpu.uuid] = (), {"all": str(error)}  # lost just now, and may come back
+            # Lost just now, and may come back: with what most GPUs have.
+            power[gpu.uuid], sensors[gpu.uuid], reasons[gpu.uuid] = SAMPLE_BUFFER, (), {"all": str(error)}
             continue
-        there = {"power samples": found.power_samples, "energy counter": found.energy_counter}
-        sensors[gpu.uuid] = tuple(name for name, usable in there.items() if usable)
-        reasons[gpu.uuid] = dict(found.reasons)
+        usable = usable_sensors(found, gpu.compute_capability)
+        if wanted is not None:
+            usable = _only(wanted, usable, gpu)
+        power[gpu.uuid] = usable[0] if usable else COUNTER
+        used = {sensor.name: None for sensor in usable[:1]} | ({COUNTER.name: None} if found.energy_counter else {})
+        sensors[gpu.uuid] = tuple(used)
+        reasons[gpu.uuid] = _reasons(found, usable)
     whole, slices = ([gpu for gpu in gpus if (gpu.mig is None) == own] for own in (True, False))
-    return SensorPlan(nvml, tuple(whole), tuple(slices), sensors, reasons)
+    return SensorPlan(nvml, tuple(whole), tuple(slices), power, sensors, reasons)
+
+
+def _only(wanted: str, usable: Sequence[PowerSensor], gpu: Gpu) -> tuple[PowerSensor, ...]:
+    chosen = tuple(sensor for sensor in usable if sensor.name == wanted)
+    if not chosen:
+        there = ", ".join(f"'{sensor.name}'" for sensor in usable) or "none"
+        message = f"GPU {gpu.uuid} has no power sensor '{wanted}'; it has: {there}"
+        raise DeviceError(message)
+    return chosen
+
+
+def _reasons(found: _native.Capabilities, usable: Sequence[PowerSensor]) -> dict[str, str]:
+    """Return why sensors are not used: missing, or not needed beside the one that is."""
+    reasons = {name.replace("_", " "): reason for name, reason in found.reasons.items()}
+    for sensor in usable[1:]:
+        if sensor is not COUNTER:
+            reasons[sensor.name] = f"there, but '{usable[0].name}' tells more"
+    return reasons

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from energy_plugins.measure.attribution import Points, RunCurve
 from energy_plugins.measure.counter import REFRESH_NS, Anchor, RefreshPhase
 from energy_plugins.measure.curve import CurveBuilder, Stretch, Sum
-from energy_plugins.measure.response import Response, Segments
+from energy_plugins.measure.power_sensors import COUNTER, PowerSensor
+from energy_plugins.measure.response import Segments
+from energy_plugins.measure.sums import SumBuilder
 
 _MIN_BLOCK_NS = 2_000_000_000
 """Shortest stretch between two counter readings worth a block of its own, but for the run's ends."""
@@ -16,8 +18,6 @@ _SHARP_NS = 5e6
 """Standard error below which an anchor is good enough for a block of one refresh period."""
 _SILENCE_NS = 15_000_000_000
 """A GPU silent for this long no longer holds up the others."""
-_SETTLE_LAG_NS = 60_000_000
-"""Samples must reach this far past a block's end: two sample periods and a half."""
 _FREE_BLOCK_NS = 10_000_000_000
 """Length of blocks where no counter closes them."""
 
@@ -29,9 +29,10 @@ class GpuTrack:
     first one after it closes.
     """
 
-    def __init__(self, response: Response, start_ns: int) -> None:
+    def __init__(self, sensor: PowerSensor, start_ns: int) -> None:
         self.curve = RunCurve(start_ns)
-        self.builder = CurveBuilder(response)
+        self.sensor = sensor
+        self.builder = SumBuilder(sensor) if sensor is COUNTER else CurveBuilder(sensor)
         self.faults: dict[str, int] = {}
         self._start_ns = start_ns
         self._phase = RefreshPhase()
@@ -71,7 +72,7 @@ class GpuTrack:
 
     def settle(self, upto_ns: int, segments: Segments) -> None:
         """Settle every block that ends by ``upto_ns`` and whose samples have arrived."""
-        reach_ns = min(upto_ns, self.builder.horizon_ns - _SETTLE_LAG_NS)
+        reach_ns = min(upto_ns, self._known_ns())
         for anchor in self._anchors.copy():
             opening = not self.curve.started and anchor.t_ns > self._start_ns and anchor.error_ns < _SHARP_NS
             if anchor.t_ns <= reach_ns and (opening or self.curve.settled_ns + _MIN_BLOCK_NS <= anchor.t_ns):
@@ -82,6 +83,12 @@ class GpuTrack:
         if upto_ns - max(reach_ns, self.curve.settled_ns) > _SILENCE_NS:
             self._fault("the GPU gave no power samples for a while")
             self._block(upto_ns - _SILENCE_NS // 2, segments, None)
+
+    def _known_ns(self) -> int:
+        """Return up to when there is all that a block needs, but for the counter."""
+        if isinstance(self.builder, SumBuilder):
+            return self._anchors[-1].t_ns if self._anchors else 0
+        return self.builder.horizon_ns - self.sensor.settle_ns
 
     def finish(self, end_ns: int, segments: Segments) -> None:
         """Settle the rest of a window that closed at ``end_ns``."""
@@ -109,6 +116,11 @@ class GpuTrack:
             return np.full(len(t_ns), self.curve.energy_j)
         ahead = self.builder.preview(Stretch(self.curve.settled_ns, end_ns, segments))
         return self.curve.energy_j + np.interp(t_ns, ahead.t_ns, ahead.energy_j)
+
+    @property
+    def memory_ns(self) -> int:
+        """How far before a block's start its first samples still respond to what training was doing."""
+        return self.sensor.gap_ns + self.sensor.response.reach_ns
 
     def at(self, t_ns: NDArray[np.int64]) -> Points:
         """Return settled points of the curve."""

@@ -10,11 +10,11 @@ from measuring import MS, SECOND, Pieces, energy_j, sense
 from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import EnergyCurve, RunCurve, SpanEnergy, attribute
-from energy_plugins.measure.cells import GAP_NS
 from energy_plugins.measure.curve import CurveBuilder, Stretch, Sum
-from energy_plugins.measure.response import Response, Segments
+from energy_plugins.measure.power_sensors import SAMPLE_BUFFER
+from energy_plugins.measure.response import Segments
 
-RESPONSE = Response(dead_time_s=0.005, lag_s=0.012)
+RESPONSE = SAMPLE_BUFFER.response
 WHOLE = Segments(np.array([0, 2**62]), np.array([1]))
 END_NS = 4 * SECOND
 
@@ -24,7 +24,7 @@ def stamps(start_ns: int = -SECOND // 2, end_ns: int = END_NS + SECOND // 2) -> 
 
 
 def builder_of(pieces: Pieces, t_ns: NDArray[np.int64]) -> CurveBuilder:
-    builder = CurveBuilder(RESPONSE)
+    builder = CurveBuilder(SAMPLE_BUFFER)
     builder.add(t_ns, sense(pieces, t_ns, RESPONSE))
     return builder
 
@@ -108,12 +108,12 @@ def test_a_gap_in_the_samples_is_not_covered_but_keeps_the_sum() -> None:
 
 def test_samples_a_little_late_leave_no_gap() -> None:
     t_ns = stamps()
-    t_ns = t_ns[(t_ns < SECOND) | (t_ns > SECOND + GAP_NS - 30 * MS)]
+    t_ns = t_ns[(t_ns < SECOND) | (t_ns > SECOND + SAMPLE_BUFFER.gap_ns - 30 * MS)]
     assert of(builder_of([(0, 300.0)], t_ns).settle(Stretch(0, END_NS, WHOLE, None)), 0, END_NS).coverage[0] == 1
 
 
 def test_a_block_without_samples_is_missing() -> None:
-    nothing = CurveBuilder(RESPONSE)
+    nothing = CurveBuilder(SAMPLE_BUFFER)
     assert np.isnan(nothing.last_w)
     assert nothing.horizon_ns == 0
     for total in (None, exact([(0, 300.0)])):

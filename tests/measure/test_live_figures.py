@@ -8,7 +8,7 @@ import pytest
 from measuring import POWER_W, Simulated
 
 from energy_plugins.measure.meter import EnergyMeter
-from energy_plugins.measure.sensors import HOPPER
+from energy_plugins.measure.power_sensors import SAMPLE_BUFFER
 from energy_plugins.measure.spans import Kind
 from energy_plugins.testing import Constant, GpuLost, Simulation
 
@@ -60,7 +60,7 @@ def test_what_came_before_a_block_is_kept_as_long_as_its_samples_respond_to_it(v
                 virtual.advance(0.01)
         assert meter.run is not None
         collector = meter.run._collector
-        reach_ns = HOPPER.dead_time_s * 1e9 + 6 * HOPPER.lag_s * 1e9
+        reach_ns = SAMPLE_BUFFER.response.reach_ns
         assert collector.settlement.settled_ns > collector.settlement.start_ns
         assert collector.timeline.edges[0] <= collector.settlement.settled_ns - reach_ns
 

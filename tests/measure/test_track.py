@@ -8,10 +8,12 @@ from measuring import MS, SECOND, Pieces, counter_rows, energy_j, power_rows, se
 from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import attribute
-from energy_plugins.measure.response import Response, Segments
+from energy_plugins.measure.curve import CurveBuilder
+from energy_plugins.measure.power_sensors import SAMPLE_BUFFER
+from energy_plugins.measure.response import Segments
 from energy_plugins.measure.track import GpuTrack
 
-RESPONSE = Response(dead_time_s=0.005, lag_s=0.012)
+RESPONSE = SAMPLE_BUFFER.response
 WHOLE = Segments(np.array([0, 2**62]), np.array([1]))
 START_NS = 100 * SECOND + 40 * MS
 NO_COUNTER = counter_rows()
@@ -58,7 +60,7 @@ def window(track: GpuTrack, start_ns: int, end_ns: int) -> tuple[float, float, f
 
 def test_a_run_is_as_exact_as_the_counter() -> None:
     gpu, end_ns = Gpu([(0, 300.0), (110 * SECOND, 520.0), (117 * SECOND, 150.0)]), START_NS + 33 * SECOND
-    track = GpuTrack(RESPONSE, START_NS)
+    track = GpuTrack(SAMPLE_BUFFER, START_NS)
     fed(track, gpu, end_ns)
     joules, bound_j, coverage = window(track, START_NS, end_ns)
     truth_j = energy_j(gpu.pieces, START_NS, end_ns)
@@ -70,7 +72,7 @@ def test_a_run_is_as_exact_as_the_counter() -> None:
 
 def test_adjacent_windows_over_several_blocks_add_up() -> None:
     gpu, end_ns = Gpu([(0, 300.0), (110 * SECOND, 520.0)]), START_NS + 33 * SECOND
-    track = GpuTrack(RESPONSE, START_NS)
+    track = GpuTrack(SAMPLE_BUFFER, START_NS)
     fed(track, gpu, end_ns)
     bounds = np.linspace(START_NS, end_ns, 100).astype(np.int64)
     points = track.at(bounds)
@@ -79,7 +81,7 @@ def test_adjacent_windows_over_several_blocks_add_up() -> None:
 
 def test_repeated_readings_change_nothing() -> None:
     gpu, end_ns = Gpu([(0, 300.0), (110 * SECOND, 520.0)]), START_NS + 25 * SECOND
-    once, thrice = GpuTrack(RESPONSE, START_NS), GpuTrack(RESPONSE, START_NS)
+    once, thrice = GpuTrack(SAMPLE_BUFFER, START_NS), GpuTrack(SAMPLE_BUFFER, START_NS)
     fed(once, gpu, end_ns)
     fed(thrice, gpu, end_ns, repeat=3)
     times = np.linspace(START_NS, end_ns, 50).astype(np.int64)
@@ -88,7 +90,7 @@ def test_repeated_readings_change_nothing() -> None:
 
 
 def test_without_a_counter_samples_alone_are_settled_as_the_run_goes() -> None:
-    gpu, track = Gpu([(0, 300.0)]), GpuTrack(RESPONSE, START_NS)
+    gpu, track = Gpu([(0, 300.0)]), GpuTrack(SAMPLE_BUFFER, START_NS)
     for second in range(45):
         now_ns = START_NS + second * SECOND
         track.take(gpu.samples(now_ns - SECOND, now_ns), NO_COUNTER)
@@ -102,7 +104,7 @@ def test_without_a_counter_samples_alone_are_settled_as_the_run_goes() -> None:
 
 
 def test_a_counter_that_goes_backwards_is_left_out_and_said() -> None:
-    gpu, track, end_ns = Gpu([(0, 300.0)]), GpuTrack(RESPONSE, START_NS), START_NS + 30 * SECOND
+    gpu, track, end_ns = Gpu([(0, 300.0)]), GpuTrack(SAMPLE_BUFFER, START_NS), START_NS + 30 * SECOND
     track.take(gpu.samples(START_NS - SECOND, end_ns + 200 * MS), NO_COUNTER)
     readings = [gpu.reading(START_NS + 110 * MS, edge=True)]
     readings += [gpu.reading(START_NS + second * SECOND + 30 * MS) for second in (5, 10, 15, 20, 25)]
@@ -117,7 +119,7 @@ def test_a_counter_that_goes_backwards_is_left_out_and_said() -> None:
 
 
 def test_a_gpu_that_falls_silent_is_missing_from_then_on() -> None:
-    gpu, track, lost_ns = Gpu([(0, 300.0)]), GpuTrack(RESPONSE, START_NS), START_NS + 10 * SECOND
+    gpu, track, lost_ns = Gpu([(0, 300.0)]), GpuTrack(SAMPLE_BUFFER, START_NS), START_NS + 10 * SECOND
     for second in range(60):
         now_ns = START_NS + second * SECOND
         track.take(gpu.samples(now_ns - SECOND, now_ns) if now_ns <= lost_ns else NO_POWER, NO_COUNTER)
@@ -134,7 +136,7 @@ def test_a_gpu_that_falls_silent_is_missing_from_then_on() -> None:
 
 
 def test_a_gpu_that_never_spoke_is_missing_as_a_whole() -> None:
-    track = GpuTrack(RESPONSE, START_NS)
+    track = GpuTrack(SAMPLE_BUFFER, START_NS)
     track.finish(START_NS + SECOND, WHOLE)
     joules, _, coverage = window(track, START_NS, START_NS + SECOND)
     assert np.isnan(joules)
@@ -142,7 +144,7 @@ def test_a_gpu_that_never_spoke_is_missing_as_a_whole() -> None:
 
 
 def test_a_window_shorter_than_a_refresh_is_measured() -> None:
-    gpu, track, end_ns = Gpu([(0, 300.0)]), GpuTrack(RESPONSE, START_NS), START_NS + 30 * MS
+    gpu, track, end_ns = Gpu([(0, 300.0)]), GpuTrack(SAMPLE_BUFFER, START_NS), START_NS + 30 * MS
     after = counter_rows(gpu.reading(START_NS + 110 * MS, edge=True))
     track.take(gpu.samples(START_NS - SECOND, end_ns + 200 * MS), after)
     track.finish(end_ns, WHOLE)
@@ -151,7 +153,7 @@ def test_a_window_shorter_than_a_refresh_is_measured() -> None:
 
 
 def test_a_preview_continues_the_settled_curve() -> None:
-    gpu, track = Gpu([(0, 300.0)]), GpuTrack(RESPONSE, START_NS)
+    gpu, track = Gpu([(0, 300.0)]), GpuTrack(SAMPLE_BUFFER, START_NS)
     track.take(gpu.samples(START_NS - SECOND, START_NS + 5 * SECOND), NO_COUNTER)
     about_j = track.preview(np.array([START_NS + SECOND, START_NS + 4 * SECOND]), WHOLE)
     assert np.diff(about_j)[0] == pytest.approx(900, rel=0.01)
@@ -159,7 +161,7 @@ def test_a_preview_continues_the_settled_curve() -> None:
 
 
 def test_forgetting_keeps_the_memory_of_a_long_run_flat() -> None:
-    gpu, track = Gpu([(0, 300.0)]), GpuTrack(RESPONSE, START_NS)
+    gpu, track = Gpu([(0, 300.0)]), GpuTrack(SAMPLE_BUFFER, START_NS)
     track.take(NO_POWER, counter_rows(gpu.reading(START_NS + 110 * MS, edge=True)))
     for second in range(1, 300):
         now_ns = START_NS + second * SECOND
@@ -168,5 +170,6 @@ def test_forgetting_keeps_the_memory_of_a_long_run_flat() -> None:
         track.settle(now_ns - SECOND, WHOLE)
         track.forget(track.curve.settled_ns)
     assert len(track._anchors) < 6
+    assert isinstance(track.builder, CurveBuilder)
     assert len(track.builder._t_ns) < 50 * 25
     assert len(track.curve._blocks) <= 2

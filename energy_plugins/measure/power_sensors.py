@@ -1,0 +1,154 @@
+"""The ways of knowing a GPU's power, best first, and how far each can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from energy_plugins import _native
+from energy_plugins.measure.error_model import ErrorModel
+from energy_plugins.measure.response import Response
+
+Source = _native.PowerSource
+
+
+@dataclass(frozen=True)
+class PowerSensor:
+    """Where a GPU's power samples come from, and what they mean."""
+
+    name: str
+    source: _native.PowerSource
+    response: Response
+    gap_s: float
+    """Samples further apart than this leave unmeasured time between them."""
+    settle_s: float
+    """How far samples must reach past the end of a block before it is settled."""
+    extend_s: float
+    """How far the last sample may stand in for what came after it: the longest delivery delay and some."""
+    counter_period_s: float = 15.0
+    """Between readings of the energy counter, each 3-17 ms of CPU on an H200. Read faster than once a second it is
+    falsified on consumer cards (HotCarbon'26)."""
+    model: ErrorModel = field(default_factory=ErrorModel)
+
+    @property
+    def gap_ns(self) -> int:
+        """``gap_s`` in nanoseconds."""
+        return round(self.gap_s * 1e9)
+
+    @property
+    def settle_ns(self) -> int:
+        """``settle_s`` in nanoseconds."""
+        return round(self.settle_s * 1e9)
+
+    @property
+    def extend_ns(self) -> int:
+        """``extend_s`` in nanoseconds."""
+        return round(self.extend_s * 1e9)
+
+
+SAMPLE_BUFFER = PowerSensor(
+    name="power samples",
+    source=Source.SAMPLE_BUFFER,
+    response=Response(dead_time_s=0.005, lag_s=0.012),
+    gap_s=0.12,
+    settle_s=0.06,
+    extend_s=0.25,
+)
+"""The driver's buffer, every 20 ms. The response is fitted on an H200 (benchmarks/results, docs/measuring.md)."""
+
+INSTANT = PowerSensor(
+    name="instant power",
+    source=Source.INSTANT,
+    response=Response(window_s=0.025),
+    gap_s=0.35,
+    settle_s=0.25,
+    extend_s=0.35,
+    model=ErrorModel(spread=0.7, cut=0.15, timing_s=0.003, unanchored=0.15, doubt=1e-3, unseen=0.3, unseen_s=0.1),
+)
+"""Field 186 of the driver: a window of 25 ms, once in 100 ms (arXiv:2312.02741). What happens in the other 75 ms is not
+seen."""
+
+SNAPSHOT = PowerSensor(
+    name="power usage, instantaneous",
+    source=Source.USAGE,
+    response=INSTANT.response,
+    gap_s=INSTANT.gap_s,
+    settle_s=INSTANT.settle_s,
+    extend_s=INSTANT.extend_s,
+    model=INSTANT.model,
+)
+"""PowerUsage of GA100: like the instant power of later GPUs (arXiv:2312.02741)."""
+
+QUICK = PowerSensor(
+    name="power usage, every 20 ms",
+    source=Source.USAGE,
+    response=Response(window_s=0.02),
+    gap_s=0.12,
+    settle_s=0.06,
+    extend_s=0.25,
+    model=ErrorModel(doubt=1e-3),
+)
+"""PowerUsage of Volta and older: every 10 to 20 ms, over all of them (arXiv:2312.02741)."""
+
+AVERAGE = PowerSensor(
+    name="average power",
+    source=Source.AVERAGE,
+    response=Response(window_s=1.0),
+    gap_s=0.35,
+    settle_s=0.6,
+    extend_s=1.0,
+    model=ErrorModel(spread=0.5, cut=0.15, timing_s=0.02, unanchored=0.01, doubt=1e-3, unseen=0.3, unseen_s=0.5),
+)
+"""Field 185: the mean over a second, ten times a second. It shows half a second ago, which is taken out."""
+
+AVERAGE_USAGE = PowerSensor(
+    name="power usage, averaged",
+    source=Source.USAGE,
+    response=AVERAGE.response,
+    gap_s=AVERAGE.gap_s,
+    settle_s=AVERAGE.settle_s,
+    extend_s=AVERAGE.extend_s,
+    model=AVERAGE.model,
+)
+"""PowerUsage of GA10x and later: the same mean over a second (arXiv:2312.02741)."""
+
+COUNTER = PowerSensor(
+    name="energy counter",
+    source=Source.NONE,
+    response=Response(),
+    gap_s=60.0,
+    settle_s=0.0,
+    extend_s=0.0,
+    counter_period_s=4.0,
+    model=ErrorModel(unseen=0.5, unseen_s=2.0),
+)
+"""No power at all: the energy counter alone tells the sum between two of its readings."""
+
+_AVERAGED_SINCE = (8, 6)
+_SNAPSHOT_SINCE = (8, 0)
+
+
+def usage_sensor(compute_capability: tuple[int, int] | None) -> PowerSensor:
+    """Return what PowerUsage is on a GPU; where that is unknown, the slowest it may be."""
+    if compute_capability is None or compute_capability >= _AVERAGED_SINCE:
+        return AVERAGE_USAGE
+    return SNAPSHOT if compute_capability >= _SNAPSHOT_SINCE else QUICK
+
+
+def usable_sensors(found: _native.Capabilities, compute_capability: tuple[int, int] | None) -> tuple[PowerSensor, ...]:
+    """Return the power sensors that a GPU has, the best first.
+
+    Beside a counter, which gives the sum, the one that shows the most of the shape is best. Without one it is the one
+    that leaves nothing out: what a snapshot misses falsifies the sum.
+    """
+    usage = usage_sensor(compute_capability)
+    there: Mapping[str, bool] = {
+        SAMPLE_BUFFER.name: found.power_samples,
+        INSTANT.name: found.power_instant,
+        AVERAGE.name: found.power_average,
+        usage.name: found.power_usage,
+        COUNTER.name: found.energy_counter,
+    }
+    by_shape = (SAMPLE_BUFFER, QUICK, INSTANT, SNAPSHOT, AVERAGE, AVERAGE_USAGE, COUNTER)
+    by_sum = (SAMPLE_BUFFER, QUICK, AVERAGE, AVERAGE_USAGE, INSTANT, SNAPSHOT)
+    return tuple(sensor for sensor in (by_shape if found.energy_counter else by_sum) if there.get(sensor.name))
