@@ -135,7 +135,7 @@ def finish(name: str, *, gpus: Sequence[str], figures: Figures, bars: Sequence[B
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "gpus": list(gpus)},
         "versions": _versions(),
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("BENCHMARK_COMMIT", "unknown"),
+        "commit": os.environ.get("BENCHMARK_COMMIT") or _git("rev-parse", "HEAD") or "unknown",
         "uncommitted": bool(_git("status", "--porcelain", "--", *_MEASURED_CODE)),
         **figures,
         "bars": [{**asdict(bar), "met": bar.met} for bar in bars],

@@ -22,7 +22,19 @@ from numpy.typing import NDArray
 
 from energy_plugins import EnergyMeter, Report
 from energy_plugins.measure.spans import Kind
-from energy_plugins.testing import H200, Constant, Load, Script, Simulation, Square, Step, random_load, simulated_gpus
+from energy_plugins.testing import (
+    H200,
+    Constant,
+    Fault,
+    Load,
+    Profile,
+    Script,
+    Simulation,
+    Square,
+    Step,
+    random_load,
+    simulated_gpus,
+)
 
 Values = NDArray[np.float64]
 Rng = np.random.Generator
@@ -111,14 +123,27 @@ class Windows:
         return bootstrap(groups, lambda values: float(values.mean()))
 
 
+@dataclass(frozen=True)
+class Sensors:
+    """What the simulated GPU lacks, and which of its power sensors is used."""
+
+    profile: Profile = H200
+    faults: tuple[Fault, ...] = ()
+    power: str | None = None
+
+
+ALL = Sensors()
+
+
 @contextmanager
-def measured(rng: Rng, load: Load) -> Iterator[tuple[Simulation, EnergyMeter, int]]:
+def measured(rng: Rng, load: Load, sensors: Sensors = ALL) -> Iterator[tuple[Simulation, EnergyMeter, int]]:
     """Yield a simulation that plays ``load``, a running meter, and the time (ns) at which its window opened."""
-    with simulated_gpus(Constant(float(rng.uniform(120, 700))), virtual=True, seed=int(rng.integers(2**31))) as sim:
+    before, seed = Constant(float(rng.uniform(120, 700))), int(rng.integers(2**31))
+    with simulated_gpus(before, virtual=True, seed=seed, profile=sensors.profile, faults=sensors.faults) as sim:
         sim.advance(float(rng.uniform(0.1, 1.5)))
         sim.gpus[0].play(load)
         sim.advance(float(rng.uniform(0.0, 1.2)))
-        meter = EnergyMeter("SIMULATED")
+        meter = EnergyMeter("SIMULATED", power_sensor=sensors.power)
         meter.start()
         yield sim, meter, sim.clock.now_ns()
 
@@ -174,14 +199,14 @@ def _period_s(rng: Rng) -> float:
     return float(rng.choice([0.01, 0.02, 0.04, 0.1, 0.2]) * rng.uniform(0.99, 1.01))
 
 
-def measure_totals() -> Windows:
+def measure_totals(sensors: Sensors = ALL, count: int = TOTALS) -> Windows:
     """Return totals of windows of 1.5 to 8 s."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     parts = []
-    for run in progress("totals", TOTALS):
+    for run in progress("totals", count):
         length_s = float(np.exp(rng.uniform(np.log(1.5), np.log(8.0))))
         family, load = simple_load(rng, length_s)
-        with measured(rng, load) as (sim, meter, start_ns):
+        with measured(rng, load, sensors) as (sim, meter, start_ns):
             sim.advance(length_s)
             meter.stop()
             report = meter.report()
@@ -209,14 +234,14 @@ def family_of(load: Script) -> str:
     return "fast bursts" if sum(lengths_s) / len(lengths_s) * 3 < FAST_S else "bursts"
 
 
-def measure_windows(seed: int, runs: int) -> Windows:
+def measure_windows(seed: int, runs: int, sensors: Sensors = ALL) -> Windows:
     """Return windows of 20 ms to 4 s at random places in random loads."""
     rng = np.random.default_rng(seed)
     parts = []
     for run in progress(f"random windows, seed {seed}", runs):
         duration_s = float(rng.uniform(8.0, 40.0))
         load = random_load(np.random.default_rng([seed, run]), LOAD_S)
-        with measured(rng, load) as (sim, meter, start_ns):
+        with measured(rng, load, sensors) as (sim, meter, start_ns):
             while sim.clock.now_ns() < start_ns + duration_s * 1e9:
                 sim.advance(float(rng.uniform(0.0, 0.2)))
                 with meter.span("window"):
@@ -285,19 +310,21 @@ def two_kinds(rng: Rng, gap_s: float = 0.0) -> list[Piece]:
     return pieces
 
 
-def measure_marked(what: str, runs: int, seed: int, make: Callable[[Rng], list[Piece]]) -> Marked:
+def measure_marked(
+    what: str, runs: int, seed: int, make: Callable[[Rng], list[Piece]], sensors: Sensors = ALL
+) -> Marked:
     """Return what the marks of ``runs`` loads that ``make`` draws took."""
     parts = []
     for run in progress(what, runs):
         rng = np.random.default_rng([seed, run])
-        parts.append(play_marked(rng, make(rng), run))
+        parts.append(play_marked(rng, make(rng), run, sensors))
     return Marked(Windows.join([part.each for part in parts]), Windows.join([part.sums for part in parts]))
 
 
-def play_marked(rng: Rng, pieces: Sequence[Piece], run: int) -> Marked:
+def play_marked(rng: Rng, pieces: Sequence[Piece], run: int, sensors: Sensors = ALL) -> Marked:
     """Play ``pieces`` with a span around each."""
     script = Script([part for piece in pieces for part in piece.powers], repeat=False)
-    with measured(rng, Constant(125.0)) as (sim, meter, start_ns):
+    with measured(rng, Constant(125.0), sensors) as (sim, meter, start_ns):
         sim.gpus[0].play(script)
         at_ns = start_ns
         for piece in pieces:

@@ -205,9 +205,9 @@ class Run:
             plan = SensorPlan.nothing("no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)")
         if plan.nothing_because is not None:
             self._warn(plan.nothing_because)
-        for uuid in plan.blind:
-            why = "; ".join(sorted(set(plan.reasons[uuid].values())))
-            self._warn(f"{uuid}: the driver gives no reading of power or energy, so nothing is measured ({why})")
+        for gpu in plan.blind:
+            why = "; ".join(sorted(set(plan.reasons[gpu].values())))
+            self._warn(f"{gpu}: the driver gives no reading of power or energy, so nothing is measured ({why})")
         return plan
 
     def _open_sampler(self) -> _native.Sampler | None:

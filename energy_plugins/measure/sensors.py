@@ -14,6 +14,14 @@ DRAIN_PERIOD_NS = 1_200_000_000
 """Between drains of the sample buffer, which holds 2.36 s on an H200; each costs about 0.5 ms of CPU however much it
 brings."""
 
+_NAMES = {
+    "power_samples": "power samples",
+    "power_instant": "instant power",
+    "power_average": "average power",
+    "power_usage": "power usage",
+    "energy_counter": "energy counter",
+}
+"""What people call the fields of `_native.Capabilities`."""
 _NOT_FOUND = 6
 """NVML_ERROR_NOT_FOUND (nvml.h)."""
 
@@ -110,7 +118,7 @@ def _only(wanted: str, usable: Sequence[PowerSensor], gpu: Gpu) -> tuple[PowerSe
 
 def _reasons(found: _native.Capabilities, usable: Sequence[PowerSensor]) -> dict[str, str]:
     """Return why sensors are not used: missing, or not needed beside the one that is."""
-    reasons = {name.replace("_", " "): reason for name, reason in found.reasons.items()}
+    reasons = {_NAMES[name]: reason for name, reason in found.reasons.items()}
     for sensor in usable[1:]:
         if sensor is not COUNTER:
             reasons[sensor.name] = f"there, but '{usable[0].name}' tells more"

@@ -16,6 +16,7 @@ from energy_plugins.testing.faults import (
     NoCounter,
     NoPermission,
     NoSampleBuffer,
+    NotSupported,
     WallClockStep,
 )
 from energy_plugins.testing.loads import Load
@@ -107,6 +108,8 @@ def _describe(fault: Fault, now_ns: int) -> library.CFault:
             kind = library.FaultKind.NO_SAMPLE_BUFFER
         case NoCounter():
             kind = library.FaultKind.NO_COUNTER
+        case NotSupported():
+            kind, call = library.FaultKind.NOT_SUPPORTED, fault.call
         case CounterReset():
             kind, at_s = library.FaultKind.COUNTER_RESET, fault.at_s
         case WallClockStep():

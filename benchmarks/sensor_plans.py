@@ -1,0 +1,176 @@
+"""SIMULATED: how good the joules are on GPUs that lack sensors, plan by plan, and whether their bounds hold.
+
+    python benchmarks/sensor_plans.py [--quick]        exits with 1 if a bar is missed
+
+Everything runs in virtual time from fixed seeds. The constants of each sensor's error bound
+(`energy_plugins.measure.power_sensors`) were calibrated on the random loads of other seeds than the bars are for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from _common import Bar, finish, progress
+from simulator_accuracy import (
+    HELD_OUT_SEED,
+    Sensors,
+    Windows,
+    by_family,
+    by_length,
+    measure_marked,
+    measure_totals,
+    measure_windows,
+    measured,
+    show,
+    training,
+    windows_of,
+)
+
+from energy_plugins.measure.spans import Kind
+from energy_plugins.testing import (
+    A100,
+    H200,
+    RTX_4090,
+    V100,
+    Constant,
+    Load,
+    NoCounter,
+    NoSampleBuffer,
+    NotSupported,
+    Square,
+)
+
+CALIBRATION_SEED = 11
+LENGTHS_S = (0.02, 0.08, 0.125, 0.3, 1.0, 1.5, 4.0)
+STEPS_S = (0.004, 0.02, 0.1, 0.4)
+
+_NO_FIELDS = NotSupported("nvmlDeviceGetFieldValues")
+_NO_USAGE = NotSupported("nvmlDeviceGetPowerUsage")
+_POLLED = (NoSampleBuffer(),)
+
+WITH_COUNTER: Mapping[str, Sensors] = {
+    "instant power": Sensors(H200, _POLLED),
+    "average power": Sensors(H200, _POLLED, power="average power"),
+    "power usage, averaged": Sensors(RTX_4090, (*_POLLED, _NO_FIELDS)),
+    "power usage, instantaneous": Sensors(A100, (*_POLLED, _NO_FIELDS)),
+    "power usage, every 20 ms": Sensors(V100, (*_POLLED, _NO_FIELDS)),
+    "energy counter": Sensors(H200, (*_POLLED, _NO_FIELDS, _NO_USAGE)),
+}
+WITHOUT_COUNTER: Mapping[str, Sensors] = {
+    "power samples": Sensors(H200, (NoCounter(),)),
+    **{
+        name: replace(sensors, faults=(*sensors.faults, NoCounter()))
+        for name, sensors in WITH_COUNTER.items()
+        if name != "energy counter"
+    },
+    "instant power": Sensors(H200, (*_POLLED, NoCounter()), power="instant power"),
+}
+
+PLAIN: Mapping[str, Load] = {
+    "idle": Constant(126.0),
+    "steady": Constant(690.0),
+    "copy": Constant(450.0),
+    "wave 250 ms": Square(126.0, 690.0, 0.25, 0.5),
+    "wave 500 ms": Square(126.0, 690.0, 0.5, 0.5),
+    "wave 1000 ms": Square(126.0, 690.0, 1.0, 0.5),
+    "wave 2000 ms": Square(126.0, 690.0, 2.0, 0.5),
+}
+ALIASING: Mapping[str, Load] = {
+    f"wave {period_ms} ms": Square(126.0, 690.0, period_ms * 1e-3, 0.5) for period_ms in (10, 20, 25, 50, 100, 137, 200)
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Windows of 6 s and more under loads whose energy is plain, and under waves that a sensor may take for another."""
+
+    plain: Windows
+    aliasing: Windows
+
+
+def without_counter(name: str, sensors: Sensors, runs: int) -> Loaded:
+    """Return whole windows of 6 to 12 s under each load."""
+    rng = np.random.default_rng(HELD_OUT_SEED)
+    parts: dict[bool, list[Windows]] = {True: [], False: []}
+    loads = [(kind, load, kind in PLAIN) for kind, load in {**PLAIN, **ALIASING}.items()]
+    for run in progress(f"{name}, no counter", runs):
+        for kind, load, plain in loads:
+            with measured(rng, load, sensors) as (sim, meter, start_ns):
+                sim.advance(float(rng.uniform(6.0, 12.0)))
+                meter.stop()
+                report = meter.report()
+                whole = {"start_s": 0.0, "end_s": report.duration_s}
+                whole |= {"energy_j": report.total_j or np.nan, "error_bound_j": report.error_bound_j or np.nan}
+                columns = {column: np.array([value]) for column, value in whole.items()}
+                parts[plain].append(windows_of(sim, columns, start_ns, run, np.array([kind])))
+    return Loaded(Windows.join(parts[True]), Windows.join(parts[False]))
+
+
+def main() -> int:
+    """Measure, print, write, and return 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of it, on the seed of the calibration")
+    parser.add_argument("--only", default="", help="plans whose name contains this")
+    options = parser.parse_args()
+    part, seed = (0.1, CALIBRATION_SEED) if options.quick else (1.0, HELD_OUT_SEED)
+    figures: dict[str, Any] = {"with_counter": {}, "without_counter": {}}
+    bars: list[Bar] = []
+    raw: dict[str, dict[str, Any]] = {}
+    for name, sensors in WITH_COUNTER.items():
+        if options.only not in name:
+            continue
+        totals = measure_totals(sensors, round(300 * part))
+        windows = measure_windows(seed, round(120 * part), sensors)
+        steps = measure_marked("steps", max(round(30 * part), 3), seed, training, sensors).each.of(Kind.STEP.value)
+        show(f"{name}, with the counter: totals of windows of 1.5-8 s", {"all": totals.figures(), **by_family(totals)})
+        show("random windows of random loads", {"all": windows.figures(), **by_length(windows, LENGTHS_S)})
+        show("training-like steps", {"all": steps.figures(), **by_length(steps, STEPS_S)})
+        within = float(np.mean(np.abs(totals.error) <= 0.01))
+        figures["with_counter"][name] = {
+            "totals": {**totals.figures(), "within_1_percent": within, "by_family": by_family(totals)},
+            "windows": {**windows.figures(), "by_length": by_length(windows, LENGTHS_S)},
+            "steps": {**steps.figures(), "by_length": by_length(steps, STEPS_S)},
+        }
+        bars.append(Bar(f"{name}: totals within 1 %", within, at_least=0.95))
+        bars.append(
+            Bar(
+                f"{name}: random windows whose bound holds",
+                float(windows.contained.mean()),
+                at_least=0.95,
+                at_most=0.995,
+            )
+        )
+        bars.append(Bar(f"{name}: steps whose bound holds", float(steps.contained.mean()), at_least=0.95))
+        slug = name.replace(",", "").replace(" ", "_")
+        raw |= {f"{slug}_totals": totals.table(), f"{slug}_windows": windows.table()}
+    for name, sensors in WITHOUT_COUNTER.items():
+        if options.only not in name:
+            continue
+        loaded = without_counter(name, sensors, max(round(12 * part), 2))
+        show(f"{name}, no counter: windows of 6-12 s", by_family(loaded.plain))
+        show("waves that it may take for others", by_family(loaded.aliasing))
+        figures["without_counter"][name] = {
+            "plain": {**loaded.plain.figures(), "by_load": by_family(loaded.plain)},
+            "aliasing": {**loaded.aliasing.figures(), "by_load": by_family(loaded.aliasing)},
+        }
+        worst = float(np.abs(loaded.plain.error).max())
+        bars.append(Bar(f"{name}, no counter: largest error, plain loads and waves from 250 ms", worst, at_most=0.03))
+        held = float(loaded.aliasing.contained.mean())
+        bars.append(Bar(f"{name}, no counter: aliasing waves whose bound holds", held, at_least=1.0))
+        slug = name.replace(",", "").replace(" ", "_")
+        raw |= {f"{slug}_plain": loaded.plain.table(), f"{slug}_aliasing": loaded.aliasing.table()}
+    if options.quick or options.only:
+        print()
+        for bar in bars:
+            print(bar)
+        return 0 if all(bar.met for bar in bars) else 1
+    return finish("sensor_plans", gpus=[H200.name], figures=figures, bars=bars, raw=raw)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
