@@ -195,6 +195,8 @@ void bind_sampler(py::module_& module) {
              "Whether such readings, or a search, are asked for or under way.")
         .def("drain_now", &Sampler::drain_now, Released(),
              "Asks for a power drain and a resolution of marks as soon as possible.")
+        .def("drain_every", &Sampler::drain_every, "period_ns"_a, Released(),
+             "Drains now, and from now on in this period.")
         .def(
             "wait_drained",
             [](Sampler& sampler, double timeout_s) { return sampler.wait_drained(to_duration(timeout_s)); },

@@ -7,10 +7,9 @@
 namespace energy {
 namespace {
 
-// Where the phase of the refresh is not known: the last comes after the next refresh for certain, and one is far from
-// any.
-constexpr int kRequestedReadings = 3;
-constexpr int64_t kRequestedPeriodNs = 55'000'000;
+// Between readings where the phase of the refresh is not known: the last of three comes after the next refresh for
+// certain, and one is far from any.
+constexpr int64_t kSpreadNs = 55'000'000;
 // A refresh drifts by 7e-6 at most (H200): by less than a tenth of its period in this time.
 constexpr int64_t kPhaseKeptNs = 600'000'000'000;
 
@@ -67,7 +66,7 @@ int64_t Device::next_read_ns() const noexcept {
     if (energy_health_.ended()) return INT64_MAX;
     if (energy_health_.failing()) return energy_health_.retry_ns();
     int64_t next = next_periodic_ns_;
-    if (readings_pending()) next = std::min(next, next_requested_ns_);
+    if (readings_pending()) next = std::min(next, requested_ns_.front());
     if (search_) next = std::min(next, search_->next_ns());
     return next;
 }
@@ -79,31 +78,28 @@ void Device::find_edge() {
 void Device::request_readings(int64_t now_ns) {
     if (!energy_health_.may_try(clock_.now_ns())) return;
     const int64_t since_edge = now_ns - edge_ns_;
-    if (search_ || !edge_ns_ || since_edge > kPhaseKeptNs) {
-        requests_left_ = kRequestedReadings;
-        next_requested_ns_ = now_ns;
-    } else {  // half a period after the next refresh
-        requests_left_ = 1;
-        next_requested_ns_ = edge_ns_ + (since_edge / kRefreshNs + 1) * kRefreshNs + kRefreshNs / 2;
+    if (search_ || edge_ns_ == 0 || since_edge > kPhaseKeptNs) {
+        requested_ns_ = {now_ns, now_ns + kSpreadNs, now_ns + 2 * kSpreadNs};
+        return;
     }
+    requested_ns_ = {edge_ns_ + (since_edge / kRefreshNs + 1) * kRefreshNs + kRefreshNs / 2};
+    // Where samples do not tell the power between two refreshes, the one before counts, too.
+    if (target_.source != PowerSource::kSampleBuffer) requested_ns_.insert(requested_ns_.begin(), now_ns);
 }
 
 void Device::end_requests() noexcept {
-    requests_left_ = 0;
+    requested_ns_.clear();
     search_.reset();
 }
 
 // One read serves all that it comes in time for.
 void Device::read(int64_t now_ns) {
     const bool for_search = search_ && now_ns >= search_->next_ns();
-    const bool requested = readings_pending() && now_ns >= next_requested_ns_;
+    const bool requested = readings_pending() && now_ns >= requested_ns_.front();
     if (now_ns >= next_periodic_ns_) next_periodic_ns_ = next_deadline(next_periodic_ns_, counter_period_ns_, now_ns);
     const CounterReading reading = energy.read();
-    if (requested) {
-        --requests_left_;
-        next_requested_ns_ += kRequestedPeriodNs;
-    }
-    if (requested || !for_search || search_->fresh()) energy.ring.push(reading);
+    if (requested) requested_ns_.erase(requested_ns_.begin());
+    energy.ring.push(reading);
     if (for_search) advance_search(reading);
 }
 

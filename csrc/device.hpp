@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "edge_search.hpp"
 #include "energy_lane.hpp"
@@ -41,7 +42,7 @@ class Device {
     void request_readings(int64_t now_ns);
     void end_requests() noexcept;
     bool searching() const noexcept { return search_.has_value(); }
-    bool readings_pending() const noexcept { return requests_left_ > 0; }
+    bool readings_pending() const noexcept { return !requested_ns_.empty(); }
 
     const std::unique_ptr<PowerLane> power;
     EnergyLane energy;
@@ -59,9 +60,8 @@ class Device {
     const int64_t counter_period_ns_;
     Health power_health_, energy_health_;
     int64_t next_periodic_ns_ = 0;
-    int64_t next_requested_ns_ = 0;
-    int64_t edge_ns_ = 0;  // when a refresh of the counter was last seen; 0: never
-    int requests_left_ = 0;
+    int64_t edge_ns_ = 0;                // when a refresh of the counter was last seen; 0: never
+    std::vector<int64_t> requested_ns_;  // when readings were asked for, in order
     std::optional<EdgeSearch> search_;
 };
 

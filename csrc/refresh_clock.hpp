@@ -1,11 +1,12 @@
 // When to poll a reading that the driver makes anew in some period, learned from the instants at which it changed.
 // Pure: it says when to read next and is told what was read.
 //
-// It looks every 2 ms until it has seen some changes: at first, after a second, and then ever more seldom, because each
-// look tells the period better, which drifts against the host's clock. Otherwise it reads once a period, shortly after
-// the refresh.
+// It looks every 2 ms until it has seen some changes: at first, and then ever more seldom, up to once a minute, because
+// each look tells the period better, which drifts against the host's clock. Otherwise it reads once a period, shortly
+// after the refresh.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -22,9 +23,10 @@ class RefreshClock {
   private:
     void look(int64_t now_ns) noexcept;
     void learn(int64_t now_ns) noexcept;
+    void fit_period() noexcept;
 
-    static constexpr int64_t kUsualNs = 100'000'000;
-    int64_t period_ns_ = kUsualNs;
+    static constexpr size_t kMostChanges = 6;
+    int64_t period_ns_ = 100'000'000;
     int64_t refresh_ns_ = 0;            // one that is known, or assumed
     int64_t given_ns_ = INT64_MIN / 2;  // the refresh that was last returned
     int64_t next_ns_ = INT64_MIN;
@@ -32,13 +34,11 @@ class RefreshClock {
     double value_ = 0;
     bool any_ = false;
 
-    static constexpr int64_t kFirstLookNs = 1'000'000'000;
     bool looking_ = true;
-    int64_t look_after_ns_ = kFirstLookNs;
-    int64_t anchor_ns_ = 0;  // the first refresh of those that fit the period
-    int64_t look_ns_ = 0;    // when it began, or is to begin
-    int64_t first_change_ns_ = 0, last_change_ns_ = 0, shortest_ns_ = 0;
+    int64_t look_ns_ = 0;                             // when it began, or is to begin
+    std::array<int64_t, kMostChanges> changes_ns_{};  // seen in this look
     size_t changes_ = 0;
+    int64_t anchor_ns_ = 0;  // the first refresh of those that fit the period
 };
 
 }  // namespace energy

@@ -109,6 +109,10 @@ void Sampler::drain_now() {
     if (origin_.here()) core()->drain_now();
 }
 
+void Sampler::drain_every(int64_t period_ns) {
+    if (origin_.here()) core()->drain_every(period_ns);
+}
+
 uint64_t Sampler::wait_drained(std::chrono::nanoseconds timeout) {
     return origin_.here() ? core()->wait_drained(timeout) : 0;
 }

@@ -47,6 +47,7 @@ class Sampler {
     void read_counter();         // after its next refresh: a reading per device, or three where the phase is unknown
     bool reads_pending() const;  // requested readings, or a search
     void drain_now();
+    void drain_every(int64_t period_ns);  // from now on
     // Waits for a drain not yet waited for and, after drain_now(), begun since; returns the number of drains so far.
     uint64_t wait_drained(std::chrono::nanoseconds timeout);
     std::vector<PowerSample> power(size_t device);

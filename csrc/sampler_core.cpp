@@ -14,6 +14,8 @@ using Steady = std::chrono::steady_clock;
 using Lock = std::unique_lock<std::mutex>;
 
 constexpr int64_t kResolvePeriodNs = 600'000'000;  // how late a mark's GPU time may be known
+constexpr int64_t kBusyResolvePeriodNs = 150'000'000;
+constexpr uint64_t kManyMarks = 256;  // since the last resolution: their events must come back sooner
 constexpr size_t kMostErrors = 256;
 constexpr int kNoDevice = -1;
 
@@ -21,7 +23,11 @@ constexpr int kNoDevice = -1;
 
 SamplerCore::SamplerCore(std::shared_ptr<const Nvml> nvml, const std::vector<Target>& targets,
                          std::shared_ptr<const Clock> clock, std::shared_ptr<MarkLog> marks, SamplerOptions options)
-    : nvml_(std::move(nvml)), clock_(std::move(clock)), marks_(std::move(marks)), options_(options) {
+    : nvml_(std::move(nvml)),
+      clock_(std::move(clock)),
+      marks_(std::move(marks)),
+      options_(options),
+      drain_period_ns_(options.drain_period_ns) {
     for (const Target& target : targets) {
         devices_.push_back(
             std::make_unique<Device>(target, *nvml_, *clock_, options.counter_period_ns, options.ring_capacity));
@@ -126,6 +132,11 @@ void SamplerCore::drain_now() {
     changed_.notify_all();
 }
 
+void SamplerCore::drain_every(int64_t period_ns) {
+    drain_period_ns_.store(period_ns, std::memory_order_relaxed);
+    drain_now();  // the thread may have gone to sleep for longer
+}
+
 uint64_t SamplerCore::wait_drained(std::chrono::nanoseconds timeout) {
     Lock lock(mutex_);
     const uint64_t target = std::max(seen_drain_ + 1, wanted_drain_);
@@ -212,14 +223,17 @@ void SamplerCore::do_due(int64_t now_ns) {
     }
     if (marks_ && (drain || now_ns >= next_resolve_ns_)) {
         marks_->resolve();
-        const int64_t period = std::min(kResolvePeriodNs, options_.drain_period_ns);
-        next_resolve_ns_ = next_deadline(next_resolve_ns_, period, now_ns);
+        const uint64_t before = std::exchange(resolved_marks_, marks_->stats().marks);
+        const bool busy = resolved_marks_ - before > kManyMarks;
+        next_resolve_ns_ = next_deadline(next_resolve_ns_, busy ? kBusyResolvePeriodNs : kResolvePeriodNs, now_ns);
     }
+    const int64_t period = drain_period_ns_.load(std::memory_order_relaxed);
     if (now_ns >= next_drain_ns_) {
         drain = true;
-        if (now_ns - next_drain_ns_ > options_.drain_period_ns / 2) late_ticks_.fetch_add(1, std::memory_order_relaxed);
-        next_drain_ns_ = next_deadline(next_drain_ns_, options_.drain_period_ns, now_ns);
+        if (now_ns - next_drain_ns_ > period / 2) late_ticks_.fetch_add(1, std::memory_order_relaxed);
+        next_drain_ns_ = next_deadline(next_drain_ns_, period, now_ns);
     }
+    next_drain_ns_ = std::min(next_drain_ns_, now_ns + period);  // the period may have become shorter
     if (drain) drain_all();
     for (size_t i = 0; i < devices_.size(); ++i) {
         post(static_cast<int>(i), devices_[i]->poll_if_due(now_ns));

@@ -29,6 +29,7 @@ class SamplerCore {
     void read_counter();
     bool reads_pending() const;
     void drain_now();
+    void drain_every(int64_t period_ns);
     uint64_t wait_drained(std::chrono::nanoseconds timeout);
     std::vector<std::pair<int, std::string>> take_errors();
     SamplerStats stats() const;
@@ -51,9 +52,11 @@ class SamplerCore {
     const SamplerOptions options_;
     std::vector<std::unique_ptr<Device>> devices_;
     int64_t next_drain_ns_ = 0, next_resolve_ns_ = 0;  // for whoever ticks
+    uint64_t resolved_marks_ = 0;                      // how many had been made at the last resolution
     int64_t cpu_base_ns_ = 0;                          // of earlier threads
     std::atomic<int64_t> cpu_ns_{0};
     std::atomic<uint64_t> late_ticks_{0};
+    std::atomic<int64_t> drain_period_ns_;
     std::atomic<bool> stopping_{false};  // written under mutex_
 
     mutable std::mutex mutex_;  // guards all below; never held across a driver call

@@ -65,7 +65,7 @@ void an_hour_in_virtual_time() {
     CHECK(samples.front().t_ns == start - 119 * fake::kSamplePeriod);  // what the driver held before the start
     CHECK(samples.back().t_ns > start + 3598 * kSecond);
     const auto readings = rig.sampler->counter(0);
-    CHECK(readings.size() >= 360 && readings.size() <= 363);
+    CHECK(readings.size() >= 360 && readings.size() <= 375);
     const SamplerStats stats = rig.sampler->stats();
     CHECK(stats.drains >= 3599 && stats.drains <= 3602);
     CHECK(stats.dropped == 0 && stats.late_ticks == 0 && stats.lost_samples == 0);
@@ -78,17 +78,18 @@ void an_edge_is_bracketed() {
     rig.sampler->start(false);
     CHECK(rig.sampler->edge_pending() && rig.sampler->reads_pending());
     rig.run(kSecond / 20);
-    CHECK(rig.sampler->edge_pending() && rig.sampler->counter(0).size() == 1);
+    CHECK(rig.sampler->edge_pending() && !rig.sampler->counter(0).empty());
     rig.sampler->find_edge();  // joins
     rig.run(kSecond * 3 / 4);
     CHECK(!rig.sampler->edge_pending() && !rig.sampler->reads_pending());
     CHECK(rig.sampler->stats().counter_reads <= 12);
-    auto readings = rig.sampler->counter(0);
-    CHECK(readings.size() == 1 && readings[0].edge == 1);
-    const int64_t refresh = readings[0].after_ns / fake::kCounterPeriod * fake::kCounterPeriod;
-    CHECK(readings[0].before_ns <= refresh && refresh <= readings[0].after_ns);
-    CHECK(readings[0].after_ns - readings[0].before_ns <= kSecond / 200);
-    CHECK(std::fabs(readings[0].energy_j - static_cast<double>(refresh) * 1e-9 * fake::kPower) < 1e-3);
+    auto readings = rig.sampler->counter(0);  // what was read on the way, and last what was found
+    CHECK(std::count_if(readings.begin(), readings.end(), [](const auto& reading) { return reading.edge == 1; }) == 1);
+    const CounterReading edge = readings.back();
+    const int64_t refresh = edge.after_ns / fake::kCounterPeriod * fake::kCounterPeriod;
+    CHECK(edge.before_ns <= refresh && refresh <= edge.after_ns);
+    CHECK(edge.after_ns - edge.before_ns <= kSecond / 200);
+    CHECK(std::fabs(edge.energy_j - static_cast<double>(refresh) * 1e-9 * fake::kPower) < 1e-3);
     rig.run(10 * kSecond);
     readings = rig.sampler->counter(0);
     CHECK(readings.size() == 1 && readings[0].edge == 0);
@@ -210,9 +211,9 @@ void searches_of_several_devices_interleave() {
     CHECK(!rig.sampler->edge_pending());
     for (size_t i = 0; i < 3; ++i) {
         const auto readings = rig.sampler->counter(i);
-        CHECK(readings.size() == 2 && readings[0].edge == 0 && readings[1].edge == 1);
-        const int64_t refresh = readings[1].after_ns / fake::kCounterPeriod * fake::kCounterPeriod;
-        CHECK(readings[1].before_ns <= refresh);
+        CHECK(readings.size() >= 2 && readings.front().edge == 0 && readings.back().edge == 1);
+        const int64_t refresh = readings.back().after_ns / fake::kCounterPeriod * fake::kCounterPeriod;
+        CHECK(readings.back().before_ns <= refresh);
     }
 }
 

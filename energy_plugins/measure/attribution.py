@@ -165,6 +165,8 @@ class RunCurve:
         }
         ends = (cell == 0) & (share == 0) | (cell == len(block.t_ns) - 2) & (share == 1)
         full = np.ones(len(t_ns))
+        # Where the block's sum is known, a cut inside it is not off by more than lies on its smaller side.
+        most_j = np.minimum(inside["e"], block.energy_j[-1] - inside["e"]) / max(block.trust, 1e-3)
         return Points(
             energy_j=energy_j + inside["e"],
             covered_ns=covered_ns + inside["c"],
@@ -174,7 +176,7 @@ class RunCurve:
             block_j2=full * block.variance_j2[-1],
             block_j=full * block.energy_j[-1],
             into_j=inside["e"],
-            cut_j2=np.where(ends, 0.0, block.cut_j2[cell]),
+            cut_j2=np.where(ends, 0.0, np.minimum(block.cut_j2[cell], most_j**2)),
             shift_j=np.where(ends, 0.0, block.shift_j[cell]),
             before_j2=full * before_j2,
             before_bias_j=full * before_bias_j,
@@ -195,7 +197,8 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     """
     same = start.block == end.block
     variance = np.where(same, _inside_j2(start, end), _across_j2(start, end))
-    variance = _coherent(start, end) * (variance + start.cut_j2 + end.cut_j2)
+    coherent = _coherent(start, end)
+    variance = coherent * variance + coherent**2 * (start.cut_j2 + end.cut_j2)
     # A shifted sensor takes from a span at one end what it gives at the other: the worse of the two ends stands for
     # both.
     shift_j = np.maximum(start.shift_j, end.shift_j)
@@ -214,7 +217,7 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
 
 
 def _coherent(start: Points, end: Points) -> Values:
-    """Return the share of the variance that is left where a window is too short to gather all of it."""
+    """Return by how much of it a window falls short of what its error takes to gather, 1 if by nothing."""
     duration_s = (end.t_ns - start.t_ns) * 1e-9
     return np.minimum(duration_s / np.maximum(end.coherent_s, 1e-12), 1.0)
 

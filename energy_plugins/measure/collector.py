@@ -55,7 +55,7 @@ class Collector:
     ) -> None:
         self.timeline = Timeline()
         self.totals = Totals()
-        self.tracks = [GpuTrack(plan.power[uuid], start_ns) for uuid in plan.sampled]
+        self.tracks = [GpuTrack(plan.power[uuid], start_ns, plan.max_power_w.get(uuid)) for uuid in plan.sampled]
         self.settlement = Settlement(self.tracks[: len(plan.gpus)], start_ns)
         self.shared = Settlement(self.tracks[len(plan.gpus) :], start_ns)
         """GPUs of which this process has only a slice."""

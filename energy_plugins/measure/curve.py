@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_plugins.measure.attribution import EnergyCurve, Times, Values
+from energy_plugins.measure.attribution import Z95, EnergyCurve, Times, Values
 from energy_plugins.measure.cells import Cells
 from energy_plugins.measure.power_sensors import PowerSensor
 from energy_plugins.measure.response import LevelFit, Levels, Segments, occupancy
 
 _PLAUSIBLE = (0.7, 1.4)
 """Counter over samples' integral; aliasing explains a few per cent, nothing explains more than this."""
+_UNKNOWN_MOST_W = 1000.0
+"""What a GPU may draw that does not tell its highest power limit."""
 _SHORT_NS = 500_000_000
 """Blocks shorter than this hold too few samples for their integral to say anything about the counter."""
 
@@ -44,8 +46,9 @@ class Stretch:
 class CurveBuilder:
     """Settles the energy curve of one GPU block by block; keeps the samples that the next block still needs."""
 
-    def __init__(self, sensor: PowerSensor) -> None:
+    def __init__(self, sensor: PowerSensor, max_power_w: float | None = None) -> None:
         self._sensor = sensor
+        self._max_power_w = max_power_w
         self._response = sensor.response
         self._model = sensor.model
         self._fit = LevelFit(sensor.model.doubt)
@@ -146,22 +149,26 @@ class CurveBuilder:
             energy_j=_cumulative(power_w * length_s),
             variance_j2=_cumulative(variance),
             covered_ns=_cumulative(np.where(measured, np.diff(knots), 0.0)),
-            cut_j2=self._model.cut * cells.variability_w2[cell] * np.minimum(cells.width_s[cell], 0.1) ** 2,
+            cut_j2=self._model.cut * cells.variability_w2[cell] * np.minimum(cells.width_s[cell], 0.1) ** 2
+            + (self._model.blurred_s * power_w) ** 2,
             shift_j=shift_j,
             trust=sum_.trust,
             bias=sum_.bias,
             start_error_j=sum_.start_error_j,
             end_error_j=sum_.end_error_j,
-            coherent_s=self._model.unseen_s,
+            coherent_s=self._model.coherent_s,
         )
 
     def _unseen_w2s(self, power_w: Values) -> Values:
-        return np.asarray((self._model.unseen * power_w) ** 2 * self._model.unseen_s)
+        return np.asarray((self._model.unseen * power_w) ** 2 * self._model.coherent_s)
 
     def _weigh(self, power_w: Values, knots: Times, variance_j2: Values, total: Sum | None) -> _Weighed:
         """Weigh the counter's sum against the samples' own, by their variances."""
+        unanchored = self._unanchored(
+            _cumulative(power_w * np.diff(knots) * 1e-9)[-1] / ((knots[-1] - knots[0]) * 1e-9)
+        )
         if total is None:
-            return _Weighed(self.scale, 0.0, self._model.unanchored)
+            return _Weighed(self.scale, 0.0, unanchored)
         inside = knots[:-1] >= total.start_ns
         shape_j = float((power_w * np.diff(knots) * 1e-9)[inside].sum())
         start_error_j = float(power_w[inside][0]) * total.start_error_ns * 1e-9
@@ -169,14 +176,22 @@ class CurveBuilder:
         ratio = total.energy_j / shape_j if shape_j > 0 else 0.0
         long = knots[-1] - total.start_ns >= _SHORT_NS
         if not ratio > 0 or (long and not _PLAUSIBLE[0] <= ratio <= _PLAUSIBLE[1]):
-            return _Weighed(self.scale, 0.0, self._model.unanchored)
-        of_samples = float(variance_j2[inside].sum()) + (self._model.unanchored * shape_j) ** 2
+            return _Weighed(self.scale, 0.0, unanchored)
+        of_samples = float(variance_j2[inside].sum()) + (unanchored * shape_j) ** 2
         trust = of_samples / (of_samples + start_error_j**2 + end_error_j**2)
         scale = trust * ratio + (1.0 - trust) * self.scale
         if long:
             self.scale = scale
-        bias = trust * min(abs(ratio - 1.0), 0.3) + (1.0 - trust) * self._model.unanchored
+        bias = trust * min(abs(ratio - 1.0), 0.3) + (1.0 - trust) * unanchored
         return _Weighed(scale, trust, bias, start_error_j, end_error_j)
+
+    def _unanchored(self, mean_w: float) -> float:
+        """Return the relative standard error of a sum that no counter confirms."""
+        if self._model.unwatched == 0 or mean_w <= 0:
+            return self._model.unanchored
+        highest_w = max(self._max_power_w or _UNKNOWN_MOST_W, mean_w)
+        off_w = self._model.unwatched * max(mean_w, highest_w - mean_w)
+        return float(max(off_w / mean_w / Z95, self._model.unanchored))
 
 
 @dataclass(frozen=True)

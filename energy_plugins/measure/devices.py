@@ -14,6 +14,7 @@ import pynvml
 from energy_plugins import _native
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.drivers import current_drivers
+from energy_plugins.units import mw_to_w
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Gpu:
     """UUID of the MIG slice, where the process sees only a slice; ``uuid`` is then the whole GPU's."""
     compute_capability: tuple[int, int] | None = None
     """CUDA's, such as (9, 0); None where the driver does not tell."""
+    max_power_w: float | None = None
+    """The highest power limit that may be set (W); None where the driver does not tell."""
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
@@ -156,14 +159,29 @@ def _describe_all(count: int, driver: str) -> tuple[Gpu, ...]:
 
 def _describe(index: int, driver: str) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    return Gpu(
+        pynvml.nvmlDeviceGetUUID(handle),
+        index,
+        pynvml.nvmlDeviceGetName(handle),
+        driver,
+        compute_capability=_compute_capability(handle),
+        max_power_w=_max_power_w(handle),
+    )
+
+
+def _compute_capability(handle: object) -> tuple[int, int] | None:
     try:
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        capability = (int(major), int(minor))
     except pynvml.NVMLError:
-        capability = None
-    return Gpu(
-        pynvml.nvmlDeviceGetUUID(handle), index, pynvml.nvmlDeviceGetName(handle), driver, compute_capability=capability
-    )
+        return None
+    return int(major), int(minor)
+
+
+def _max_power_w(handle: object) -> float | None:
+    try:
+        return mw_to_w(pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)[1])
+    except pynvml.NVMLError:
+        return None
 
 
 def _mig_parents(gpus: Sequence[Gpu]) -> dict[str, str]:

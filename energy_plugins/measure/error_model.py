@@ -21,11 +21,17 @@ class ErrorModel:
     """Variance of cutting inside a period, in the same units."""
     timing_s: float = 0.001
     """Standard error of the sensor's delay: fits of the sample buffer's on an H200 agree to a millisecond."""
-    unanchored: float = 0.02
-    """Relative error of a sum that no counter confirms."""
+    unanchored: float = 0.055
+    """Relative error of a sum that no counter confirms; a load that repeats every 20 ms is 10 % off at worst."""
+    unwatched: float = 0.0
+    """Share of the time at which the sensor does not look. In it the power may be anything up to the most the GPU can
+    draw, which falsifies a sum that no counter confirms: a load that repeats with the sensor's period looks steady."""
     doubt: float = 2e-5
     """Of the sensor's response, as `LevelFit` counts it."""
     unseen: float = 0.0
-    """Relative standard error of the power of a moment, from what the sensor cannot show."""
-    unseen_s: float = 0.0
-    """How long such an error lasts: what a window holds of it does not grow beyond."""
+    """Relative standard error of the power of a moment that nothing averages out but time: what happened while the
+    sensor did not look."""
+    blurred_s: float = 0.0
+    """Standard error of a cut through what the sensor blurs, as a time at the power of the moment."""
+    coherent_s: float = 0.0
+    """How long these two last: windows shorter than that share one error instead of gathering many."""

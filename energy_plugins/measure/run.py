@@ -23,7 +23,7 @@ from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.report import Report, write_header
 from energy_plugins.measure.reporting import Facts, State, compose
-from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, SensorPlan, plan_sensors
+from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, LIVE_DRAIN_PERIOD_NS, SensorPlan, plan_sensors
 from energy_plugins.measure.spans import Kind, KindCodes
 from energy_plugins.measure.spill import Spill
 from energy_plugins.measure.streams import current_stream
@@ -132,7 +132,10 @@ class Run:
 
     def live(self) -> Live:
         """Return the late figures, which are made from now on."""
-        self._collector.live_wanted = True
+        if not self._collector.live_wanted:
+            self._collector.live_wanted = True
+            if self._sampler is not None:
+                self._sampler.drain_every(LIVE_DRAIN_PERIOD_NS)
         return self._collector.live
 
     def finish(self) -> Report:

@@ -10,9 +10,11 @@ from energy_plugins.errors import DeviceError
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.power_sensors import COUNTER, SAMPLE_BUFFER, PowerSensor, usable_sensors
 
-DRAIN_PERIOD_NS = 1_200_000_000
-"""Between drains of the sample buffer, which holds 2.36 s on an H200; each costs about 0.5 ms of CPU however much it
+DRAIN_PERIOD_NS = 2_000_000_000
+"""Between drains of the sample buffer, which holds 2.36 s on an H200; each costs 0.5 to 1.5 ms of CPU however much it
 brings."""
+LIVE_DRAIN_PERIOD_NS = 1_200_000_000
+"""The same once somebody has asked for live figures, which are to be no more than 1.5 s late."""
 
 _NAMES = {
     "power_samples": "power samples",
@@ -52,6 +54,11 @@ class SensorPlan:
     def sampled(self) -> tuple[str, ...]:
         """UUIDs of the GPUs to sample: the process's own, then those it has a slice of."""
         return tuple(dict.fromkeys(gpu.uuid for gpu in (*self.gpus, *self.slices)))
+
+    @property
+    def max_power_w(self) -> Mapping[str, float | None]:
+        """By UUID: the highest power limit that may be set (W)."""
+        return {gpu.uuid: gpu.max_power_w for gpu in (*self.gpus, *self.slices)}
 
     @property
     def blind(self) -> tuple[str, ...]:

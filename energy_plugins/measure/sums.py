@@ -55,7 +55,7 @@ class SumBuilder:
         return EnergyCurve(
             t_ns=knots,
             energy_j=_cumulative(power_w * length_s),
-            variance_j2=_cumulative((model.unseen * power_w) ** 2 * model.unseen_s * length_s),
+            variance_j2=_cumulative((model.unseen * power_w) ** 2 * model.coherent_s * length_s),
             covered_ns=_cumulative(np.diff(knots).astype(np.float64)),
             cut_j2=np.zeros(len(length_s)),
             shift_j=np.zeros(len(length_s)),
@@ -63,7 +63,7 @@ class SumBuilder:
             bias=0.0,
             start_error_j=mean_w * total.start_error_ns * 1e-9,
             end_error_j=mean_w * total.end_error_ns * 1e-9,
-            coherent_s=model.unseen_s,
+            coherent_s=model.coherent_s,
         )
 
     def preview(self, stretch: Stretch) -> EnergyCurve:

@@ -29,10 +29,10 @@ class GpuTrack:
     first one after it closes.
     """
 
-    def __init__(self, sensor: PowerSensor, start_ns: int) -> None:
+    def __init__(self, sensor: PowerSensor, start_ns: int, max_power_w: float | None = None) -> None:
         self.curve = RunCurve(start_ns)
         self.sensor = sensor
-        self.builder = SumBuilder(sensor) if sensor is COUNTER else CurveBuilder(sensor)
+        self.builder = SumBuilder(sensor) if sensor is COUNTER else CurveBuilder(sensor, max_power_w)
         self.faults: dict[str, int] = {}
         self._start_ns = start_ns
         self._phase = RefreshPhase()
