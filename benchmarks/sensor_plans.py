@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ from energy_plugins.testing import (
     NoCounter,
     NoSampleBuffer,
     NotSupported,
+    Profile,
     Square,
 )
 
@@ -71,18 +72,21 @@ WITHOUT_COUNTER: Mapping[str, Sensors] = {
     "instant power": Sensors(H200, (*_POLLED, NoCounter()), power="instant power"),
 }
 
-PLAIN: Mapping[str, Load] = {
-    "idle": Constant(126.0),
-    "steady": Constant(690.0),
-    "copy": Constant(450.0),
-    "wave 250 ms": Square(126.0, 690.0, 0.25, 0.5),
-    "wave 500 ms": Square(126.0, 690.0, 0.5, 0.5),
-    "wave 1000 ms": Square(126.0, 690.0, 1.0, 0.5),
-    "wave 2000 ms": Square(126.0, 690.0, 2.0, 0.5),
-}
-ALIASING: Mapping[str, Load] = {
-    f"wave {period_ms} ms": Square(126.0, 690.0, period_ms * 1e-3, 0.5) for period_ms in (10, 20, 25, 50, 100, 137, 200)
-}
+SLOW_MS = (250, 500, 1000, 2000)
+QUICK_MS = (10, 20, 25, 50, 100, 137, 200)
+
+
+def plain_loads(gpu: Profile) -> dict[str, Load]:
+    """Return loads whose energy is plain to see, but for the sensors that look a part of the time."""
+    high_w = 0.98 * gpu.max_limit_w
+    levels = {"idle": gpu.idle_w, "steady": high_w, "copy": 0.65 * gpu.max_limit_w}
+    return {name: Constant(level_w) for name, level_w in levels.items()} | waves(gpu, SLOW_MS)
+
+
+def waves(gpu: Profile, periods_ms: Sequence[int]) -> dict[str, Load]:
+    """Return square waves between idle and full power."""
+    high_w = 0.98 * gpu.max_limit_w
+    return {f"wave {period_ms} ms": Square(gpu.idle_w, high_w, period_ms * 1e-3, 0.5) for period_ms in periods_ms}
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def without_counter(name: str, sensors: Sensors, runs: int) -> Loaded:
     """Return whole windows of 6 to 12 s under each load."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     parts: dict[bool, list[Windows]] = {True: [], False: []}
-    loads = [(kind, load, kind in PLAIN) for kind, load in {**PLAIN, **ALIASING}.items()]
+    loads = [(kind, load, True) for kind, load in plain_loads(sensors.profile).items()]
+    loads += [(kind, load, False) for kind, load in waves(sensors.profile, QUICK_MS).items()]
     for run in progress(f"{name}, no counter", runs):
         for kind, load, plain in loads:
             with measured(rng, load, sensors) as (sim, meter, start_ns):

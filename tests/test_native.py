@@ -157,7 +157,7 @@ def test_samples_and_counter_agree_with_the_load(simulated: Simulate) -> None:
         joules = np.diff(counter["energy_j"][[0, -1]])[0]
         seconds = np.diff(counter["after_ns"][[0, -1]])[0] / SECOND
         assert joules == pytest.approx(watts * seconds, abs=watts * 0.13)
-        assert list(counter["edge"][:2]) == [0, 1]
+        assert counter["edge"].sum() == 1
     stats = sampler.stats()
     assert stats.drains == pytest.approx(60, abs=2)
     assert stats.dropped == stats.lost_samples == stats.late_ticks == 0
@@ -177,15 +177,17 @@ def test_a_search_brackets_the_refresh_with_few_reads() -> None:
             sampler = started(simulation)
             simulation.advance(1.5)
             assert not sampler.edge_pending()
-            first, edge = sampler.counter(0)
-            assert (first["edge"], edge["edge"]) == (0, 1)
+            *on_the_way, edge = sampler.counter(0)
+            assert edge["edge"] == 1
+            assert on_the_way
+            assert not any(reading["edge"] for reading in on_the_way)
             below, above = (gpu.true_energy_j(reset_ns, int(edge[name])) for name in ("before_ns", "after_ns"))
             assert below - 1e-3 <= edge["energy_j"] <= above + 1e-3
-            narrow += int(edge["after_ns"] - edge["before_ns"] <= 5_000_000)
+            narrow += int(edge["after_ns"] - edge["before_ns"] <= 10_000_000)
             reads.append(sampler.stats().counter_reads)
             assert sampler.take_errors() == []
     assert narrow > 45
-    assert np.median(reads) <= 9
+    assert np.median(reads) <= 7
     assert max(reads) <= 20
 
 
@@ -195,7 +197,8 @@ def test_searches_of_several_devices_interleave(simulated: Simulate) -> None:
     simulation.advance(1.5)
     assert not sampler.edge_pending()
     for device in range(4):
-        assert sampler.counter(device)["edge"].tolist() == [0, 1]
+        edges = sampler.counter(device)["edge"]
+        assert (edges.sum(), edges[-1]) == (1, 1)
 
 
 def test_a_counter_that_stands_still_has_no_edge(simulated: Simulate) -> None:
@@ -203,7 +206,7 @@ def test_a_counter_that_stands_still_has_no_edge(simulated: Simulate) -> None:
     sampler = started(simulation)
     simulation.advance(1)
     assert not sampler.edge_pending()
-    assert sampler.counter(0)["edge"].tolist() == [0]
+    assert not sampler.counter(0)["edge"].any()
     assert sampler.stats().counter_reads <= 40
 
 

@@ -75,7 +75,7 @@ void few_reads_find_a_narrow_bracket() {
         const Found found = counter.search();
         CHECK(found.edge && is_true(counter, *found.edge));
         CHECK(found.reads <= 20);
-        narrow += width_ns(found) <= 5 * kMs;
+        narrow += width_ns(found) <= 10 * kMs;
         reads.push_back(found.reads);
         sum += found.reads;
         duration_ns += found.duration_ns;

@@ -88,7 +88,7 @@ void an_edge_is_bracketed() {
     const CounterReading edge = readings.back();
     const int64_t refresh = edge.after_ns / fake::kCounterPeriod * fake::kCounterPeriod;
     CHECK(edge.before_ns <= refresh && refresh <= edge.after_ns);
-    CHECK(edge.after_ns - edge.before_ns <= kSecond / 200);
+    CHECK(edge.after_ns - edge.before_ns <= kSecond / 100);
     CHECK(std::fabs(edge.energy_j - static_cast<double>(refresh) * 1e-9 * fake::kPower) < 1e-3);
     rig.run(10 * kSecond);
     readings = rig.sampler->counter(0);

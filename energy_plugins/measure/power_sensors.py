@@ -63,7 +63,7 @@ INSTANT = PowerSensor(
     gap_s=0.35,
     settle_s=0.25,
     extend_s=0.35,
-    model=ErrorModel(spread=3.0, timing_s=0.0005, unwatched=0.75, doubt=2e-4, unseen=0.08, coherent_s=0.1),
+    model=ErrorModel(spread=4.0, timing_s=0.0005, unwatched=0.75, doubt=2e-4, unseen=0.1, coherent_s=0.1),
 )
 """Field 186 of the driver: a window of 25 ms, once in 100 ms (arXiv:2312.02741). What happens in the other 75 ms is not
 seen."""
@@ -86,7 +86,7 @@ QUICK = PowerSensor(
     gap_s=0.12,
     settle_s=0.06,
     extend_s=0.25,
-    model=ErrorModel(spread=0.3, cut=0.1, timing_s=0.0005, unanchored=0.02, doubt=2e-4),
+    model=ErrorModel(spread=0.2, cut=0.06, timing_s=0.0005, unanchored=0.02, doubt=2e-4),
 )
 """PowerUsage of Volta and older: every 10 to 20 ms, over all of them (arXiv:2312.02741)."""
 

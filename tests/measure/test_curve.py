@@ -128,7 +128,7 @@ def test_without_a_counter_samples_are_integrated_and_the_bound_says_so() -> Non
     free = of(builder.settle(Stretch(0, END_NS, WHOLE, None)), 0, END_NS)
     anchored = of(settled(pieces), 0, END_NS)
     assert free.joules[0] == pytest.approx(1600, rel=1e-6)
-    assert free.error_bound_j[0] == pytest.approx(1.96 * 0.02 * 1600, rel=0.05)
+    assert free.error_bound_j[0] == pytest.approx(1.96 * SAMPLE_BUFFER.model.unanchored * 1600, rel=0.05)
     assert anchored.error_bound_j[0] < free.error_bound_j[0] / 10
 
 

@@ -295,19 +295,19 @@ def test_progress_of_steps_longer_than_a_block_is_whole(steady: Simulation) -> N
 
 def test_a_report_of_a_running_meter_is_what_has_been_settled(steady: Simulation) -> None:
     with EnergyMeter("half way") as meter:
-        for _ in range(300):
+        for _ in range(500):
             with meter.step():
                 steady.advance(0.1)
         part = meter.report()
         assert part.name == "half way"
         assert not part.complete
-        assert 15 <= part.duration_s <= 30
+        assert 30 <= part.duration_s <= 50
         assert part.total_j == pytest.approx(POWER_W * part.duration_s, rel=1e-2)
-        assert part.steps.rows >= 150
+        assert part.steps.rows >= 300
     whole = meter.report()
     assert whole.complete
     assert whole.run_id == part.run_id
-    assert whole.steps.rows == 300
+    assert whole.steps.rows == 500
     assert whole.steps["energy_j"][: part.steps.rows].tolist() == part.steps["energy_j"].tolist()
 
 
