@@ -242,7 +242,7 @@ def test_without_a_phase_three_readings_are_spread_over_a_period(simulated: Simu
     simulation.advance(0.16)
     readings = sampler.counter(0)
     late_ms = (readings["before_ns"] - asked_ns) / 1e6
-    assert all(np.abs(late_ms - wanted).min() < 2 for wanted in (0, 55, 110))
+    assert all(np.abs(late_ms - wanted).min() < 8 for wanted in (0, 55, 110))  # some wait for the search's
 
 
 def test_stop_does_not_wait_for_a_search(simulated: Simulate) -> None:

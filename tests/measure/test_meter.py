@@ -301,9 +301,9 @@ def test_a_report_of_a_running_meter_is_what_has_been_settled(steady: Simulation
         part = meter.report()
         assert part.name == "half way"
         assert not part.complete
-        assert 30 <= part.duration_s <= 50
+        assert 29 <= part.duration_s <= 50
         assert part.total_j == pytest.approx(POWER_W * part.duration_s, rel=1e-2)
-        assert part.steps.rows >= 300
+        assert part.steps.rows >= 290
     whole = meter.report()
     assert whole.complete
     assert whole.run_id == part.run_id
