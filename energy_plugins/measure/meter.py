@@ -13,6 +13,7 @@ from typing import Self
 
 from energy_plugins.errors import EnergyError
 from energy_plugins.measure.collector import Live
+from energy_plugins.measure.cpu_estimate import CpuEstimate
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.folders import drop_private_folders
 from energy_plugins.measure.json_section import JSON
@@ -55,6 +56,7 @@ class EnergyMeter:
         out.
         folder: where the report is written as the run goes; a private folder that goes with the meter when left out.
         config: what the report should carry along, such as hyperparameters (JSON values).
+        cpu_estimate: what to estimate the CPU's energy from where nothing measures it; it is in no total.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class EnergyMeter:
         *,
         folder: str | Path | None = None,
         config: Mapping[str, JSON] | None = None,
+        cpu_estimate: CpuEstimate | None = None,
     ) -> None:
         self._name = name or "run"
         self._devices = devices
         self._folder = Path(folder) if folder is not None else None
         self._config = dict(config or {})
+        self._cpu_estimate = cpu_estimate
         self.run: Run | None = None
         """The open window: for framework modules and tests."""
         self._final: Report | None = None
@@ -93,7 +97,7 @@ class EnergyMeter:
             message = "this meter is running; stop it before starting it again"
             raise EnergyError(message)
         self._final = self._seen = None
-        self.run = Run(self._name, self._devices, self._folder, self._config)
+        self.run = Run(self._name, self._devices, self._folder, self._config, self._cpu_estimate)
         _LIVE.add(self)
         return self
 
