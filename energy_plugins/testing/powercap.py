@@ -30,13 +30,13 @@ def intel(sockets: int, *, psys: bool = False, mmio: bool = False, dram: bool = 
     zones = []
     for socket in range(sockets):
         package = f"intel-rapl:{socket}"
-        zones.append(Zone(package, f"package-{socket}", 150.0 + 7 * socket, register=4_000_000_000))
+        zones.append(Zone(package, f"package-{socket}", 270.0 - 7 * socket, register=4_000_000_000))
         zones.append(Zone(f"{package}:0", "core", 90.0))
         zones.append(Zone(f"{package}:1", "uncore", 12.0))
         if dram:
             zones.append(Zone(f"{package}:2", "dram", 21.0 + socket, _DRAM_NJ, register=_REGISTER - 1))
     if psys:
-        zones.append(Zone(f"intel-rapl:{sockets}", "psys", 150.0 * sockets + 60))
+        zones.append(Zone(f"intel-rapl:{sockets}", "psys", 270.0 * sockets + 60))
     if mmio:
         zones += [
             replace(zone, folder=zone.folder.replace("intel-rapl", "intel-rapl-mmio"))
@@ -77,30 +77,27 @@ class PowercapTree:
         parts = [":".join([control, *numbers[: count + 1]]) for count in range(len(numbers))]
         return self._devices.joinpath(control, *parts)
 
-    def spend(self, seconds: float) -> None:
-        """Let every zone draw its power for ``seconds``, and its counter follow in whole units."""
+    def spend(self, seconds: float, share: float = 1.0) -> None:
+        """Let every zone draw ``share`` of its power for ``seconds``, and its counter follow in whole units."""
         for row, zone in enumerate(self.zones):
-            self._spent_nj[row] += Fraction(zone.power_w) * Fraction(seconds) * 10**9
+            self._spent_nj[row] += Fraction(zone.power_w * share) * Fraction(seconds) * 10**9
             units = (zone.register + self._units(row)) % _REGISTER
             # In one piece and as long as ever: a reader beside this never meets a part of an older text.
             with (self.folder(zone) / "energy_uj").open("r+b", buffering=0) as file:
                 file.write(f"{units * zone.unit_nj // 1000:020d}\n".encode())
 
-    def true_j(self, name: str) -> float:
-        """Return what all zones of ``intel-rapl`` called ``name...`` have counted since the tree was made."""
-        rows = [
-            row
-            for row, zone in enumerate(self.zones)
-            if zone.name.startswith(name) and zone.folder.startswith("intel-rapl:")
-        ]
-        return float(Fraction(sum(self._units(row) * self.zones[row].unit_nj for row in rows), 10**9))
+    def true_j(self) -> dict[str, float]:
+        """Return what each zone, by the name of its folder, has counted since the tree was made."""
+        return {
+            zone.folder: float(Fraction(self._units(row) * zone.unit_nj, 10**9)) for row, zone in enumerate(self.zones)
+        }
 
     def wraps(self) -> int:
-        """Return how often registers of packages and DRAM have begun again."""
+        """Return how often registers of packages and DRAM of ``intel-rapl`` have begun again."""
         return sum(
             (zone.register + self._units(row)) // _REGISTER
             for row, zone in enumerate(self.zones)
-            if zone.name.startswith(("package", "dram"))
+            if zone.name.startswith(("package", "dram")) and zone.folder.startswith("intel-rapl:")
         )
 
     def _units(self, row: int) -> int:
