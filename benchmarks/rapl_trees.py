@@ -1,6 +1,6 @@
 """SIMULATED: whether CPU and DRAM energy is exact on the trees of counters that machines have, through hours of wraps.
 
-    python benchmarks/rapl_trees.py        a minute; exits with 1 if a bar is missed
+    python benchmarks/rapl_trees.py        one or two minutes; exits with 1 if a bar is missed
 
 The counters are files as Linux has them in sysfs, with 32-bit registers that begin again every few minutes; time is
 virtual. A counter shows whole microjoules, so a window may be off by one of them at its ends, and by nothing more.
@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from _common import Bar, finish, print_table, progress
+from _common import Bar, Table, finish, print_table, progress
 
 from energy_plugins import EnergyMeter, Report
 from energy_plugins.measure.drivers import current_drivers, use_drivers
@@ -136,7 +136,7 @@ def main() -> int:
     bars.append(Bar("least coverage", min(each["least_coverage"] for each in found.values()), at_least=1.0))
     bars.append(Bar("wraps on a machine", min(each["wraps"] for each in found.values()), at_least=10, show=".0f"))
     rows = [(name, window) for name, windows in measured.items() for window in windows]
-    table = {
+    table: Table = {
         "machine": [name for name, _ in rows],
         "seconds": [window.seconds for _, window in rows],
         "wraps": [window.wraps for _, window in rows],

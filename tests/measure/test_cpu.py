@@ -293,9 +293,9 @@ def test_an_estimate_that_fails_is_a_warning(machine: Simulation, tmp_path: Path
 
 @pytest.mark.parametrize("watts", [-1.0, float("nan"), float("inf")])
 def test_an_estimate_takes_watts(watts: float) -> None:
-    for arguments in ({"idle_w": watts, "per_core_w": 1.0}, {"idle_w": 1.0, "per_core_w": watts}):
+    for idle_w, per_core_w in ((watts, 1.0), (1.0, watts)):
         with pytest.raises(ValueError, match="must be watts"):
-            CpuEstimate(**arguments)
+            CpuEstimate(idle_w=idle_w, per_core_w=per_core_w)
 
 
 def test_the_other_ranks_leave_the_cpu_to_the_first(
