@@ -44,6 +44,8 @@ void register_errors(py::module_& module) {
             py::set_error(type, type(error.what(), "call"_a = error.call(), "code"_a = error.code()));
         } catch (const LibraryError& error) {
             py::set_error(py::module_::import("energy_plugins.errors").attr("LibraryError"), error.what());
+        } catch (const CounterError& error) {
+            py::set_error(PyExc_OSError, py::make_tuple(error.error(), error.what()));  // Python picks the subclass
         }
     });
 }
@@ -143,6 +145,13 @@ void bind_marks(py::module_& module) {
 void bind_sampler(py::module_& module) {
     PYBIND11_NUMPY_DTYPE(PowerSample, t_ns, power_w);
     PYBIND11_NUMPY_DTYPE(CounterReading, before_ns, after_ns, energy_j, edge);
+    PYBIND11_NUMPY_DTYPE(CpuReading, before_ns, after_ns, count);
+
+    shared_class<RaplCounter>(module, "RaplCounter", "An energy counter of the CPU, open.")
+        .def(py::init(&RaplCounter::file), "path"_a, "One that sysfs shows as text. OSError if it cannot be read.")
+        .def_static("perf", &RaplCounter::perf, "kind"_a, "config"_a, "cpu"_a,
+                    "A perf event of all processes on one CPU; it counts from now on. OSError if it is refused.")
+        .def("read", &RaplCounter::read, "The count, in the counter's own unit; OSError. Not beside a sampler.");
 
     value_class<SamplerStats>(module, "SamplerStats", "What sampling did, and what it cost.")
         .def(py::init<>())
@@ -150,7 +159,7 @@ void bind_sampler(py::module_& module) {
         .def_readonly("driver_call_s", &SamplerStats::driver_call_s, "Time inside NVML, by the sampler's clock.")
         .def_readonly("drains", &SamplerStats::drains)
         .def_readonly("counter_reads", &SamplerStats::counter_reads)
-        .def_readonly("dropped", &SamplerStats::dropped, "Rows lost because power() or counter() came too late.")
+        .def_readonly("dropped", &SamplerStats::dropped, "Rows lost because power(), counter() or cpu() came too late.")
         .def_readonly("late_ticks", &SamplerStats::late_ticks, "Drains that began more than half a period late.")
         .def_readonly("lost_samples", &SamplerStats::lost_samples,
                       "Samples which the driver overwrote between two drains, estimated from the gap.");
@@ -164,18 +173,20 @@ void bind_sampler(py::module_& module) {
         .finalize();
 
     shared_class<Sampler>(module, "Sampler",
-                          "Reads power samples and energy counters in the background, and has the marks resolved.")
+                          "Reads power samples and energy counters in the background, and has the marks resolved. "
+                          "Without devices it needs no NVML.")
         .def(
             py::init([](std::shared_ptr<Nvml> nvml, const std::vector<std::string>& uuids, std::shared_ptr<Clock> clock,
                         std::shared_ptr<MarkLog> marks, const std::optional<std::vector<PowerSource>>& sources,
-                        int64_t drain_period_ns, int64_t counter_period_ns, size_t ring_capacity) {
+                        int64_t drain_period_ns, int64_t counter_period_ns, size_t ring_capacity, CpuCounters cpu) {
                 return std::make_shared<Sampler>(nvml, to_targets(uuids, sources), clock, marks,
-                                                 SamplerOptions{drain_period_ns, counter_period_ns, ring_capacity});
+                                                 SamplerOptions{drain_period_ns, counter_period_ns, ring_capacity},
+                                                 std::move(cpu));
             }),
-            py::arg("nvml").none(false), "uuids"_a, py::arg("clock").none(false), py::kw_only(), "marks"_a = py::none(),
+            "nvml"_a, "uuids"_a, py::arg("clock").none(false), py::kw_only(), "marks"_a = py::none(),
             "sources"_a = py::none(), "drain_period_ns"_a = SamplerOptions().drain_period_ns,
             "counter_period_ns"_a = SamplerOptions().counter_period_ns,
-            "ring_capacity"_a = SamplerOptions().ring_capacity)
+            "ring_capacity"_a = SamplerOptions().ring_capacity, "cpu"_a = CpuCounters())
         .def(
             "start", &Sampler::start, "threaded"_a = true, Released(),
             "Opens the devices and asks for a counter edge; restartable. NvmlError if a device is unknown; one that is "
@@ -210,6 +221,10 @@ void bind_sampler(py::module_& module) {
             "counter", [](Sampler& sampler, size_t i) { return to_array(sampler.counter(i)); }, "i"_a,
             "New counter readings of device i: before_ns i8, after_ns i8, energy_j f8, edge u1. The counter stood at "
             "energy_j at some instant of the bracket; with edge = 1 it came to that value there.")
+        .def(
+            "cpu", [](Sampler& sampler, size_t i) { return to_array(sampler.cpu(i)); }, "i"_a,
+            "New readings of CPU counter i: before_ns i8, after_ns i8, count u8. It stood at count at some instant of "
+            "the bracket.")
         .def("stats", &Sampler::stats)
         .def("take_errors", &Sampler::take_errors,
              "Device index (-1: none) and message of what went wrong; each error once.");

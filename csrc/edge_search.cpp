@@ -5,7 +5,7 @@
 namespace energy {
 namespace {
 
-constexpr int64_t kReadNs = 3'000'000;    // what a read takes in the median on an H200
+constexpr int64_t kReadNs = 3'000'000;     // what a read takes in the median on an H200
 constexpr int64_t kNarrowNs = 10'000'000;  // 2 J at 700 W: halving it again costs more than it gains
 constexpr int kMostPeriods = 6;
 constexpr int kMostReads = 40;

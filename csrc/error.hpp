@@ -1,8 +1,9 @@
-// The two ways in which a driver fails us. Bindings turn them into energy_plugins.errors.
+// The ways in which a driver or the kernel fails us. Bindings turn them into energy_plugins.errors.
 #pragma once
 
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 namespace energy {
 
@@ -24,6 +25,18 @@ class NvmlError : public std::runtime_error {
   private:
     std::string call_;
     int code_;
+};
+
+// An energy counter of the CPU cannot be read: "/sys/class/powercap/...: Permission denied".
+class CounterError : public std::runtime_error {
+  public:
+    CounterError(const std::string& what, int error)
+        : std::runtime_error(what + ": " + std::generic_category().message(error)), error_(error) {}
+
+    int error() const noexcept { return error_; }  // an errno; EBADMSG where what was read is no number
+
+  private:
+    int error_;
 };
 
 }  // namespace energy

@@ -38,9 +38,9 @@ std::vector<T> drain(Ring<T>& ring) {
 }  // namespace
 
 Sampler::Sampler(std::shared_ptr<const Nvml> nvml, std::vector<Target> targets, std::shared_ptr<const Clock> clock,
-                 std::shared_ptr<MarkLog> marks, SamplerOptions options)
+                 std::shared_ptr<MarkLog> marks, SamplerOptions options, CpuCounters cpu)
     : core_(std::make_shared<SamplerCore>(std::move(nvml), std::move(targets), std::move(clock), std::move(marks),
-                                          options)) {}
+                                          options, std::move(cpu))) {}
 
 Sampler::~Sampler() {
     if (origin_.here()) {
@@ -127,6 +127,12 @@ std::vector<CounterReading> Sampler::counter(size_t device) {
     if (!origin_.here()) return {};
     const std::shared_ptr<SamplerCore> core = this->core();
     return drain(core->device(device).energy.ring);
+}
+
+std::vector<CpuReading> Sampler::cpu(size_t counter) {
+    if (!origin_.here()) return {};
+    const std::shared_ptr<SamplerCore> core = this->core();
+    return drain(core->cpu(counter).ring);
 }
 
 SamplerStats Sampler::stats() const { return origin_.here() ? core()->stats() : SamplerStats(); }

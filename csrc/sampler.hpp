@@ -1,8 +1,9 @@
-// Reads power samples and the energy counter of some devices in the background, and has the marks resolved.
+// Reads power samples and the energy counter of some devices, and energy counters of the CPU, in the background, and
+// has the marks resolved.
 //
 // The thread touches no Python and is woken by nothing but its deadlines and the three requests below. Its errors go
 // into a mailbox, its losses are counted. All methods may be called from any thread, except that one thread at a time
-// drains power() and counter() of a device. In a forked child every call does nothing.
+// drains power() and counter() of a device and cpu() of a counter. In a forked child every call does nothing.
 #pragma once
 
 #include <chrono>
@@ -14,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu_lane.hpp"
 #include "device.hpp"
 #include "marks.hpp"
 
@@ -31,12 +33,16 @@ struct SamplerStats {
     uint64_t drains = 0, counter_reads = 0, dropped = 0, late_ticks = 0, lost_samples = 0;
 };
 
+using CpuCounters = std::vector<std::shared_ptr<RaplCounter>>;
+
 class SamplerCore;
 
 class Sampler {
   public:
+    // Without devices `nvml` may be null. Counters of the CPU are read at the start, with every drain and by
+    // read_counter().
     Sampler(std::shared_ptr<const Nvml> nvml, std::vector<Target> targets, std::shared_ptr<const Clock> clock,
-            std::shared_ptr<MarkLog> marks, SamplerOptions options);
+            std::shared_ptr<MarkLog> marks, SamplerOptions options, CpuCounters cpu = {});
     ~Sampler();
 
     void start(bool threaded);     // throws NvmlError for an unknown device; asks for an edge search. Restartable.
@@ -52,6 +58,7 @@ class Sampler {
     uint64_t wait_drained(std::chrono::nanoseconds timeout);
     std::vector<PowerSample> power(size_t device);
     std::vector<CounterReading> counter(size_t device);
+    std::vector<CpuReading> cpu(size_t counter);
     SamplerStats stats() const;
     std::vector<std::pair<int, std::string>> take_errors();  // device or -1, and what happened; each once
 

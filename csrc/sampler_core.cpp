@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 #include "deadline.hpp"
@@ -22,28 +23,34 @@ constexpr int kNoDevice = -1;
 }  // namespace
 
 SamplerCore::SamplerCore(std::shared_ptr<const Nvml> nvml, const std::vector<Target>& targets,
-                         std::shared_ptr<const Clock> clock, std::shared_ptr<MarkLog> marks, SamplerOptions options)
+                         std::shared_ptr<const Clock> clock, std::shared_ptr<MarkLog> marks, SamplerOptions options,
+                         CpuCounters cpu)
     : nvml_(std::move(nvml)),
       clock_(std::move(clock)),
       marks_(std::move(marks)),
       options_(options),
       drain_period_ns_(options.drain_period_ns) {
+    if (!nvml_ && !targets.empty()) throw std::invalid_argument("devices need an NVML library");
     for (const Target& target : targets) {
         devices_.push_back(
             std::make_unique<Device>(target, *nvml_, *clock_, options.counter_period_ns, options.ring_capacity));
     }
+    for (auto& counter : cpu) cpu_.push_back(std::make_unique<CpuLane>(std::move(counter), *clock_));
 }
 
 std::shared_ptr<SamplerCore> SamplerCore::renewed() {
     std::vector<Target> targets;
     for (const auto& device : devices_) targets.push_back(device->target());
-    auto core = std::make_shared<SamplerCore>(nvml_, targets, clock_, marks_, options_);
+    CpuCounters cpu;
+    for (const auto& lane : cpu_) cpu.push_back(lane->counter());
+    auto core = std::make_shared<SamplerCore>(nvml_, targets, clock_, marks_, options_, std::move(cpu));
     core->errors_ = take_errors();
     return core;
 }
 
 void SamplerCore::begin(bool threaded) {
     for (size_t i = 0; i < devices_.size(); ++i) post(static_cast<int>(i), devices_[i]->begin());
+    read_cpu();
     next_drain_ns_ = next_resolve_ns_ = clock_->now_ns();
     cpu_base_ns_ = cpu_ns_.load(std::memory_order_relaxed);
     const Lock lock(mutex_);
@@ -161,6 +168,7 @@ SamplerStats SamplerCore::stats() const {
         stats.dropped += device->power->ring.dropped() + device->energy.ring.dropped();
         stats.lost_samples += device->power->lost;
     }
+    for (const auto& lane : cpu_) stats.dropped += lane->ring.dropped();
     stats.driver_call_s = static_cast<double>(driver_ns) * 1e-9;
     stats.thread_cpu_s = static_cast<double>(cpu_ns_.load(std::memory_order_relaxed)) * 1e-9;
     stats.late_ticks = late_ticks_.load(std::memory_order_relaxed);
@@ -204,6 +212,7 @@ void SamplerCore::take_requests(int64_t now_ns) {
         if (find_edge) device->find_edge();
         if (read) device->request_readings(now_ns);
     }
+    cpu_requested_ = cpu_requested_ || read;
     note_pending();
 }
 
@@ -234,6 +243,8 @@ void SamplerCore::do_due(int64_t now_ns) {
         next_drain_ns_ = next_deadline(next_drain_ns_, period, now_ns);
     }
     next_drain_ns_ = std::min(next_drain_ns_, now_ns + period);  // the period may have become shorter
+    // Before the driver is called, which may hang.
+    if (std::exchange(cpu_requested_, false) || drain) read_cpu();
     if (drain) drain_all();
     for (size_t i = 0; i < devices_.size(); ++i) {
         post(static_cast<int>(i), devices_[i]->poll_if_due(now_ns));
@@ -252,6 +263,10 @@ void SamplerCore::drain_all() {
     const Lock lock(mutex_);
     drains_done_ = drains_begun_;
     changed_.notify_all();
+}
+
+void SamplerCore::read_cpu() {
+    for (const auto& lane : cpu_) post(kNoDevice, lane->read());
 }
 
 void SamplerCore::post(int device, const Device::News& news) {

@@ -13,7 +13,8 @@ namespace energy {
 class SamplerCore {
   public:
     SamplerCore(std::shared_ptr<const Nvml> nvml, const std::vector<Target>& targets,
-                std::shared_ptr<const Clock> clock, std::shared_ptr<MarkLog> marks, SamplerOptions options);
+                std::shared_ptr<const Clock> clock, std::shared_ptr<MarkLog> marks, SamplerOptions options,
+                CpuCounters cpu);
     std::shared_ptr<SamplerCore> renewed();  // one that works, where this one is abandoned; takes over the errors
 
     void begin(bool threaded);
@@ -37,6 +38,7 @@ class SamplerCore {
     bool running() const;
     bool abandoned() const;
     Device& device(size_t i) { return *devices_.at(i); }
+    CpuLane& cpu(size_t i) { return *cpu_.at(i); }
 
   private:
     int64_t work(int64_t now_ns);
@@ -44,6 +46,7 @@ class SamplerCore {
     void note_pending();  // with mutex_ held
     void do_due(int64_t now_ns);
     void drain_all();
+    void read_cpu();
     void post(int device, const Device::News& news);
 
     const std::shared_ptr<const Nvml> nvml_;
@@ -51,8 +54,10 @@ class SamplerCore {
     const std::shared_ptr<MarkLog> marks_;
     const SamplerOptions options_;
     std::vector<std::unique_ptr<Device>> devices_;
+    std::vector<std::unique_ptr<CpuLane>> cpu_;
     int64_t next_drain_ns_ = 0, next_resolve_ns_ = 0;  // for whoever ticks
     uint64_t resolved_marks_ = 0;                      // how many had been made at the last resolution
+    bool cpu_requested_ = false;                       // for whoever ticks
     int64_t cpu_base_ns_ = 0;                          // of earlier threads
     std::atomic<int64_t> cpu_ns_{0};
     std::atomic<uint64_t> late_ticks_{0};

@@ -5,7 +5,8 @@ The names below are loaded on first use, so that importing the package opens no 
 * `EnergyMeter` measures a run, its steps and its spans of work;
 * `Report` is what it found, a frozen value and a folder on disk;
 * `visible_gpus` lists the GPUs that this process may use;
-* `Kind` names what training was doing during a span.
+* `Kind` names what training was doing during a span;
+* `CpuEstimate` says what the CPU is believed to draw, for machines that do not measure it.
 
 Framework plugins are modules named after their framework, such as `energy_plugins.lightning`.
 """
@@ -16,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from energy_plugins.measure.cpu_estimate import CpuEstimate
     from energy_plugins.measure.devices import visible_gpus
     from energy_plugins.measure.meter import EnergyMeter
     from energy_plugins.measure.report import Report
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["EnergyMeter", "Kind", "Report", "__version__", "visible_gpus"]
+__all__ = ["CpuEstimate", "EnergyMeter", "Kind", "Report", "__version__", "visible_gpus"]
 
 _HOMES = {
+    "CpuEstimate": "energy_plugins.measure.cpu_estimate",
     "EnergyMeter": "energy_plugins.measure.meter",
     "Kind": "energy_plugins.measure.spans",
     "Report": "energy_plugins.measure.report",

@@ -144,6 +144,26 @@ def test_rows_are_fresh_arrays_of_the_agreed_types(simulated: Simulate) -> None:
         sampler.power(1)
 
 
+def test_counters_of_the_cpu_need_neither_devices_nor_nvml(tmp_path: Path) -> None:
+    counter = tmp_path / "energy_uj"
+    counter.write_text("262143328850\n")
+    clock = _native.Clock.monotonic()
+    sampler = _native.Sampler(None, [], clock, cpu=[_native.RaplCounter(str(counter))])
+    sampler.start(threaded=False)
+    rows = sampler.cpu(0)
+    assert [(name, str(rows.dtype[name])) for name in rows.dtype.names or ()] == [
+        ("before_ns", "int64"),
+        ("after_ns", "int64"),
+        ("count", "uint64"),
+    ]
+    assert rows["count"].tolist() == [262143328850]
+    assert rows["before_ns"][0] <= rows["after_ns"][0] <= clock.now_ns()
+    with pytest.raises(IndexError):
+        sampler.cpu(1)
+    with pytest.raises(ValueError, match="need an NVML library"):
+        _native.Sampler(None, ["GPU-a"], clock)
+
+
 def test_samples_and_counter_agree_with_the_load(simulated: Simulate) -> None:
     simulation = simulated([Constant(300), Constant(500)], virtual=True, start_s=10)
     sampler = started(simulation)

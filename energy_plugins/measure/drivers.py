@@ -1,4 +1,4 @@
-"""Which driver libraries and which clock a meter uses: the machine's, the environment's, or a simulator's."""
+"""Which driver libraries, folders of sysfs and clock a meter uses: the machine's, the environment's, a simulator's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ Tick = Callable[[int], int]
 
 NVML_VARIABLE = "ENERGY_NVML_LIBRARY"
 CUDA_VARIABLE = "ENERGY_CUDA_LIBRARY"
+POWERCAP_VARIABLE = "ENERGY_POWERCAP_ROOT"
+EVENT_SOURCES_VARIABLE = "ENERGY_EVENT_SOURCES_ROOT"
 
 
 class Clock(Protocol):
@@ -61,11 +63,13 @@ class RealClock:
 
 @dataclass(frozen=True)
 class Drivers:
-    """Library names or paths, as ``dlopen`` takes them, and the clock that goes with them."""
+    """Library names or paths, as ``dlopen`` takes them, where the CPU's counters are, and the clock of them all."""
 
     nvml: str = "libnvidia-ml.so.1"
     cuda: str = "libcuda.so.1"
     clock: Clock = field(default_factory=RealClock)
+    powercap: str = "/sys/class/powercap"
+    event_sources: str = "/sys/bus/event_source/devices"
 
 
 _installed: list[Drivers] = []
@@ -78,6 +82,8 @@ def current_drivers() -> Drivers:
     return Drivers(
         nvml=os.environ.get(NVML_VARIABLE, Drivers.nvml),
         cuda=os.environ.get(CUDA_VARIABLE, Drivers.cuda),
+        powercap=os.environ.get(POWERCAP_VARIABLE, Drivers.powercap),
+        event_sources=os.environ.get(EVENT_SOURCES_VARIABLE, Drivers.event_sources),
     )
 
 

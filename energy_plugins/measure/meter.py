@@ -13,6 +13,7 @@ from typing import Self
 
 from energy_plugins.errors import EnergyError
 from energy_plugins.measure.collector import Live
+from energy_plugins.measure.cpu_estimate import CpuEstimate
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.folders import drop_private_folders
 from energy_plugins.measure.json_section import JSON
@@ -57,6 +58,7 @@ class EnergyMeter:
         config: what the report should carry along, such as hyperparameters (JSON values).
         power_sensor: the name of the power sensor to use instead of the best one ("instant power", say; a report's
         `devices` say which there are).
+        cpu_estimate: what to estimate the CPU's energy from where nothing measures it; it is in no total.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class EnergyMeter:
         folder: str | Path | None = None,
         config: Mapping[str, JSON] | None = None,
         power_sensor: str | None = None,
+        cpu_estimate: CpuEstimate | None = None,
     ) -> None:
         self._options = Options(
             name=name or "run",
@@ -74,6 +77,7 @@ class EnergyMeter:
             folder=Path(folder) if folder is not None else None,
             config=dict(config or {}),
             power_sensor=power_sensor,
+            cpu_estimate=cpu_estimate,
         )
         self.run: Run | None = None
         """The open window: for framework modules and tests."""

@@ -34,6 +34,7 @@ from energy_plugins.measure.report_parts import (
     POWER_COLUMNS,
     SPAN_COLUMNS,
     STEP_COLUMNS,
+    CpuDomain,
     DeviceInfo,
     KindTotal,
     Observer,
@@ -46,6 +47,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SPAN_COLUMNS",
     "STEP_COLUMNS",
+    "CpuDomain",
     "DeviceInfo",
     "KindTotal",
     "Observer",
@@ -60,6 +62,8 @@ __all__ = [
 
 SCHEMA_VERSION: Final = 1
 _VERSION_KEY = "schema_version"
+_LATER: Final[Mapping[str, JSON]] = {"cpu_domains": [], "cpu_estimate_j": None, "cpu_estimate_label": ""}
+"""Keys that a report may lack because the version that wrote it did not know them, and what that stands for."""
 _ROWS_A_TIME = 65536  # a copy stays below 10 MB whatever the length of the run
 
 
@@ -80,7 +84,15 @@ class Report:
     gpu_j: Mapping[str, float | None]
     """Joules by GPU UUID."""
     cpu_j: float | None = None
+    """What all CPU packages of the machine drew, for whatever process; not in `total_j`, which is of GPUs."""
     dram_j: float | None = None
+    """The same of the machine's memory, where it has a counter of its own; not in `cpu_j`."""
+    cpu_domains: tuple[CpuDomain, ...] = ()
+    """The counters that `cpu_j` and `dram_j` are the sums of."""
+    cpu_estimate_j: float | None = None
+    """An estimate of `cpu_j`, if one was asked for and nothing was measured; in no sum."""
+    cpu_estimate_label: str = ""
+    """How the estimate was made."""
     error_bound_j: float | None = None
     """95 % bound of `total_j` against these sensors themselves."""
     sensor_accuracy: float = 0.05
@@ -190,7 +202,7 @@ def _json(value: object) -> JSON:
     match value:
         case Columns():
             return {"rows": value.rows, "columns": dict(value.schema)}
-        case Work() | Observer() | DeviceInfo() | KindTotal():
+        case Work() | Observer() | CpuDomain() | DeviceInfo() | KindTotal():
             return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
         case Mapping():
             return {str(name): _json(item) for name, item in value.items()}
@@ -205,6 +217,7 @@ def _read(section: Section, folder: Path) -> Report:
     if version != SCHEMA_VERSION:
         complaint = f"is {version}; this version of energy-plugins reads {SCHEMA_VERSION}: use the one that wrote it"
         raise section.error(_VERSION_KEY, complaint)
+    section = dataclasses.replace(section, values={**_LATER, **section.values})
     complete = section.flag("complete")
     power = section.section_by_name("power")
     steps = _Table.open(section.section("steps"), steps_folder(folder), STEP_COLUMNS, complete=complete)
@@ -226,6 +239,9 @@ def _read(section: Section, folder: Path) -> Report:
         gpu_j=section.number_by_name("gpu_j"),
         cpu_j=section.maybe_number("cpu_j"),
         dram_j=section.maybe_number("dram_j"),
+        cpu_domains=tuple(CpuDomain.read(domain) for domain in section.sections("cpu_domains")),
+        cpu_estimate_j=section.maybe_number("cpu_estimate_j"),
+        cpu_estimate_label=section.text("cpu_estimate_label"),
         error_bound_j=section.maybe_number("error_bound_j"),
         sensor_accuracy=section.number("sensor_accuracy"),
         coverage=section.number("coverage"),

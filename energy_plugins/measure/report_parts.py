@@ -106,6 +106,30 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CpuDomain:
+    """One counter of the CPU or of DRAM: its joules, None if nothing is known of them; of all processes."""
+
+    name: str
+    kind: str
+    """``cpu`` or ``dram``."""
+    source: str
+    """Where it was read."""
+    energy_j: float | None
+    coverage: float
+
+    @classmethod
+    def read(cls, section: Section) -> CpuDomain:
+        """Read it from JSON; raises ReportError."""
+        return cls(
+            name=section.text("name"),
+            kind=section.text("kind"),
+            source=section.text("source"),
+            energy_j=section.maybe_number("energy_j"),
+            coverage=section.number("coverage"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class KindTotal:
     """All spans of one kind together; the kind ``unattributed`` is what no span covered."""
 

@@ -14,6 +14,7 @@ from energy_plugins import __version__, _native
 from energy_plugins.measure.attribution import SpanEnergy
 from energy_plugins.measure.collector import Collector
 from energy_plugins.measure.columns import Columns
+from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.report import (
     POWER_COLUMNS,
@@ -36,8 +37,6 @@ _VERSIONED = ("torch", "lightning", "pytorch_lightning", "transformers", "accele
 _WORTH_SAYING_S = 0.5
 
 _NOT_YET = {
-    "cpu_j": "CPU energy is not measured by this version",
-    "dram_j": "DRAM energy is not measured by this version",
     "idle_j": "no idle baseline was measured",
     "peer_wait_j": "waiting for other ranks is not measured by this version",
     "underfilled_j": "how well steps filled the GPU is not measured by this version",
@@ -68,6 +67,7 @@ class State:
     """Kinds of spans by code."""
     marks: _native.MarkStats
     sampler: _native.SamplerStats | None
+    cpu: CpuEnergy
     warnings: tuple[str, ...]
 
 
@@ -78,7 +78,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
     gpus = collector.settlement.window(end_ns)
     whole = _sum(gpus)
     gpu_j = {gpu.uuid: _measured(energy.joules[0]) for gpu, energy in zip(plan.gpus, gpus, strict=True)}
-    missing = dict(_NOT_YET) | _waste_missing(totals.steps)
+    missing = {**state.cpu.missing, **_NOT_YET, **_waste_missing(totals.steps)}
     if whole is None:
         missing["total_j"] = plan.nothing_because or (
             "no power samples arrived" if plan.gpus else "this process has only slices of GPUs"
@@ -103,6 +103,11 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         simulated=plan.simulated,
         total_j=whole.joules if whole else None,
         gpu_j=gpu_j,
+        cpu_j=state.cpu.cpu_j,
+        dram_j=state.cpu.dram_j,
+        cpu_domains=state.cpu.domains,
+        cpu_estimate_j=state.cpu.estimate_j,
+        cpu_estimate_label=state.cpu.estimate_label,
         error_bound_j=whole.bound if whole else None,
         coverage=whole.coverage if whole else 0.0,
         stall_j=totals.steps.stall_j if totals.steps.saw_stalls and whole else None,

@@ -17,6 +17,8 @@ from pathlib import Path
 from energy_plugins import _native
 from energy_plugins.errors import DeviceError, EnergyError
 from energy_plugins.measure.collector import Collector, Live
+from energy_plugins.measure.cpu import CpuMeter, plan_cpu
+from energy_plugins.measure.cpu_estimate import CpuEstimate
 from energy_plugins.measure.devices import Gpu, find, visible_gpus
 from energy_plugins.measure.drivers import Drivers, current_drivers
 from energy_plugins.measure.folders import report_folder
@@ -46,6 +48,7 @@ class Options:
     folder: Path | None = None
     config: Mapping[str, JSON] = field(default_factory=dict)
     power_sensor: str | None = None
+    cpu_estimate: CpuEstimate | None = None
 
 
 class Run:
@@ -61,6 +64,7 @@ class Run:
         self._thread: threading.Thread | None = None
         self._warned: dict[str, None] = {}
         self._plan = self._sense(drivers, options)
+        self._cpu_plan = plan_cpu(drivers)
         self.uuids = self._plan.sampled
         self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
         self._folder = report_folder(options.folder)
@@ -76,6 +80,7 @@ class Run:
             folder=self._folder,
         )
         self.start_ns = self._clock.now_ns()
+        self._cpu = CpuMeter(self._cpu_plan, self.start_ns, options.cpu_estimate)
         self._marks.mark(KindCodes.RUN, begin=True)
         self._end_ns: int | None = None
         self._spill = Spill(self._folder, self.uuids, self.start_ns)
@@ -141,6 +146,7 @@ class Run:
     def finish(self) -> Report:
         """Close the window and return its report."""
         self._end_ns = self._clock.now_ns()
+        self._cpu.look(self._end_ns)
         self._marks.mark_at(KindCodes.RUN, False, self._end_ns)
         if self._sampler is not None:
             self._sampler.read_counter()
@@ -160,6 +166,7 @@ class Run:
                     f"{unresolved} marks were still on the GPU when the meter stopped; the last steps are missing"
                 )
             with self._kept_from_training():
+                self._cpu.take(self._sampler)
                 self._collector.finish(self._end_ns, self._codes.names, cut_short=unresolved > 0)
             self._spill.close()
         report = self.report(complete=True)
@@ -181,12 +188,15 @@ class Run:
     def _compose(self, *, complete: bool) -> Report:
         self._note_errors()
         final_ns = self._end_ns if complete else None
+        if final_ns is None:
+            self._cpu.look(self._clock.now_ns())
         state = State(
             end_ns=self._collector.settlement.settled_ns if final_ns is None else final_ns,
             complete=complete,
             names=self._codes.names,
             marks=self._marks.stats,
             sampler=self._sampler.stats() if self._sampler is not None else None,
+            cpu=self._cpu.energy(self._collector.settlement.settled_ns if final_ns is None else final_ns),
             warnings=tuple(self._warned),
         )
         return compose(self._facts, self._collector, state)
@@ -214,7 +224,7 @@ class Run:
         return plan
 
     def _open_sampler(self) -> _native.Sampler | None:
-        if self._plan.nvml is None:
+        if self._plan.nvml is None and not self._cpu_plan.sensors:
             return None
         sampler = _native.Sampler(
             self._plan.nvml,
@@ -224,6 +234,7 @@ class Run:
             sources=[self._plan.power[uuid].source for uuid in self.uuids],
             drain_period_ns=DRAIN_PERIOD_NS,
             counter_period_ns=self._plan.counter_period_ns,
+            cpu=[sensor.counter for sensor in self._cpu_plan.sensors],
         )
         sampler.start(threaded=self._clock.threaded)
         return sampler
@@ -272,7 +283,9 @@ class Run:
         with self._lock, self._kept_from_training():
             if self._end_ns is not None:
                 return  # it took so long to get here that the window has been closed
+            self._cpu.take(self._sampler)
             self._collector.collect(now_ns)
+            self._cpu.forget(self._collector.settlement.settled_ns)
             self._note_errors()
             settled_ns = self._collector.settlement.settled_ns
             if settled_ns - self._header_ns > min(_HEADER_PERIOD_NS, (settled_ns - self.start_ns) // 3):
@@ -319,7 +332,11 @@ class Run:
                 self._warn(f"{self.uuids[device]}: {text}" if device >= 0 else text)
         if self._spill.error is not None:
             self._warn(f"the report's columns end early: {self._spill.error}")
-        for faults in (self._collector.timeline.faults, *(track.faults for track in self._collector.tracks)):
+        for faults in (
+            self._collector.timeline.faults,
+            *(track.faults for track in self._collector.tracks),
+            self._cpu.faults,
+        ):
             for text in faults:
                 self._warn(text)
 

@@ -32,6 +32,8 @@ _WASTE = (
     ("idle_j", "idle", "what an idle GPU would have drawn"),
 )
 _OPTIONAL = ("total_j", "error_bound_j", "cpu_j", "dram_j", *(field for field, _, _ in _WASTE))
+_SAID_ELSEWHERE = ("total_j", "cpu_estimate_j")
+"""The first line says why there is no total; an estimate is there if it was asked for, or a warning says why not."""
 
 
 def text_table(report: Report) -> str:
@@ -43,7 +45,7 @@ def text_table(report: Report) -> str:
         _kinds(report),
         _waste(report),
         _phases(report),
-        [*_observer(report), *_warnings(report), *_missing(report)],
+        [*_estimate(report), *_observer(report), *_warnings(report), *_missing(report)],
     )
     return "\n\n".join("\n".join(_clip(line, WIDTH).rstrip() for line in block) for block in blocks if block)
 
@@ -113,9 +115,6 @@ def _devices(report: Report) -> list[str]:
     infos = {device.uuid: device for device in report.devices}
     labels = {uuid: f"gpu {infos[uuid].index}" if uuid in infos else "gpu" for uuid in {**infos, **report.gpu_j}}
     parts = [(label, uuid, report.gpu_j.get(uuid)) for uuid, label in labels.items()]
-    parts += [
-        (label, "", joules) for label, joules in (("cpu", report.cpu_j), ("dram", report.dram_j)) if joules is not None
-    ]
     fractions = iter(shares([joules for _, _, joules in parts if joules is not None], report.total_j or math.nan))
     rows = []
     for label, uuid, joules in parts:
@@ -126,7 +125,20 @@ def _devices(report: Report) -> list[str]:
         else:
             fraction = next(fractions)
             rows.append((label, quantity(joules, "J"), percent(fraction), bar(fraction), what))
-    return _aligned(rows, "<>><<")
+    return _aligned([*rows, *_host(report)], "<>><<")
+
+
+def _host(report: Report) -> list[tuple[str, ...]]:
+    """Return rows of what is beside the total, and so no share of it."""
+    values = (("cpu", report.cpu_j), ("dram", report.dram_j))
+    what = "of the whole machine; not in the total"
+    return [(label, quantity(joules, "J"), "", "", what) for label, joules in values if joules is not None]
+
+
+def _estimate(report: Report) -> list[str]:
+    if report.cpu_estimate_j is None:
+        return []
+    return _entry("cpu estimate", f"{quantity(report.cpu_estimate_j, 'J')}; {_clean(report.cpu_estimate_label)}")
 
 
 def _kinds(report: Report) -> list[str]:
@@ -198,8 +210,8 @@ def _missing(report: Report) -> list[str]:
     unexplained = {name: "no reason was recorded" for name in _OPTIONAL if getattr(report, name) is None}
     names_by_reason: dict[str, list[str]] = {}
     for name, reason in {**unexplained, **report.missing}.items():
-        if name == "total_j":
-            continue  # the first line says it
+        if name in _SAID_ELSEWHERE:
+            continue
         names_by_reason.setdefault(_clean(reason), []).append(_clean(name))
     entries = [f"{', '.join(names)}: {reason}" for reason, names in names_by_reason.items()]
     return [line for i, text in enumerate(entries) for line in _entry("not measured" if i == 0 else "", text)]

@@ -11,7 +11,15 @@ from ctypes import byref
 from dataclasses import asdict
 from pathlib import Path
 
-from energy_plugins.measure.drivers import CUDA_VARIABLE, NVML_VARIABLE, Clock, Drivers, use_drivers
+from energy_plugins.measure.drivers import (
+    CUDA_VARIABLE,
+    EVENT_SOURCES_VARIABLE,
+    NVML_VARIABLE,
+    POWERCAP_VARIABLE,
+    Clock,
+    Drivers,
+    use_drivers,
+)
 from energy_plugins.testing import library
 from energy_plugins.testing.clocks import SimulatedClock, VirtualClock
 from energy_plugins.testing.device import SimulatedDevice
@@ -35,6 +43,9 @@ class Simulation:
         self.nvml_path = str(library.NVML_PATH)
         self.cuda_path = str(library.CUDA_PATH)
         self.library_folder = library.FOLDER
+        self.powercap = state.with_name("powercap")
+        """Where its CPU's counters would be; there are none unless a test makes this folder."""
+        self.event_sources = state.with_name("event_sources")
         self.clock: Clock = VirtualClock(self.nvml_path) if virtual else SimulatedClock(self.nvml_path)
         self.gpus = tuple(SimulatedDevice(index, self.clock) for index in range(count))
 
@@ -54,7 +65,13 @@ class Simulation:
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables that point a process at this simulation."""
-        return {STATE_VARIABLE: str(self.state), NVML_VARIABLE: self.nvml_path, CUDA_VARIABLE: self.cuda_path}
+        return {
+            STATE_VARIABLE: str(self.state),
+            NVML_VARIABLE: self.nvml_path,
+            CUDA_VARIABLE: self.cuda_path,
+            POWERCAP_VARIABLE: str(self.powercap),
+            EVENT_SOURCES_VARIABLE: str(self.event_sources),
+        }
 
     def environment(self) -> dict[str, str]:
         """Return a whole environment for a subprocess; any program in it finds these GPUs by the drivers' own names."""
@@ -107,7 +124,13 @@ def simulated_gpus(  # noqa: PLR0913 - each is a separate fact about the machine
             for gpu in simulation.gpus[: 1 if isinstance(fault, WallClockStep) else None]:
                 gpu.inject(fault)
         undo.enter_context(_environment(simulation.variables()))
-        drivers = Drivers(nvml=simulation.nvml_path, cuda=simulation.cuda_path, clock=simulation.clock)
+        drivers = Drivers(
+            nvml=simulation.nvml_path,
+            cuda=simulation.cuda_path,
+            clock=simulation.clock,
+            powercap=str(simulation.powercap),
+            event_sources=str(simulation.event_sources),
+        )
         undo.enter_context(use_drivers(drivers))
         yield simulation
 

@@ -18,6 +18,7 @@ from energy_plugins.measure.report import (
     POWER_COLUMNS,
     SPAN_COLUMNS,
     STEP_COLUMNS,
+    CpuDomain,
     DeviceInfo,
     KindTotal,
     Observer,
@@ -155,6 +156,7 @@ def any_report() -> st.SearchStrategy[Report]:
         sensors=st.lists(names, max_size=2).map(tuple),
         reasons=by_name(texts),
     )
+    domains = st.builds(CpuDomain, name=texts, kind=names, source=names, energy_j=maybe_numbers, coverage=numbers)
     kinds = st.builds(kind, names | texts, counts, numbers, maybe_numbers, maybe_numbers, numbers)
     return st.builds(
         Report,
@@ -169,6 +171,9 @@ def any_report() -> st.SearchStrategy[Report]:
         gpu_j=by_name(maybe_numbers),
         cpu_j=maybe_numbers,
         dram_j=maybe_numbers,
+        cpu_domains=st.lists(domains, max_size=2).map(tuple),
+        cpu_estimate_j=maybe_numbers,
+        cpu_estimate_label=texts,
         error_bound_j=maybe_numbers,
         sensor_accuracy=numbers,
         coverage=numbers,

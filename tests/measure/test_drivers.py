@@ -12,17 +12,21 @@ from energy_plugins.testing import simulated_gpus
 
 
 def test_by_default_they_are_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ENERGY_NVML_LIBRARY", raising=False)
-    monkeypatch.delenv("ENERGY_CUDA_LIBRARY", raising=False)
+    for name in ("NVML_LIBRARY", "CUDA_LIBRARY", "POWERCAP_ROOT", "EVENT_SOURCES_ROOT"):
+        monkeypatch.delenv(f"ENERGY_{name}", raising=False)
     drivers = current_drivers()
     assert (drivers.nvml, drivers.cuda) == ("libnvidia-ml.so.1", "libcuda.so.1")
+    assert (drivers.powercap, drivers.event_sources) == ("/sys/class/powercap", "/sys/bus/event_source/devices")
     assert drivers.clock.threaded
 
 
 def test_the_environment_names_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENERGY_NVML_LIBRARY", "/a/nvml.so")
     monkeypatch.setenv("ENERGY_CUDA_LIBRARY", "/a/cuda.so")
+    monkeypatch.setenv("ENERGY_POWERCAP_ROOT", "/a/powercap")
+    monkeypatch.setenv("ENERGY_EVENT_SOURCES_ROOT", "/a/devices")
     assert (current_drivers().nvml, current_drivers().cuda) == ("/a/nvml.so", "/a/cuda.so")
+    assert (current_drivers().powercap, current_drivers().event_sources) == ("/a/powercap", "/a/devices")
 
 
 def test_the_innermost_use_is_in_force_and_ends_with_its_block() -> None:

@@ -83,6 +83,15 @@ def test_what_is_saved_is_loaded(any_report: st.SearchStrategy[Report], data: st
         assert Report.load(Path(folder) / "report.json") == report
 
 
+def test_what_an_earlier_version_did_not_know_is_missing(saved: Path, typical_report: Report) -> None:
+    def forget(values: dict[str, Any]) -> None:
+        for key in ("cpu_domains", "cpu_estimate_j", "cpu_estimate_label"):
+            del values[key]
+
+    edit(saved, forget)
+    assert Report.load(saved) == typical_report
+
+
 def test_ratios_are_of_the_whole_window(typical_report: Report) -> None:
     report = dataclasses.replace(
         typical_report, total_j=600.0, duration_s=3.0, work=Work(steps=2, samples=300, tokens=1200)

@@ -106,14 +106,21 @@ def test_losses_and_many_warnings_stand_out(typical_report: Report) -> None:
     assert "warning 10" not in text
 
 
-def test_gpus_and_host_share_the_total(typical_report: Report) -> None:
+def test_gpus_share_the_total_and_the_host_is_beside_it(typical_report: Report) -> None:
     report = dataclasses.replace(
         typical_report, total_j=1000.0, gpu_j={"GPU-a": 600.0, "GPU-b": None}, cpu_j=300.0, dram_j=100.0, devices=()
     )
     lines = str(report).splitlines()
     assert any(re.fullmatch(r"gpu +600\.0 J +60\.0 % +#{12}\.{8} +GPU-a", line) for line in lines)
     assert any(re.fullmatch(r"gpu +not measured +GPU-b", line) for line in lines)
-    assert any(re.fullmatch(r"cpu +300\.0 J +30\.0 % +#{6}\.{14}", line) for line in lines)
+    for label, joules in (("cpu", "300"), ("dram", "100")):
+        row = rf"{label} +{joules}\.0 J +of the whole machine; not in the total"
+        assert any(re.fullmatch(row, line) for line in lines)
+
+
+def test_an_estimate_is_called_one(typical_report: Report) -> None:
+    report = dataclasses.replace(typical_report, cpu_estimate_j=1200.0, cpu_estimate_label="ESTIMATE, not measured")
+    assert "cpu estimate  1.200 kJ; ESTIMATE, not measured" in str(report).splitlines()
 
 
 def test_tokens_and_an_idle_baseline(typical_report: Report) -> None:
