@@ -1,8 +1,8 @@
-// Reads power samples and the energy counter of some devices in the background, and has the marks resolved.
+// Reads power samples, the energy counter and the state of some devices in the background, and has the marks resolved.
 //
 // The thread touches no Python and is woken by nothing but its deadlines and the three requests below. Its errors go
 // into a mailbox, its losses are counted. All methods may be called from any thread, except that one thread at a time
-// drains power() and counter() of a device. In a forked child every call does nothing.
+// drains the rings (power() to activity()) of a device. In a forked child every call does nothing.
 #pragma once
 
 #include <chrono>
@@ -14,9 +14,11 @@
 #include <utility>
 #include <vector>
 
+#include "activity_lane.hpp"
 #include "energy_lane.hpp"
 #include "marks.hpp"
 #include "power_lane.hpp"
+#include "state_lane.hpp"
 
 namespace energy {
 
@@ -24,6 +26,7 @@ struct SamplerOptions {
     int64_t drain_period_ns = 1'000'000'000;
     int64_t counter_period_ns = 10'000'000'000;
     size_t ring_capacity = 16384;
+    bool activity = false;
 };
 
 struct SamplerStats {
@@ -52,6 +55,8 @@ class Sampler {
     uint64_t wait_drained(std::chrono::nanoseconds timeout);
     std::vector<PowerSample> power(size_t device);
     std::vector<CounterReading> counter(size_t device);
+    std::vector<StateReading> state(size_t device);
+    std::vector<ActivityReading> activity(size_t device);
     SamplerStats stats() const;
     std::vector<std::pair<int, std::string>> take_errors();  // device or -1, and what happened; each once
 

@@ -23,8 +23,8 @@ SamplerCore::SamplerCore(std::shared_ptr<const Nvml> nvml, const std::vector<std
                          std::shared_ptr<const Clock> clock, std::shared_ptr<MarkLog> marks, SamplerOptions options)
     : nvml_(std::move(nvml)), clock_(std::move(clock)), marks_(std::move(marks)), options_(options) {
     for (const std::string& uuid : uuids) {
-        devices_.push_back(
-            std::make_unique<Device>(uuid, *nvml_, *clock_, options.counter_period_ns, options.ring_capacity));
+        devices_.push_back(std::make_unique<Device>(uuid, *nvml_, *clock_, options.counter_period_ns,
+                                                    options.ring_capacity, options.activity));
     }
 }
 
@@ -145,9 +145,11 @@ SamplerStats SamplerCore::stats() const {
     SamplerStats stats;
     int64_t driver_ns = 0;
     for (const auto& device : devices_) {
-        driver_ns += device->power.driver_ns + device->energy.driver_ns;
+        driver_ns += device->power.driver_ns + device->energy.driver_ns + device->state.driver_ns;
+        driver_ns += device->activity.driver_ns;
         stats.counter_reads += device->energy.reads;
         stats.dropped += device->power.ring.dropped() + device->energy.ring.dropped();
+        stats.dropped += device->state.ring.dropped() + device->activity.ring.dropped();
         stats.lost_samples += device->power.lost;
     }
     stats.driver_call_s = static_cast<double>(driver_ns) * 1e-9;
@@ -231,6 +233,8 @@ void SamplerCore::drain_all() {
     }
     for (size_t i = 0; i < devices_.size() && !stopping_.load(std::memory_order_relaxed); ++i) {
         post(static_cast<int>(i), devices_[i]->drain());
+        post(static_cast<int>(i), devices_[i]->read_state());
+        post(static_cast<int>(i), devices_[i]->read_activity());
     }
     const Lock lock(mutex_);
     drains_done_ = drains_begun_;
