@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from energy_plugins import _native
@@ -66,6 +67,8 @@ class Drivers:
     nvml: str = "libnvidia-ml.so.1"
     cuda: str = "libcuda.so.1"
     clock: Clock = field(default_factory=RealClock)
+    proc: Path = Path("/proc")
+    """Where the processes of this machine are listed."""
 
 
 _installed: list[Drivers] = []

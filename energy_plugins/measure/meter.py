@@ -55,6 +55,8 @@ class EnergyMeter:
         out.
         folder: where the report is written as the run goes; a private folder that goes with the meter when left out.
         config: what the report should carry along, such as hyperparameters (JSON values).
+        activity: whether to read how busy the GPUs' parts are, once a second (Hopper and newer; 0.3 ms each); not done
+        beside a running DCGM profiler, which the report then says.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class EnergyMeter:
         *,
         folder: str | Path | None = None,
         config: Mapping[str, JSON] | None = None,
+        activity: bool = False,
     ) -> None:
         self._name = name or "run"
         self._devices = devices
         self._folder = Path(folder) if folder is not None else None
         self._config = dict(config or {})
+        self._activity = activity
         self.run: Run | None = None
         """The open window: for framework modules and tests."""
         self._final: Report | None = None
@@ -93,7 +97,7 @@ class EnergyMeter:
             message = "this meter is running; stop it before starting it again"
             raise EnergyError(message)
         self._final = self._seen = None
-        self.run = Run(self._name, self._devices, self._folder, self._config)
+        self.run = Run(self._name, self._devices, self._folder, self._config, activity=self._activity)
         _LIVE.add(self)
         return self
 

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from energy_plugins import _native
 from energy_plugins.errors import DeviceError, EnergyError
+from energy_plugins.measure.activity import plan_activity
 from energy_plugins.measure.collector import Collector, Live
 from energy_plugins.measure.devices import Gpu, find, visible_gpus
 from energy_plugins.measure.drivers import Drivers, current_drivers
 from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.json_section import JSON
+from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.report import Report, write_header
 from energy_plugins.measure.reporting import Facts, State, compose
 from energy_plugins.measure.sensors import COUNTER_PERIOD_NS, DRAIN_PERIOD_NS, SensorPlan, plan_sensors
@@ -40,7 +42,13 @@ class Run:
     """One window of a meter, from its start to its report."""
 
     def __init__(
-        self, name: str, devices: Sequence[int | str | Gpu] | None, folder: Path | None, config: Mapping[str, JSON]
+        self,
+        name: str,
+        devices: Sequence[int | str | Gpu] | None,
+        folder: Path | None,
+        config: Mapping[str, JSON],
+        *,
+        activity: bool = False,
     ) -> None:
         drivers = current_drivers()
         self.owner = os.getpid()
@@ -51,6 +59,9 @@ class Run:
         self._thread: threading.Thread | None = None
         self._warned: dict[str, None] = {}
         self._plan = self._sense(drivers, devices)
+        self._activity = plan_activity(self._plan, drivers.proc, wanted=activity)
+        if self._activity.warning is not None:
+            self._warn(self._activity.warning)
         self.uuids = self._plan.sampled
         self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
         self._folder = report_folder(folder)
@@ -64,12 +75,15 @@ class Run:
             config=config,
             plan=self._plan,
             folder=self._folder,
+            activity=self._activity.on,
         )
+        lanes = Lanes(self._plan, self._activity)
         self.start_ns = self._clock.now_ns()
         self._marks.mark(KindCodes.RUN, begin=True)
         self._end_ns: int | None = None
-        self._spill = Spill(self._folder, self.uuids, self.start_ns)
-        self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill)
+        self._spill = Spill(self._folder, self.uuids, self.start_ns, activity=self._activity.on)
+        lanes.open(self.start_ns, self._spill)
+        self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill, lanes=lanes)
         self._header_ns = self.start_ns
         self._drains = 0
         self._begin_collecting()
@@ -206,6 +220,7 @@ class Run:
             marks=self._marks,
             drain_period_ns=DRAIN_PERIOD_NS,
             counter_period_ns=COUNTER_PERIOD_NS,
+            activity=self._activity.on,
         )
         sampler.start(threaded=self._clock.threaded)
         return sampler
