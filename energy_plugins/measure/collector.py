@@ -121,7 +121,7 @@ class Collector:
             if self._spill and len(power):
                 inside = power[power["t_ns"] >= self._start_ns]
                 self._spill.power(row, inside["t_ns"], inside["power_w"])
-            self.lanes.take(row, self._sampler, power)
+            self.lanes.take(row, self._sampler, power, now_ns)
             if track.wants_edge(now_ns) and now_ns - self._edge_asked_ns > _EDGE_PERIOD_NS:
                 self._edge_asked_ns = now_ns
                 self._sampler.find_edge()

@@ -51,17 +51,18 @@ class Lanes:
         """Open the window: what was read before is left out."""
         self._start_ns, self._spill = start_ns, spill
 
-    def take(self, row: int, sampler: _native.Sampler, power: NDArray[np.void]) -> None:
-        """Take what the sampler's rings hold of GPU ``row``, and see its power samples."""
+    def take(self, row: int, sampler: _native.Sampler, power: NDArray[np.void], end_ns: int) -> None:
+        """Take what the sampler's rings hold of GPU ``row``, and see its power samples; all of it up to ``end_ns``."""
         state = sampler.state(row)
-        state = state[state["t_ns"] >= self._start_ns]
+        state = state[self._inside(state["t_ns"], end_ns)]
         self._states[row].add(state)
         if self._spill and len(state):
             self._spill.state(row, state)
         if row < len(self._fills):
-            self._fills[row].see(power["power_w"][power["t_ns"] >= self._start_ns])
+            self._fills[row].see(power["power_w"][self._inside(power["t_ns"], end_ns)])
         if self._plan_activity.on:
-            self._take_activity(row, sampler.activity(row))
+            activity = sampler.activity(row)
+            self._take_activity(row, activity[self._inside(activity["end_ns"], end_ns + _KEPT_NS)])
 
     def settle(
         self,
@@ -99,7 +100,6 @@ class Lanes:
         return LaneReport(states, kinds, underfilled, missing)
 
     def _take_activity(self, row: int, rows: NDArray[np.void]) -> None:
-        rows = rows[rows["end_ns"] > self._start_ns]
         if not len(rows):
             return
         if self._spill:
@@ -107,6 +107,9 @@ class Lanes:
         if row < len(self._pending):
             pending = self._pending[row]
             self._pending[row] = rows if pending is None else np.concatenate([pending, rows])
+
+    def _inside(self, t_ns: NDArray[np.int64], end_ns: int) -> NDArray[np.bool_]:
+        return np.asarray((t_ns >= self._start_ns) & (t_ns <= end_ns))
 
     def _underfilled(self, idle_w: Mapping[str, float]) -> Underfilled:
         if not self._saw_steps:
