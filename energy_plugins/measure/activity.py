@@ -17,8 +17,8 @@ _COLUMNS = ("sm", "occupancy", "tensor", "dram", "nvlink_rx_bytes_per_s", "nvlin
 _ENOUGH_S = 2.0
 """Time of a kind, below which a label would rest on one or two readings."""
 FILLED_SM = 0.5
-"""SM activity below which a GPU counts as waiting for work more than working. An idle H200 shows 0, and a matrix
-product or a copy that fills it nearly 1."""
+"""SM activity below which a GPU counts as waiting for work more than working. An H200 shows 0 when idle, 0.94 in a
+large matrix product, 0.98 in a copy."""
 _BUSY_DRAM = 0.6
 """An H200 shows 0.88 in a plain copy, 0.18 in a large matrix product."""
 _BUSY_TENSOR = 0.5
@@ -61,17 +61,18 @@ def plan_activity(plan: SensorPlan, proc: Path, *, wanted: bool) -> ActivityPlan
 def bound_by(means: Means) -> str | None:
     """Say what limits work with these mean activities: "launch-bound", "memory-bound", "compute-bound" or "mixed".
 
-    Launch-bound: the SMs had work less than half of the time. Memory-bound: at least 60 % of the memory's bandwidth was
-    used, and more of it than of the tensor pipes. Compute-bound: at least half of the tensor pipes' time was. All else
-    is mixed; that includes arithmetic without tensor pipes. None where the SM activity is not known.
+    Memory-bound: at least 60 % of the memory's bandwidth was used, and no less of it than of the tensor pipes; copy
+    engines can do that without the SMs. Launch-bound: else, the SMs had work less than half of the time. Compute-bound:
+    at least half of the tensor pipes' time was used. All else is mixed; that includes arithmetic without tensor pipes.
+    None where the SM activity is not known.
     """
     sm, tensor, dram = (means[name] for name in ("sm", "tensor", "dram"))
     if sm is None:
         return None
-    if sm < FILLED_SM:
-        return "launch-bound"
     if dram is not None and dram >= _BUSY_DRAM and dram >= (tensor or 0.0):
         return "memory-bound"
+    if sm < FILLED_SM:
+        return "launch-bound"
     return "compute-bound" if tensor is not None and tensor >= _BUSY_TENSOR else "mixed"
 
 

@@ -62,7 +62,8 @@ class Lanes:
             self._fills[row].see(power["power_w"][self._inside(power["t_ns"], end_ns)])
         if self._plan_activity.on:
             activity = sampler.activity(row)
-            self._take_activity(row, activity[self._inside(activity["end_ns"], end_ns + _KEPT_NS)])
+            begun = activity["start_ns"] < end_ns
+            self._take_activity(row, activity[begun & (activity["end_ns"] > self._start_ns)])
 
     def settle(
         self,

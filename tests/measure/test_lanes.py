@@ -301,8 +301,10 @@ def test_a_reading_is_shared_out_by_time_over_any_cuts_of_the_run() -> None:
     in_parts.add(rows, np.array([6, 8]) * SECOND, np.array([2]))
     for sums in (at_once, in_parts):
         one, two = sums.summary(("unattributed", "one", "two"))
-        assert (one.kind, one.duration_s, one.sm) == ("one", 3.0, pytest.approx(0.2))
-        assert (two.kind, two.duration_s, two.dram) == ("two", 5.0, pytest.approx((0.2 + 4 * 0.8) / 5))
+        assert (one.kind, one.duration_s) == ("one", 3.0)
+        assert one.sm == pytest.approx(0.2)
+        assert (two.kind, two.duration_s) == ("two", 5.0)
+        assert two.dram == pytest.approx((0.2 + 4 * 0.8) / 5)
 
 
 def test_a_value_the_driver_did_not_give_is_none_and_not_zero() -> None:
@@ -311,7 +313,8 @@ def test_a_value_the_driver_did_not_give_is_none_and_not_zero() -> None:
     sums = ActivitySum()
     sums.add(rows, np.array([0, 4]) * SECOND, np.array([0]))
     (kind,) = sums.summary(("unattributed",))
-    assert (kind.tensor, kind.sm, kind.bound) == (None, pytest.approx(0.9), "memory-bound")
+    assert (kind.tensor, kind.bound) == (None, "memory-bound")
+    assert kind.sm == pytest.approx(0.9)
 
 
 def test_a_kind_of_a_moment_gets_no_label() -> None:
@@ -323,10 +326,11 @@ def test_a_kind_of_a_moment_gets_no_label() -> None:
 @pytest.mark.parametrize(
     ("sm", "tensor", "dram", "bound"),
     [
-        (1.0, 0.90, 0.18, "compute-bound"),  # a large matrix product on an H200
-        (1.0, 0.0, 0.88, "memory-bound"),  # a copy
+        (0.94, 0.90, 0.18, "compute-bound"),  # a large matrix product on an H200
+        (0.98, 0.0, 0.88, "memory-bound"),  # a copy
+        (0.01, 0.0, 0.88, "memory-bound"),  # one by a copy engine
         (0.0, 0.0, 0.0, "launch-bound"),
-        (0.49, 0.6, 0.7, "launch-bound"),
+        (0.49, 0.6, 0.5, "launch-bound"),
         (0.9, 0.7, 0.65, "compute-bound"),
         (0.9, 0.62, 0.65, "memory-bound"),
         (0.9, 0.3, 0.3, "mixed"),
