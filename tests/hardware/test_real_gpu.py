@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_every_step_has_an_event_and_its_gpu_time() -> None:
 def test_work_is_called_by_what_limits_it() -> None:
     matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     source, target, few = (torch.zeros(size, device="cuda") for size in (1 << 29, 1 << 29, 16))
-    work = {
+    work: dict[str, Callable[[], object]] = {
         "product": lambda: matrix @ matrix,
         "copy": lambda: target.copy_(source),
         "tiny": lambda: [few.add_(1) for _ in range(100)],
