@@ -87,6 +87,7 @@ void bind_drivers(py::module_& module) {
         .def_readonly("power_instant", &Capabilities::power_instant)
         .def_readonly("power_average", &Capabilities::power_average)
         .def_readonly("power_usage", &Capabilities::power_usage)
+        .def_readonly("activity", &Capabilities::activity, "Whether it has GPM.")
         .def_readonly("reasons", &Capabilities::reasons, "What is missing, by name, and why.");
 
     shared_class<Nvml>(module, "Nvml", "An NVML library, initialised for as long as this object lives.")
@@ -95,7 +96,11 @@ void bind_drivers(py::module_& module) {
         .def_property_readonly("simulated", &Nvml::simulated, "Whether this is the simulator's.")
         .def_property_readonly("path", &Nvml::path)
         .def("probe", &Nvml::probe, "uuid"_a, Released(),
-             "What can be read of a device. NvmlError if it is unknown or lost; 'not supported' is an answer.");
+             "What can be read of a device. NvmlError if it is unknown or lost; 'not supported' is an answer.")
+        .def(
+            "default_limit_w",
+            [](const Nvml& nvml, const std::string& uuid) { return nvml.default_limit_w(nvml.device(uuid)); }, "uuid"_a,
+            Released(), "The power limit that the device has when nobody sets one. NvmlError if it does not say.");
 
     shared_class<Cuda>(module, "Cuda", "A CUDA driver library; loaded, never initialised.")
         .def(py::init<const std::string&>(), "path"_a = "libcuda.so.1", Released(),
@@ -145,6 +150,10 @@ void bind_marks(py::module_& module) {
 void bind_sampler(py::module_& module) {
     PYBIND11_NUMPY_DTYPE(PowerSample, t_ns, power_w);
     PYBIND11_NUMPY_DTYPE(CounterReading, before_ns, after_ns, energy_j, edge);
+    PYBIND11_NUMPY_DTYPE(StateReading, t_ns, sm_clock_mhz, temperature_c, enforced_limit_w, requested_limit_w,
+                         utilisation, clock_reasons);
+    PYBIND11_NUMPY_DTYPE(ActivityReading, start_ns, end_ns, sm, occupancy, tensor, dram, nvlink_rx_bytes_per_s,
+                         nvlink_tx_bytes_per_s);
     PYBIND11_NUMPY_DTYPE(CpuReading, before_ns, after_ns, count);
 
     shared_class<RaplCounter>(module, "RaplCounter", "An energy counter of the CPU, open.")
@@ -175,18 +184,19 @@ void bind_sampler(py::module_& module) {
     shared_class<Sampler>(module, "Sampler",
                           "Reads power samples and energy counters in the background, and has the marks resolved. "
                           "Without devices it needs no NVML.")
-        .def(
-            py::init([](std::shared_ptr<Nvml> nvml, const std::vector<std::string>& uuids, std::shared_ptr<Clock> clock,
-                        std::shared_ptr<MarkLog> marks, const std::optional<std::vector<PowerSource>>& sources,
-                        int64_t drain_period_ns, int64_t counter_period_ns, size_t ring_capacity, CpuCounters cpu) {
-                return std::make_shared<Sampler>(nvml, to_targets(uuids, sources), clock, marks,
-                                                 SamplerOptions{drain_period_ns, counter_period_ns, ring_capacity},
-                                                 std::move(cpu));
-            }),
-            "nvml"_a, "uuids"_a, py::arg("clock").none(false), py::kw_only(), "marks"_a = py::none(),
-            "sources"_a = py::none(), "drain_period_ns"_a = SamplerOptions().drain_period_ns,
-            "counter_period_ns"_a = SamplerOptions().counter_period_ns,
-            "ring_capacity"_a = SamplerOptions().ring_capacity, "cpu"_a = CpuCounters())
+        .def(py::init([](std::shared_ptr<Nvml> nvml, const std::vector<std::string>& uuids,
+                         std::shared_ptr<Clock> clock, std::shared_ptr<MarkLog> marks,
+                         const std::optional<std::vector<PowerSource>>& sources, int64_t drain_period_ns,
+                         int64_t counter_period_ns, size_t ring_capacity, bool activity, CpuCounters cpu) {
+                 return std::make_shared<Sampler>(
+                     nvml, to_targets(uuids, sources), clock, marks,
+                     SamplerOptions{drain_period_ns, counter_period_ns, ring_capacity, activity}, std::move(cpu));
+             }),
+             "nvml"_a, "uuids"_a, py::arg("clock").none(false), py::kw_only(), "marks"_a = py::none(),
+             "sources"_a = py::none(), "drain_period_ns"_a = SamplerOptions().drain_period_ns,
+             "counter_period_ns"_a = SamplerOptions().counter_period_ns,
+             "ring_capacity"_a = SamplerOptions().ring_capacity, "activity"_a = SamplerOptions().activity,
+             "cpu"_a = CpuCounters())
         .def(
             "start", &Sampler::start, "threaded"_a = true, Released(),
             "Opens the devices and asks for a counter edge; restartable. NvmlError if a device is unknown; one that is "
@@ -225,6 +235,16 @@ void bind_sampler(py::module_& module) {
             "cpu", [](Sampler& sampler, size_t i) { return to_array(sampler.cpu(i)); }, "i"_a,
             "New readings of CPU counter i: before_ns i8, after_ns i8, count u8. It stood at count at some instant of "
             "the bracket.")
+        .def(
+            "state", [](Sampler& sampler, size_t i) { return to_array(sampler.state(i)); }, "i"_a,
+            "New readings of what device i was doing, one a second: t_ns i8; sm_clock_mhz, temperature_c, "
+            "enforced_limit_w, requested_limit_w, utilisation (share of time) f8, NaN where the driver does not say; "
+            "clock_reasons i8, NVML's bits, -1 where it does not say.")
+        .def(
+            "activity", [](Sampler& sampler, size_t i) { return to_array(sampler.activity(i)); }, "i"_a,
+            "New readings of how busy device i was, one a second, of a sampler made with activity=True: start_ns i8, "
+            "end_ns i8; sm, occupancy, tensor, dram (shares), nvlink_rx_bytes_per_s, nvlink_tx_bytes_per_s f8, NaN "
+            "where the driver does not say.")
         .def("stats", &Sampler::stats)
         .def("take_errors", &Sampler::take_errors,
              "Device index (-1: none) and message of what went wrong; each error once.");

@@ -12,20 +12,27 @@ namespace {
 constexpr int64_t kSpreadNs = 55'000'000;
 // A refresh drifts by 7e-6 at most (H200): by less than a tenth of its period in this time.
 constexpr int64_t kPhaseKeptNs = 600'000'000'000;
+// A reading a second takes less room than fifty samples.
+constexpr size_t kSamplesPerReading = 32;
 
 }  // namespace
 
-Device::Device(const Target& target, const Nvml& nvml, const Clock& clock, int64_t counter_period_ns, size_t capacity)
+Device::Device(const Target& target, const Nvml& nvml, const Clock& clock, int64_t counter_period_ns, size_t capacity,
+               bool activity)
     : power(PowerLane::of(target.source, nvml, clock, capacity)),
       energy(nvml, clock, capacity),
+      state(nvml, clock, capacity / kSamplesPerReading),
+      activity(nvml, clock, capacity / kSamplesPerReading),
       target_(target),
       nvml_(nvml),
       clock_(clock),
-      counter_period_ns_(counter_period_ns) {}
+      counter_period_ns_(counter_period_ns),
+      wants_activity_(activity) {}
 
 Device::News Device::begin() {
     const int64_t now = clock_.now_ns();
-    power_health_ = energy_health_ = Health();
+    power_health_ = energy_health_ = state_health_ = activity_health_ = Health();
+    state.forget();
     next_periodic_ns_ = now + counter_period_ns_;
     edge_ns_ = 0;
     end_requests();
@@ -34,7 +41,7 @@ Device::News Device::begin() {
         return std::nullopt;
     } catch (const NvmlError& error) {
         if (error.code() == abi::kNotFound || error.code() == abi::kInvalidArgument) throw;
-        energy_health_.failed(error, now);
+        for (Health* health : {&energy_health_, &state_health_, &activity_health_}) health->failed(error, now);
         return power_health_.failed(error, now) ? News(error.what()) : std::nullopt;
     }
 }
@@ -53,6 +60,16 @@ int64_t Device::next_poll_ns() const noexcept {
     const int64_t next = power->next_poll_ns();
     if (next == INT64_MAX || power_health_.ended()) return INT64_MAX;
     return power_health_.failing() ? power_health_.retry_ns() : next;
+}
+
+Device::News Device::read_state() {
+    if (silent()) return std::nullopt;
+    return attempt(state_health_, [this] { state.drain(); });
+}
+
+Device::News Device::read_activity() {
+    if (!wants_activity_ || silent()) return std::nullopt;
+    return attempt(activity_health_, [this] { activity.drain(); });
 }
 
 Device::News Device::read_if_due(int64_t now_ns) {
@@ -132,6 +149,8 @@ void Device::open() {
     const abi::Device handle = nvml_.device(target_.uuid);
     power->open(handle);
     energy.open(handle);
+    state.open(handle);
+    activity.open(handle);
 }
 
 }  // namespace energy

@@ -1,4 +1,4 @@
-// One device: its two lanes, when each is due, and what becomes of their errors. An error is returned when it is news.
+// One device: its lanes, when each is due, and what becomes of their errors. An error is returned when it is news.
 // Driven by one thread at a time; the lanes' rings and counts are for others, too.
 #pragma once
 
@@ -8,10 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "activity_lane.hpp"
 #include "edge_search.hpp"
 #include "energy_lane.hpp"
 #include "health.hpp"
 #include "power_lane.hpp"
+#include "state_lane.hpp"
 
 namespace energy {
 
@@ -25,7 +27,9 @@ class Device {
   public:
     using News = std::optional<std::string>;
 
-    Device(const Target& target, const Nvml& nvml, const Clock& clock, int64_t counter_period_ns, size_t capacity);
+    // With `activity` it has the activity lane, too.
+    Device(const Target& target, const Nvml& nvml, const Clock& clock, int64_t counter_period_ns, size_t capacity,
+           bool activity);
 
     const Target& target() const noexcept { return target_; }
 
@@ -34,6 +38,8 @@ class Device {
     News drain();
     News poll_if_due(int64_t now_ns);
     int64_t next_poll_ns() const noexcept;  // INT64_MAX where power is not polled
+    News read_state();
+    News read_activity();
     News read_if_due(int64_t now_ns);       // once at most
     int64_t next_read_ns() const noexcept;  // INT64_MAX when the counter will never be read again
 
@@ -46,10 +52,14 @@ class Device {
 
     const std::unique_ptr<PowerLane> power;
     EnergyLane energy;
+    StateLane state;
+    ActivityLane activity;
 
   private:
     template <class Call>
     News attempt(Health& health, Call call);
+    // Not worth asking about more: it does not even tell its power just now, and that has been said.
+    bool silent() const noexcept { return power_health_.failing() && !power_health_.ended(); }
     void open();
     void read(int64_t now_ns);
     void advance_search(const CounterReading& reading);
@@ -58,7 +68,8 @@ class Device {
     const Nvml& nvml_;
     const Clock& clock_;
     const int64_t counter_period_ns_;
-    Health power_health_, energy_health_;
+    const bool wants_activity_;
+    Health power_health_, energy_health_, state_health_, activity_health_;
     int64_t next_periodic_ns_ = 0;
     int64_t edge_ns_ = 0;                // when a refresh of the counter was last seen; 0: never
     std::vector<int64_t> requested_ns_;  // when readings were asked for, in order

@@ -1,6 +1,7 @@
 #include "nvml.hpp"
 
 #include "error.hpp"
+#include "gpm.hpp"
 #include "library.hpp"
 
 namespace energy {
@@ -48,6 +49,15 @@ struct Nvml::Symbols {
     abi::PowerUsage* power_usage = library.find<abi::PowerUsage>("nvmlDeviceGetPowerUsage");
     abi::FieldValues* field_values = library.find<abi::FieldValues>("nvmlDeviceGetFieldValues");
     abi::GetSamples* get_samples = library.find<abi::GetSamples>("nvmlDeviceGetSamples");
+    abi::ClockInfo* clock_info = library.find<abi::ClockInfo>("nvmlDeviceGetClockInfo");
+    abi::Temperature* temperature = library.find<abi::Temperature>("nvmlDeviceGetTemperature");
+    abi::PowerLimit* enforced_limit = library.find<abi::PowerLimit>("nvmlDeviceGetEnforcedPowerLimit");
+    abi::PowerLimit* requested_limit = library.find<abi::PowerLimit>("nvmlDeviceGetPowerManagementLimit");
+    abi::PowerLimit* default_limit = library.find<abi::PowerLimit>("nvmlDeviceGetPowerManagementDefaultLimit");
+    abi::UtilizationRates* utilization = library.find<abi::UtilizationRates>("nvmlDeviceGetUtilizationRates");
+    abi::ClockReasons* event_reasons = library.find<abi::ClockReasons>("nvmlDeviceGetCurrentClocksEventReasons");
+    // Its name before driver 535.
+    abi::ClockReasons* throttle_reasons = library.find<abi::ClockReasons>("nvmlDeviceGetCurrentClocksThrottleReasons");
     bool simulated = library.find<const char*()>("ep_sim_version") != nullptr;
 };
 
@@ -61,6 +71,8 @@ Nvml::~Nvml() {
 }
 
 const std::string& Nvml::path() const noexcept { return symbols_->library.path(); }
+
+const Library& Nvml::library() const noexcept { return symbols_->library; }
 
 bool Nvml::simulated() const noexcept { return symbols_->simulated; }
 
@@ -77,7 +89,8 @@ Capabilities Nvml::probe(const std::string& uuid) const {
         }
     };
     if (!origin_.here()) {
-        for (const char* name : {"energy_counter", "power_samples", "power_instant", "power_average", "power_usage"}) {
+        for (const char* name :
+             {"energy_counter", "power_samples", "power_instant", "power_average", "power_usage", "activity"}) {
             found.reasons[name] = "NVML was opened before this process was forked";
         }
         return found;
@@ -89,6 +102,13 @@ Capabilities Nvml::probe(const std::string& uuid) const {
     found.power_instant = attempt("power_instant", [&] { power_w(handle, PowerReading::kInstant); });
     found.power_average = attempt("power_average", [&] { power_w(handle, PowerReading::kAverage); });
     found.power_usage = attempt("power_usage", [&] { power_w(handle, PowerReading::kUsage); });
+    found.activity = attempt("activity", [&] { Gpm(*this).require(handle); });
+    attempt("sm_clock_mhz", [&] { sm_clock_mhz(handle); });
+    attempt("temperature_c", [&] { temperature_c(handle); });
+    attempt("enforced_limit_w", [&] { enforced_limit_w(handle); });
+    attempt("requested_limit_w", [&] { requested_limit_w(handle); });
+    attempt("utilisation", [&] { utilisation(handle); });
+    attempt("clock_reasons", [&] { clock_reasons(handle); });
     return found;
 }
 
@@ -122,6 +142,54 @@ double Nvml::power_w(abi::Device device, PowerReading reading) const {
     return milliwatts(static_cast<int>(field.value_type), field.value) * 1e-3;
 }
 
+double Nvml::sm_clock_mhz(abi::Device device) const {
+    unsigned int megahertz = 0;
+    call("nvmlDeviceGetClockInfo", symbols_->clock_info, device, abi::kClockSm, &megahertz);
+    return megahertz;
+}
+
+double Nvml::temperature_c(abi::Device device) const {
+    unsigned int celsius = 0;
+    call("nvmlDeviceGetTemperature", symbols_->temperature, device, abi::kTemperatureOfGpu, &celsius);
+    return celsius;
+}
+
+double Nvml::enforced_limit_w(abi::Device device) const {
+    unsigned int milliwatts = 0;
+    call("nvmlDeviceGetEnforcedPowerLimit", symbols_->enforced_limit, device, &milliwatts);
+    return milliwatts * 1e-3;
+}
+
+double Nvml::requested_limit_w(abi::Device device) const {
+    unsigned int milliwatts = 0;
+    call("nvmlDeviceGetPowerManagementLimit", symbols_->requested_limit, device, &milliwatts);
+    return milliwatts * 1e-3;
+}
+
+double Nvml::default_limit_w(abi::Device device) const {
+    unsigned int milliwatts = 0;
+    call("nvmlDeviceGetPowerManagementDefaultLimit", symbols_->default_limit, device, &milliwatts);
+    return milliwatts * 1e-3;
+}
+
+double Nvml::utilisation(abi::Device device) const {
+    abi::Utilization percent{};
+    call("nvmlDeviceGetUtilizationRates", symbols_->utilization, device, &percent);
+    return percent.gpu * 1e-2;
+}
+
+int64_t Nvml::clock_reasons(abi::Device device) const {
+    unsigned long long reasons = 0;
+    auto* event = symbols_->event_reasons;
+    const int code = event != nullptr ? event(device, &reasons) : abi::kFunctionNotFound;
+    if (code == abi::kFunctionNotFound) {
+        call("nvmlDeviceGetCurrentClocksThrottleReasons", symbols_->throttle_reasons, device, &reasons);
+    } else {
+        check("nvmlDeviceGetCurrentClocksEventReasons", code);
+    }
+    return static_cast<int64_t>(reasons);
+}
+
 void Nvml::power_samples(abi::Device device, int64_t last_seen_us, std::vector<StampedPower>& samples) const {
     constexpr const char* kCall = "nvmlDeviceGetSamples";
     constexpr size_t kMost = 1 << 16;
@@ -148,8 +216,11 @@ void Nvml::power_samples(abi::Device device, int64_t last_seen_us, std::vector<S
 template <class Function, class... Arguments>
 void Nvml::call(const char* name, Function* function, Arguments... arguments) const {
     if (function == nullptr) throw NvmlError(name, abi::kFunctionNotFound, kMissingSymbol);
-    const int code = function(arguments...);
-    if (code != abi::kSuccess) fail(name, code);
+    check(name, function(arguments...));
+}
+
+void Nvml::check(const char* call, int code) const {
+    if (code != abi::kSuccess) fail(call, code);
 }
 
 void Nvml::fail(const char* call, int code) const {

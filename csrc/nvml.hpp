@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "library.hpp"
 #include "nvml_abi.hpp"
 #include "process.hpp"
 
@@ -29,6 +30,7 @@ struct Capabilities {
     bool power_instant = false;
     bool power_average = false;
     bool power_usage = false;
+    bool activity = false;                       // GPM
     std::map<std::string, std::string> reasons;  // capability -> why not
 };
 
@@ -47,8 +49,19 @@ class Nvml {
     abi::Device device(const std::string& uuid) const;
     double energy_j(abi::Device device) const;
     double power_w(abi::Device device, PowerReading reading) const;
+    double sm_clock_mhz(abi::Device device) const;
+    double temperature_c(abi::Device device) const;
+    double enforced_limit_w(abi::Device device) const;
+    double requested_limit_w(abi::Device device) const;
+    double default_limit_w(abi::Device device) const;
+    double utilisation(abi::Device device) const;     // share of time in which anything ran
+    int64_t clock_reasons(abi::Device device) const;  // why the clocks are what they are: nvmlClocksEventReasons bits
     // Appends the buffered samples stamped after `last_seen_us` (0: all of them), oldest first.
     void power_samples(abi::Device device, int64_t last_seen_us, std::vector<StampedPower>& samples) const;
+
+    // For those who call the library themselves.
+    const Library& library() const noexcept;
+    void check(const char* call, int code) const;  // throws NvmlError unless the code is success
 
   private:
     struct Symbols;

@@ -56,6 +56,45 @@ struct FieldValue {  // nvmlFieldValue_t
     Value value;
 };
 
+constexpr int kClockSm = 1;           // nvmlClockType_t: NVML_CLOCK_SM
+constexpr int kTemperatureOfGpu = 0;  // nvmlTemperatureSensors_t: NVML_TEMPERATURE_GPU
+
+struct Utilization {  // nvmlUtilization_t, per cent of time
+    unsigned int gpu;
+    unsigned int memory;
+};
+
+using GpmSample = void*;  // nvmlGpmSample_t
+
+enum GpmMetricId : unsigned int {  // nvmlGpmMetricId_t: per cent, but for the links' MiB/s
+    kGpmSmUtil = 2,
+    kGpmSmOccupancy = 3,
+    kGpmAnyTensorUtil = 5,
+    kGpmDramBandwidthUtil = 10,
+    kGpmNvlinkTotalRx = 60,
+    kGpmNvlinkTotalTx = 61,
+};
+
+struct GpmMetric {  // nvmlGpmMetric_t
+    unsigned int id;
+    int code;
+    double value;
+    const char* names[3];
+};
+
+struct GpmMetrics {  // nvmlGpmMetricsGet_t, version 1; headers differ in the array's length, 98 at first
+    unsigned int version;
+    unsigned int count;
+    GpmSample older;
+    GpmSample newer;
+    GpmMetric metrics[98];
+};
+
+struct GpmSupport {  // nvmlGpmSupport_t, version 1
+    unsigned int version;
+    unsigned int supported;
+};
+
 extern "C" {
 using Init = int();
 using Shutdown = int();
@@ -66,6 +105,16 @@ using PowerUsage = int(Device device, unsigned int* milliwatts);
 using FieldValues = int(Device device, int count, FieldValue* values);
 using GetSamples = int(Device device, int kind, unsigned long long last_seen, int* value_type, unsigned int* count,
                        Sample* samples);
+using ClockInfo = int(Device device, int type, unsigned int* megahertz);
+using Temperature = int(Device device, int sensor, unsigned int* celsius);
+using PowerLimit = int(Device device, unsigned int* milliwatts);
+using ClockReasons = int(Device device, unsigned long long* reasons);
+using UtilizationRates = int(Device device, Utilization* utilization);
+using GpmQuerySupport = int(Device device, GpmSupport* support);
+using GpmSampleAlloc = int(GpmSample* sample);
+using GpmSampleFree = int(GpmSample sample);
+using GpmSampleGet = int(Device device, GpmSample sample);
+using GpmMetricsGet = int(GpmMetrics* metrics);
 }
 
 }  // namespace energy::abi

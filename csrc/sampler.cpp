@@ -135,6 +135,18 @@ std::vector<CpuReading> Sampler::cpu(size_t counter) {
     return drain(core->cpu(counter).ring);
 }
 
+std::vector<StateReading> Sampler::state(size_t device) {
+    if (!origin_.here()) return {};
+    const std::shared_ptr<SamplerCore> core = this->core();
+    return drain(core->device(device).state.ring);
+}
+
+std::vector<ActivityReading> Sampler::activity(size_t device) {
+    if (!origin_.here()) return {};
+    const std::shared_ptr<SamplerCore> core = this->core();
+    return drain(core->device(device).activity.ring);
+}
+
 SamplerStats Sampler::stats() const { return origin_.here() ? core()->stats() : SamplerStats(); }
 
 std::vector<std::pair<int, std::string>> Sampler::take_errors() {

@@ -1,9 +1,10 @@
-// Reads power samples and the energy counter of some devices, and energy counters of the CPU, in the background, and
+// Reads power, the energy counter and the state of some devices, and energy counters of the CPU, in the background, and
 // has the marks resolved.
 //
 // The thread touches no Python and is woken by nothing but its deadlines and the three requests below. Its errors go
 // into a mailbox, its losses are counted. All methods may be called from any thread, except that one thread at a time
-// drains power() and counter() of a device and cpu() of a counter. In a forked child every call does nothing.
+// drains the rings (power() to activity()) of a device and cpu() of a counter. In a forked child every call does
+// nothing.
 #pragma once
 
 #include <chrono>
@@ -25,6 +26,7 @@ struct SamplerOptions {
     int64_t drain_period_ns = 1'000'000'000;
     int64_t counter_period_ns = 10'000'000'000;
     size_t ring_capacity = 16384;
+    bool activity = false;
 };
 
 struct SamplerStats {
@@ -59,6 +61,8 @@ class Sampler {
     std::vector<PowerSample> power(size_t device);
     std::vector<CounterReading> counter(size_t device);
     std::vector<CpuReading> cpu(size_t counter);
+    std::vector<StateReading> state(size_t device);
+    std::vector<ActivityReading> activity(size_t device);
     SamplerStats stats() const;
     std::vector<std::pair<int, std::string>> take_errors();  // device or -1, and what happened; each once
 

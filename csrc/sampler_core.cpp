@@ -15,6 +15,7 @@ using Steady = std::chrono::steady_clock;
 using Lock = std::unique_lock<std::mutex>;
 
 constexpr int64_t kResolvePeriodNs = 600'000'000;  // how late a mark's GPU time may be known
+constexpr int64_t kSlowPeriodNs = 1'000'000'000;   // of state and activity
 constexpr int64_t kBusyResolvePeriodNs = 150'000'000;
 constexpr uint64_t kManyMarks = 256;  // since the last resolution: their events must come back sooner
 constexpr size_t kMostErrors = 256;
@@ -32,8 +33,8 @@ SamplerCore::SamplerCore(std::shared_ptr<const Nvml> nvml, const std::vector<Tar
       drain_period_ns_(options.drain_period_ns) {
     if (!nvml_ && !targets.empty()) throw std::invalid_argument("devices need an NVML library");
     for (const Target& target : targets) {
-        devices_.push_back(
-            std::make_unique<Device>(target, *nvml_, *clock_, options.counter_period_ns, options.ring_capacity));
+        devices_.push_back(std::make_unique<Device>(target, *nvml_, *clock_, options.counter_period_ns,
+                                                    options.ring_capacity, options.activity));
     }
     for (auto& counter : cpu) cpu_.push_back(std::make_unique<CpuLane>(std::move(counter), *clock_));
 }
@@ -51,7 +52,7 @@ std::shared_ptr<SamplerCore> SamplerCore::renewed() {
 void SamplerCore::begin(bool threaded) {
     for (size_t i = 0; i < devices_.size(); ++i) post(static_cast<int>(i), devices_[i]->begin());
     read_cpu();
-    next_drain_ns_ = next_resolve_ns_ = clock_->now_ns();
+    next_drain_ns_ = next_resolve_ns_ = next_slow_ns_ = clock_->now_ns();
     cpu_base_ns_ = cpu_ns_.load(std::memory_order_relaxed);
     const Lock lock(mutex_);
     stopping_.store(false);
@@ -163,9 +164,11 @@ SamplerStats SamplerCore::stats() const {
     SamplerStats stats;
     int64_t driver_ns = 0;
     for (const auto& device : devices_) {
-        driver_ns += device->power->driver_ns + device->energy.driver_ns;
+        driver_ns += device->power->driver_ns + device->energy.driver_ns + device->state.driver_ns;
+        driver_ns += device->activity.driver_ns;
         stats.counter_reads += device->energy.reads;
         stats.dropped += device->power->ring.dropped() + device->energy.ring.dropped();
+        stats.dropped += device->state.ring.dropped() + device->activity.ring.dropped();
         stats.lost_samples += device->power->lost;
     }
     for (const auto& lane : cpu_) stats.dropped += lane->ring.dropped();
@@ -200,6 +203,7 @@ int64_t SamplerCore::work(int64_t now_ns) {
         note_pending();
     }
     int64_t next = marks_ ? std::min(next_drain_ns_, next_resolve_ns_) : next_drain_ns_;
+    if (!devices_.empty()) next = std::min(next, next_slow_ns_);
     for (const auto& device : devices_) next = std::min({next, device->next_read_ns(), device->next_poll_ns()});
     return next;
 }
@@ -246,6 +250,10 @@ void SamplerCore::do_due(int64_t now_ns) {
     // Before the driver is called, which may hang.
     if (std::exchange(cpu_requested_, false) || drain) read_cpu();
     if (drain) drain_all();
+    if (now_ns >= next_slow_ns_) {
+        read_slow_lanes();
+        next_slow_ns_ = next_deadline(next_slow_ns_, kSlowPeriodNs, now_ns);
+    }
     for (size_t i = 0; i < devices_.size(); ++i) {
         post(static_cast<int>(i), devices_[i]->poll_if_due(now_ns));
         post(static_cast<int>(i), devices_[i]->read_if_due(now_ns));
@@ -263,6 +271,13 @@ void SamplerCore::drain_all() {
     const Lock lock(mutex_);
     drains_done_ = drains_begun_;
     changed_.notify_all();
+}
+
+void SamplerCore::read_slow_lanes() {
+    for (size_t i = 0; i < devices_.size() && !stopping_.load(std::memory_order_relaxed); ++i) {
+        post(static_cast<int>(i), devices_[i]->read_state());
+        post(static_cast<int>(i), devices_[i]->read_activity());
+    }
 }
 
 void SamplerCore::read_cpu() {

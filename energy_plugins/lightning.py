@@ -105,6 +105,8 @@ class EnergyMonitor(Callback):
         devices: Ordinals of the GPUs to measure; if not given, the one this process trains on, and without one all
             that are visible.
         table: Whether to print the report as a table at the end.
+        activity: Whether to read once a second how busy the GPU's parts are (Hopper and newer), so that the report can
+            call each kind of work compute-, memory- or launch-bound.
 
     Raises:
         ValueError: If ``phases_every_n_steps`` is negative.
@@ -127,6 +129,7 @@ class EnergyMonitor(Callback):
         progress_bar: bool = True,  # noqa: FBT001, FBT002
         devices: list[int] | None = None,
         table: bool = True,  # noqa: FBT001, FBT002
+        activity: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         if phases_every_n_steps < 0:
             raise ValueError(f"phases_every_n_steps is {phases_every_n_steps}: give 0 for never, or a positive number")
@@ -137,6 +140,7 @@ class EnergyMonitor(Callback):
         self._progress_bar = progress_bar
         self._devices = devices
         self._table = table
+        self._activity = activity
         self._earlier_j = 0.0
         self._run: _Run | None = None
         self._report: Report | None = None
@@ -300,7 +304,7 @@ class EnergyMonitor(Callback):
         config = {**_settings(trainer), "earlier_j": self._earlier_j}
         if bracket is None:
             config["data_wait"] = "not measured: this version of Lightning does not call out around a fetch"
-        meter = EnergyMeter(self._name, devices, folder=folder, config=config)
+        meter = EnergyMeter(self._name, devices, folder=folder, config=config, activity=self._activity)
         meter.start()
         self._run = run = _Run(trainer, meter, folder)
         atexit.register(self._finish)

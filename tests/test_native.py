@@ -137,6 +137,25 @@ def test_rows_are_fresh_arrays_of_the_agreed_types(simulated: Simulate) -> None:
         ("energy_j", "float64"),
         ("edge", "uint8"),
     ]
+    assert [(name, str(sampler.state(0).dtype[name])) for name in sampler.state(0).dtype.names or ()] == [
+        ("t_ns", "int64"),
+        ("sm_clock_mhz", "float64"),
+        ("temperature_c", "float64"),
+        ("enforced_limit_w", "float64"),
+        ("requested_limit_w", "float64"),
+        ("utilisation", "float64"),
+        ("clock_reasons", "int64"),
+    ]
+    assert sampler.activity(0).dtype.names == (
+        "start_ns",
+        "end_ns",
+        "sm",
+        "occupancy",
+        "tensor",
+        "dram",
+        "nvlink_rx_bytes_per_s",
+        "nvlink_tx_bytes_per_s",
+    )
     assert power.flags.owndata
     assert power.flags.writeable
     assert len(sampler.power(0)) == 0

@@ -101,7 +101,7 @@ std::int64_t ep_sim_launch(std::uint32_t device, double ops, double bytes) {
         const double clock_mhz = gpu.locked_mhz > 0.0 ? gpu.locked_mhz : profile.max_clock_mhz;
         const sim::Cost cost = sim::run(profile, ops, bytes, gpu.limit_w, clock_mhz);
         const auto duration_ns = std::max<std::int64_t>(static_cast<std::int64_t>(cost.seconds * 1e9), 1);
-        sim::append(gpu, now_ns, duration_ns, cost.power_w, cost.clock_mhz, cost.memory_share);
+        sim::append(gpu, now_ns, duration_ns, cost);
         slot_ns = sim::idle_at_ns(gpu);
         ++gpu.kernel_count;
         remember_client(gpu);

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 
+#include "activity.hpp"
 #include "clock.hpp"
 #include "faults.hpp"
 #include "nvml_types.hpp"
@@ -27,6 +28,7 @@ using sim::State;
 
 constexpr std::int64_t kQuickCallNs = 300;
 constexpr std::int64_t kMemoryInfoNs = 5'000;
+constexpr std::int64_t kGpmSampleNs = 300'000;
 constexpr unsigned kMemoryClockMhz = 3201;
 constexpr unsigned kVideoClockMhz = 1545;
 constexpr unsigned kArchitectureVolta = 5;
@@ -192,6 +194,34 @@ void read_field(State& state, Device& device, std::int64_t now_ns, nvmlFieldValu
             break;
         default:
             field.nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+    }
+}
+
+// What the simulation keeps behind an nvmlGpmSample_t.
+struct Snapshot {
+    nvmlDevice_t device;
+    std::int64_t t_ns;
+};
+
+void read_metric(const sim::Activity& activity, nvmlGpmMetric_t& metric) {
+    metric.nvmlReturn = NVML_SUCCESS;
+    switch (metric.metricId) {
+        case NVML_GPM_METRIC_SM_UTIL:
+        case NVML_GPM_METRIC_SM_OCCUPANCY:
+            metric.value = 100.0 * activity.sm;
+            break;
+        case NVML_GPM_METRIC_ANY_TENSOR_UTIL:
+            metric.value = 100.0 * activity.tensor;
+            break;
+        case NVML_GPM_METRIC_DRAM_BW_UTIL:
+            metric.value = 100.0 * activity.dram;
+            break;
+        case NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC:
+        case NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC:
+            metric.value = 0.0;  // simulated devices have no links
+            break;
+        default:
+            metric.nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
     }
 }
 
@@ -454,7 +484,8 @@ NVML_API nvmlDeviceGetPowerManagementLimit(nvmlDevice_t handle, unsigned* limit_
                 [](State&, Device& device, std::int64_t) { return milliwatts(device.limit_w); });
 }
 NVML_API nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t handle, unsigned* limit_mw) {
-    return nvmlDeviceGetPowerManagementLimit(handle, limit_mw);
+    return give(handle, __func__, limit_mw,
+                [](State&, Device& device, std::int64_t) { return milliwatts(device.limit_w); });
 }
 NVML_API nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t handle, unsigned* limit_mw) {
     return give(handle, __func__, limit_mw,
@@ -525,7 +556,7 @@ NVML_API nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t handle, unsigned lo
     return give(handle, __func__, reasons, event_reasons);
 }
 NVML_API nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t handle, unsigned long long* reasons) {
-    return nvmlDeviceGetCurrentClocksEventReasons(handle, reasons);
+    return give(handle, __func__, reasons, event_reasons);
 }
 
 // Load
@@ -573,4 +604,41 @@ NVML_API nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t handle, unsigned*
 }
 NVML_API nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t handle, unsigned* count, nvmlProcessInfo_t*) {
     return no_processes(handle, __func__, count);
+}
+
+// Performance monitoring
+
+NVML_API nvmlGpmQueryDeviceSupport(nvmlDevice_t handle, nvmlGpmSupport_t* support) {
+    if (support == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
+    return give_constant(handle, __func__, &support->isSupportedDevice, 1u);
+}
+NVML_API nvmlGpmSampleAlloc(nvmlGpmSample_t* sample) {
+    if (sample == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
+    *sample = new Snapshot{};
+    return NVML_SUCCESS;
+}
+NVML_API nvmlGpmSampleFree(nvmlGpmSample_t sample) {
+    delete static_cast<Snapshot*>(sample);
+    return NVML_SUCCESS;
+}
+NVML_API nvmlGpmSampleGet(nvmlDevice_t handle, nvmlGpmSample_t sample) {
+    if (sample == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
+    const auto cost = [](Device&, std::int64_t) { return kGpmSampleNs; };
+    return timed(handle, __func__, cost, [&](State&, Device&, std::int64_t now_ns) {
+        *static_cast<Snapshot*>(sample) = {handle, now_ns};
+        return NVML_SUCCESS;
+    });
+}
+NVML_API nvmlGpmMetricsGet(nvmlGpmMetricsGet_t* get) {
+    if (get == nullptr || get->version != 1 || get->sample1 == nullptr || get->sample2 == nullptr) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    const auto* older = static_cast<const Snapshot*>(get->sample1);
+    const auto* newer = static_cast<const Snapshot*>(get->sample2);
+    if (older->device != newer->device || older->t_ns >= newer->t_ns) return NVML_ERROR_INVALID_ARGUMENT;
+    return quick(newer->device, __func__, [&](State& state, Device& device, std::int64_t) {
+        const sim::Activity activity = sim::activity(state, device, older->t_ns, newer->t_ns);
+        std::for_each_n(get->metrics, get->numMetrics, [&](nvmlGpmMetric_t& one) { read_metric(activity, one); });
+        return NVML_SUCCESS;
+    });
 }

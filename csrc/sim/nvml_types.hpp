@@ -90,5 +90,40 @@ struct nvmlProcessInfo_t {
     unsigned int computeInstanceId;
 };
 
+using nvmlGpmSample_t = void*;
+
+enum : unsigned {
+    NVML_GPM_METRIC_SM_UTIL = 2,
+    NVML_GPM_METRIC_SM_OCCUPANCY = 3,
+    NVML_GPM_METRIC_ANY_TENSOR_UTIL = 5,
+    NVML_GPM_METRIC_DRAM_BW_UTIL = 10,
+    NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC = 60,
+    NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC = 61,
+};
+
+struct nvmlGpmMetric_t {
+    unsigned int metricId;
+    nvmlReturn_t nvmlReturn;
+    double value;
+    struct {
+        const char* shortName;
+        const char* longName;
+        const char* unit;
+    } metricInfo;
+};
+
+struct nvmlGpmMetricsGet_t {
+    unsigned int version;
+    unsigned int numMetrics;
+    nvmlGpmSample_t sample1;
+    nvmlGpmSample_t sample2;
+    nvmlGpmMetric_t metrics[98];  // as many as the caller made room for
+};
+
+struct nvmlGpmSupport_t {
+    unsigned int version;
+    unsigned int isSupportedDevice;
+};
+
 constexpr unsigned long long kReasonGpuIdle = 0x1;
 constexpr unsigned long long kReasonSwPowerCap = 0x4;

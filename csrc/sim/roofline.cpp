@@ -23,10 +23,10 @@ Cost at_clock(const EpSimProfile& profile, double ops, double bytes, double cloc
     const double compute_s = ops / (profile.ops_per_s * clock_share);
     const double memory_s = bytes / profile.bytes_per_s;
     const double seconds = std::max(compute_s, memory_s);
-    if (seconds <= 0.0) return {0.0, profile.idle_w, clock_mhz, 0.0};
+    if (seconds <= 0.0) return {0.0, profile.idle_w, clock_mhz, 0.0, 0.0, 0.0};
     const double compute_w = profile.compute_w * dynamic_power_share(clock_share) * compute_s / seconds;
     const double memory_w = profile.memory_w * memory_s / seconds;
-    return {seconds, profile.idle_w + compute_w + memory_w, clock_mhz, memory_s / seconds};
+    return {seconds, profile.idle_w + compute_w + memory_w, clock_mhz, memory_s / seconds, compute_s / seconds, 1.0};
 }
 
 }  // namespace
@@ -43,7 +43,8 @@ Cost run(const EpSimProfile& profile, double ops, double bytes, double limit_w, 
     }
     const double total_s = cost.seconds + profile.launch_s;
     if (total_s > 0.0) {
-        cost.power_w = profile.idle_w + (cost.power_w - profile.idle_w) * cost.seconds / total_s;
+        cost.busy_share = cost.seconds / total_s;
+        cost.power_w = profile.idle_w + (cost.power_w - profile.idle_w) * cost.busy_share;
         cost.seconds = total_s;
     }
     return cost;

@@ -9,7 +9,9 @@ struct Cost {
     double seconds;
     double power_w;
     double clock_mhz;
-    double memory_share;  // of the time, memory was busy
+    double memory_share;   // of the time, memory was busy
+    double compute_share;  // and the arithmetic units
+    double busy_share;     // of all the time; the rest is launching, which the other shares leave out
 };
 
 // What a kernel of `ops` operations and `bytes` of traffic costs under `limit_w` with clocks up to `clock_mhz`.

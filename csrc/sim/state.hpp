@@ -33,6 +33,8 @@ struct Work {
     double energy_before_j;  // everything the device drew up to start_ns
     float clock_mhz;
     float memory_share;
+    float compute_share;  // of the time that it keeps the device busy
+    float busy_share;     // the rest is launching
 };
 
 struct Piece {

@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 namespace sim {
 namespace {
@@ -16,6 +17,13 @@ const Work& work(const Device& device, std::uint64_t number) { return device.wor
 
 std::uint64_t oldest_work(const Device& device) {
     return device.work_count > kMaxWork ? device.work_count - kMaxWork : 0;
+}
+
+bool alike(const Work& one, const Work& other) {
+    const auto facts = [](const Work& work) {
+        return std::tie(work.power_w, work.clock_mhz, work.memory_share, work.compute_share, work.busy_share);
+    };
+    return facts(one) == facts(other);
 }
 
 // The number of the last stretch of work that began at or before `t_ns`.
@@ -140,21 +148,25 @@ int play(Device& device, const std::int64_t* duration_ns, const double* power_w,
     return 0;
 }
 
-void append(Device& device, std::int64_t now_ns, std::int64_t duration_ns, double power_w, double clock_mhz,
-            double memory_share) {
+void append(Device& device, std::int64_t now_ns, std::int64_t duration_ns, const Cost& cost) {
     const std::int64_t start_ns = std::max(now_ns, idle_at_ns(device));
-    const auto clock = static_cast<float>(clock_mhz);
-    const auto share = static_cast<float>(memory_share);
+    Work next = {start_ns,
+                 start_ns + duration_ns,
+                 cost.power_w,
+                 0.0,
+                 static_cast<float>(cost.clock_mhz),
+                 static_cast<float>(cost.memory_share),
+                 static_cast<float>(cost.compute_share),
+                 static_cast<float>(cost.busy_share)};
     if (device.work_count > 0) {
         Work& last = device.work[(device.work_count - 1) % kMaxWork];
-        const bool same = last.power_w == power_w && last.clock_mhz == clock && last.memory_share == share;
-        if (same && last.end_ns == start_ns) {
+        if (last.end_ns == start_ns && alike(last, next)) {
             last.end_ns += duration_ns;
             return;
         }
     }
-    const double before_j = energy_j(device, start_ns);
-    device.work[device.work_count % kMaxWork] = {start_ns, start_ns + duration_ns, power_w, before_j, clock, share};
+    next.energy_before_j = energy_j(device, start_ns);
+    device.work[device.work_count % kMaxWork] = next;
     ++device.work_count;
 }
 

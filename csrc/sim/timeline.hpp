@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "roofline.hpp"
 #include "state.hpp"
 
 namespace sim {
@@ -33,8 +34,7 @@ int play(Device& device, const std::int64_t* duration_ns, const double* power_w,
          std::int64_t from_ns);
 
 // Appends work at the end of the queue, or at `now_ns` if the queue is empty.
-void append(Device& device, std::int64_t now_ns, std::int64_t duration_ns, double power_w, double clock_mhz,
-            double memory_share);
+void append(Device& device, std::int64_t now_ns, std::int64_t duration_ns, const Cost& cost);
 
 // Calls visit(start_ns, end_ns, power_w) for each stretch of constant power in [start_ns, end_ns).
 template <typename Visit>

@@ -34,8 +34,8 @@ std::vector<WallStep> wall_steps;
 std::unordered_map<void*, std::unique_ptr<Event>> all_events;  // those of a dead context belong to nobody else
 std::atomic<int64_t> virtual_ns{0};
 std::atomic<bool> real_time{false}, hanging{false}, capturing{false};
-std::atomic<int> failures[4] = {};
-std::atomic<int> nvml_users{0}, cuda_failure{0}, event_queries{0};
+std::atomic<int> failures[7] = {};
+std::atomic<int> gpm_samples{0}, nvml_users{0}, cuda_failure{0}, event_queries{0};
 std::atomic<int64_t> queue_ns{0};
 thread_local void* current_context = nullptr;
 
@@ -86,6 +86,7 @@ void heal() {
     for (auto& failure : failures) failure = 0;
 }
 void hang(bool on) { hanging = on; }
+int snapshots() { return gpm_samples; }
 int users() { return nvml_users; }
 void set_context(void* context) { current_context = context; }
 void set_queue(int64_t ns) { queue_ns = ns; }
@@ -155,6 +156,65 @@ int nvmlDeviceGetSamples(abi::Device, int, unsigned long long last_seen, int* ty
     }
     *count = found;
     return found > 0 ? abi::kSuccess : abi::kNotFound;
+}
+
+int nvmlDeviceGetClockInfo(abi::Device, int type, unsigned int* megahertz) {
+    *megahertz = type == abi::kClockSm ? static_cast<unsigned int>(fake::kClockMhz) : 1;
+    return outcome(fake::Call::clock);
+}
+
+int nvmlDeviceGetTemperature(abi::Device, int, unsigned int* celsius) {
+    *celsius = static_cast<unsigned int>(fake::kTemperature);
+    return outcome(fake::Call::state);
+}
+
+int nvmlDeviceGetPowerManagementLimit(abi::Device, unsigned int* milliwatts) {
+    *milliwatts = static_cast<unsigned int>(fake::kLimit * 1e3);
+    return outcome(fake::Call::state);
+}
+
+int nvmlDeviceGetUtilizationRates(abi::Device, abi::Utilization* percent) {
+    *percent = {50, 10};
+    return outcome(fake::Call::state);
+}
+
+// There is no nvmlDeviceGetEnforcedPowerLimit, and the reasons have their old name.
+int nvmlDeviceGetCurrentClocksThrottleReasons(abi::Device, unsigned long long* reasons) {
+    *reasons = 4;
+    return outcome(fake::Call::state);
+}
+
+int nvmlGpmQueryDeviceSupport(abi::Device, abi::GpmSupport* support) {
+    support->supported = support->version == 1 && outcome(fake::Call::gpm) != abi::kNotSupported;
+    return abi::kSuccess;
+}
+
+int nvmlGpmSampleAlloc(abi::GpmSample* sample) {
+    *sample = new int64_t{0};
+    ++gpm_samples;
+    return abi::kSuccess;
+}
+
+int nvmlGpmSampleFree(abi::GpmSample sample) {
+    delete static_cast<int64_t*>(sample);
+    --gpm_samples;
+    return abi::kSuccess;
+}
+
+int nvmlGpmSampleGet(abi::Device, abi::GpmSample sample) {
+    *static_cast<int64_t*>(sample) = now();
+    return outcome(fake::Call::gpm);
+}
+
+int nvmlGpmMetricsGet(abi::GpmMetrics* metrics) {
+    const int64_t apart = *static_cast<int64_t*>(metrics->newer) - *static_cast<int64_t*>(metrics->older);
+    if (metrics->version != 1 || apart < fake::kSecond / 10) return abi::kInvalidArgument;
+    for (unsigned int i = 0; i < metrics->count; ++i) {
+        abi::GpmMetric& metric = metrics->metrics[i];
+        metric.code = metric.id == abi::kGpmSmOccupancy ? abi::kNotSupported : abi::kSuccess;
+        metric.value = metric.id < abi::kGpmNvlinkTotalRx ? 100 * fake::kBusy : 10 << 10;
+    }
+    return abi::kSuccess;
 }
 
 int cuCtxGetCurrent(void** context) {

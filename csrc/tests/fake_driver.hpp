@@ -15,7 +15,12 @@ constexpr int64_t kPolledPeriod = 70'000'000;  // of PowerUsage, which comes to 
 constexpr int64_t kPolledPhase = 37'000'000;
 constexpr double kPower = 100;
 
-enum class Call { handle, samples, counter, power };
+constexpr double kClockMhz = 1980;
+constexpr double kTemperature = 41;
+constexpr double kLimit = 700;
+constexpr double kBusy = 0.25;  // by GPM; 10 GiB/s go in and out by NVLink
+
+enum class Call { handle, samples, counter, power, clock, state, gpm };  // state: its other calls; gpm: snapshots
 
 // Heals everything. With `real_time` the clock is the machine's, and calls cost nothing.
 void reset(bool real_time);
@@ -24,6 +29,7 @@ void step_wall_clock(int64_t ns);
 void fail(Call call, int code);  // until heal()
 void heal();
 void hang(bool on);  // reads of samples return only when this is off again
+int snapshots();     // of GPM, allocated and not freed
 int users();         // nvmlInit_v2 minus nvmlShutdown
 
 void set_context(void* context);  // current on the calling thread

@@ -54,7 +54,7 @@ int error_of(Call call) {
 
 std::unique_ptr<Sampler> sampler_of(const std::shared_ptr<Clock>& clock, CpuCounters counters,
                                     int64_t drain_period_ns = kSecond) {
-    return std::make_unique<Sampler>(nullptr, std::vector<std::string>{}, clock, nullptr,
+    return std::make_unique<Sampler>(nullptr, std::vector<Target>{}, clock, nullptr,
                                      SamplerOptions{drain_period_ns, 10 * kSecond, 16}, std::move(counters));
 }
 
@@ -162,7 +162,7 @@ void nobody_who_drains_costs_readings_and_they_are_counted() {
 void devices_need_nvml() {
     bool refused = false;
     try {
-        Sampler(nullptr, {fake::kUuid}, Clock::monotonic(), nullptr, SamplerOptions());
+        Sampler(nullptr, {{fake::kUuid}}, Clock::monotonic(), nullptr, SamplerOptions());
     } catch (const std::invalid_argument&) {
         refused = true;
     }

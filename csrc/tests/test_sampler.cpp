@@ -26,7 +26,7 @@ struct Rig {
 
     std::unique_ptr<Sampler> make(size_t capacity) const {
         return std::make_unique<Sampler>(nvml, std::vector<Target>{{fake::kUuid, source}}, clock, nullptr,
-                                         SamplerOptions{kSecond, 10 * kSecond, capacity});
+                                         SamplerOptions{kSecond, 10 * kSecond, capacity, true});
     }
 
     // Ticks at its deadlines, as a thread would.
@@ -296,6 +296,122 @@ void what_can_never_work_is_asked_once() {
     CHECK(errors.size() == 1 && errors[0].second == "nvmlDeviceGetSamples: failure (4)");
 }
 
+void state_is_read_once_a_second() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(10 * kSecond);
+    const auto readings = rig.sampler->state(0);
+    CHECK(readings.size() == 10);
+    for (const StateReading& reading : readings) {
+        CHECK(reading.sm_clock_mhz == fake::kClockMhz && reading.temperature_c == fake::kTemperature);
+        CHECK(reading.requested_limit_w == fake::kLimit && std::isnan(reading.enforced_limit_w));
+        CHECK(reading.utilisation == 0.5 && reading.clock_reasons == 4);
+    }
+    for (int i = 0; i < 10; ++i) {  // drains out of turn
+        rig.sampler->drain_now();
+        rig.sampler->tick(rig.clock->now_ns());
+    }
+    CHECK(rig.sampler->state(0).size() <= 1);
+    const Capabilities found = rig.nvml->probe(fake::kUuid);
+    CHECK(found.reasons.count("enforced_limit_w") == 1 && found.reasons.count("clock_reasons") == 0);
+}
+
+void a_field_that_fails_leaves_the_others() {
+    for (const int code : {abi::kNotSupported, abi::kUnknown}) {
+        Rig rig;
+        fake::fail(fake::Call::clock, code);
+        rig.sampler->start(false);
+        rig.run(5 * kSecond);
+        fake::heal();
+        rig.run(5 * kSecond);
+        const auto readings = rig.sampler->state(0);
+        CHECK(readings.size() == 10);
+        CHECK(std::isnan(readings.front().sm_clock_mhz) && readings.front().temperature_c == fake::kTemperature);
+        CHECK(std::isnan(readings.back().sm_clock_mhz) == (code == abi::kNotSupported));  // asked for once
+        CHECK(rig.sampler->take_errors().empty());
+    }
+}
+
+void lanes_stop_and_go_on_with_the_gpu() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(5 * kSecond);
+    CHECK(rig.sampler->state(0).size() == 5 && rig.sampler->activity(0).size() == 4);
+    for (const auto call : {fake::Call::samples, fake::Call::clock, fake::Call::state, fake::Call::gpm}) {
+        fake::fail(call, abi::kGpuIsLost);
+    }
+    rig.run(10 * kSecond);
+    CHECK(rig.sampler->state(0).empty() && rig.sampler->activity(0).empty());
+    CHECK(rig.sampler->take_errors().size() == 1);  // said once, not once a lane
+    fake::heal();
+    const int64_t back = rig.clock->now_ns();
+    rig.run(20 * kSecond);
+    CHECK(rig.sampler->state(0).size() > 5);
+    const auto readings = rig.sampler->activity(0);
+    CHECK(readings.size() > 5 && readings.front().start_ns > back);  // none over the gap
+    CHECK(rig.sampler->take_errors().empty());
+}
+
+void a_lane_that_fails_alone_says_so() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(5 * kSecond);
+    for (const auto call : {fake::Call::clock, fake::Call::state}) fake::fail(call, abi::kUnknown);
+    fake::fail(fake::Call::gpm, abi::kNoPermission);
+    rig.run(10 * kSecond);
+    const auto errors = rig.sampler->take_errors();
+    CHECK(errors.size() == 2);
+    CHECK(errors[0].second == "nvmlDeviceGetClockInfo: failure (999)");
+    CHECK(errors[1].second == "nvmlGpmSampleGet: failure (4)");
+    fake::heal();
+    rig.sampler->state(0);
+    rig.sampler->activity(0);
+    rig.run(20 * kSecond);
+    CHECK(!rig.sampler->state(0).empty());    // tried again
+    CHECK(rig.sampler->activity(0).empty());  // and this not, for want of permission
+    CHECK(rig.sampler->power(0).size() > 1500);
+}
+
+void activity_is_between_two_readings() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(10 * kSecond);
+    const auto readings = rig.sampler->activity(0);
+    CHECK(readings.size() == 9);
+    for (size_t i = 0; i < readings.size(); ++i) {
+        CHECK(readings[i].sm == fake::kBusy && readings[i].tensor == fake::kBusy && readings[i].dram == fake::kBusy);
+        CHECK(std::isnan(readings[i].occupancy));
+        CHECK(readings[i].nvlink_rx_bytes_per_s == 10.0 * (1 << 30));
+        CHECK(i == 0 || readings[i].start_ns == readings[i - 1].end_ns);
+    }
+    CHECK(fake::snapshots() == 2);
+    rig.sampler->drain_now();  // too soon for a snapshot
+    rig.sampler->tick(rig.clock->now_ns());
+    rig.sampler->drain_now();
+    rig.sampler->tick(rig.clock->now_ns());
+    CHECK(rig.sampler->activity(0).size() <= 1);
+    CHECK(rig.sampler->take_errors().empty());
+}
+
+void without_gpm_there_is_no_activity() {
+    Rig rig;
+    CHECK(rig.nvml->probe(fake::kUuid).activity);
+    fake::fail(fake::Call::gpm, abi::kNotSupported);
+    const Capabilities found = rig.nvml->probe(fake::kUuid);
+    CHECK(!found.activity && found.reasons.at("activity") == "nvmlGpmQueryDeviceSupport: failure (3)");
+    rig.sampler->start(false);
+    rig.run(10 * kSecond);
+    CHECK(rig.sampler->activity(0).empty() && rig.sampler->take_errors().empty());
+    fake::heal();
+    Sampler quiet(rig.nvml, {{fake::kUuid}}, rig.clock, nullptr, {});  // did not ask for it
+    quiet.start(false);
+    for (int i = 0; i < 5; ++i) {
+        quiet.tick(rig.clock->now_ns());
+        fake::advance(kSecond);
+    }
+    CHECK(quiet.activity(0).empty() && quiet.state(0).size() == 5 && fake::snapshots() == 0);
+}
+
 void an_unknown_device_is_refused() {
     Rig rig;
     Sampler sampler(rig.nvml, {{"GPU-other"}}, rig.clock, nullptr, {});
@@ -336,6 +452,7 @@ void readers_work_beside_the_thread() {
     for (int i = 0; i < 200; ++i) {
         fast.wait_drained(std::chrono::milliseconds(100));
         samples += fast.power(0).size() + fast.counter(0).size();
+        samples += fast.state(0).size() + fast.activity(0).size();
         if (i % 20 == 0) fast.find_edge();
         if (i % 30 == 0) fast.read_counter();
         fast.reads_pending();
@@ -407,7 +524,7 @@ void a_forked_child_does_nothing() {
     rig.sampler->stop();
 }
 
-void every_nvml_is_shut_down() { CHECK(fake::users() == 0); }
+void nothing_of_the_drivers_is_kept() { CHECK(fake::users() == 0 && fake::snapshots() == 0); }
 
 }  // namespace
 
@@ -427,11 +544,17 @@ int main() {
     RUN(a_late_drain_counts_what_was_overwritten);
     RUN(a_lost_gpu_comes_back);
     RUN(what_can_never_work_is_asked_once);
+    RUN(state_is_read_once_a_second);
+    RUN(a_field_that_fails_leaves_the_others);
+    RUN(lanes_stop_and_go_on_with_the_gpu);
+    RUN(a_lane_that_fails_alone_says_so);
+    RUN(activity_is_between_two_readings);
+    RUN(without_gpm_there_is_no_activity);
     RUN(an_unknown_device_is_refused);
     RUN(starts_and_stops_a_hundred_times);
     RUN(readers_work_beside_the_thread);
     RUN(a_drain_asked_for_is_waited_for);
     RUN(a_forked_child_does_nothing);
     RUN(a_hanging_driver_does_not_hold_up_stop);
-    RUN(every_nvml_is_shut_down);
+    RUN(nothing_of_the_drivers_is_kept);
 }

@@ -101,6 +101,15 @@ class SpanEnergy:
         return SpanEnergy(self.joules[rows], self.error_bound_j[rows], self.coverage[rows], self.shift_j[rows])
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What one GPU drew between neighbouring times, of which there is one more than of the other columns."""
+
+    t_ns: Times
+    energy_j: Values
+    measured: NDArray[np.bool_]
+
+
 class RunCurve:
     """The blocks of one GPU's curve that are still needed, and what went before them."""
 
@@ -153,6 +162,15 @@ class RunCurve:
         back[order] = np.arange(len(order))
         points = joined.take(back)
         return replace(points, energy_j=np.where(t_ns < starts[0], np.nan, points.energy_j))
+
+    def drawn(self, start_ns: int, end_ns: int) -> Drawn:
+        """Return what was drawn between two settled times that are not forgotten, as finely as it is known."""
+        t_ns = np.concatenate([block.t_ns for block, *_ in self._blocks])
+        energy_j = np.concatenate([block.energy_j + before_j for block, before_j, *_ in self._blocks])
+        covered_ns = np.concatenate([block.covered_ns + before_ns for block, _, before_ns, *_ in self._blocks])
+        times = np.unique(np.concatenate([[start_ns, end_ns], t_ns[(t_ns > start_ns) & (t_ns < end_ns)]]))
+        measured = np.diff(np.interp(times, t_ns, covered_ns)) > 0
+        return Drawn(times, np.diff(np.interp(times, t_ns, energy_j)), measured)
 
     def _in_block(self, row: int, t_ns: Times) -> Points:
         block, energy_j, covered_ns, before_j2, before_bias_j, number = self._blocks[row]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins import _native
+from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.response import Segments
 from energy_plugins.measure.sensors import SensorPlan
 from energy_plugins.measure.settlement import Interval, Settlement
@@ -45,13 +46,15 @@ class Live:
 class Collector:
     """Turns what the sampler and the log of marks hold into settled joules."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the sensors give, and where it goes
         self,
         sampler: _native.Sampler | None,
         marks: _native.MarkLog,
         plan: SensorPlan,
         start_ns: int,
         spill: Spill | None,
+        *,
+        lanes: Lanes,
     ) -> None:
         self.timeline = Timeline()
         self.totals = Totals()
@@ -59,6 +62,7 @@ class Collector:
         self.settlement = Settlement(self.tracks[: len(plan.gpus)], start_ns)
         self.shared = Settlement(self.tracks[len(plan.gpus) :], start_ns)
         """GPUs of which this process has only a slice."""
+        self.lanes = lanes
         self.live = Live(start_ns, (0.0,) * len(plan.gpus), (float("nan"),) * len(plan.gpus))
         self.live_wanted = False
         self.collect_s = 0.0
@@ -116,6 +120,7 @@ class Collector:
             if self._spill and len(power):
                 inside = power[power["t_ns"] >= self._start_ns]
                 self._spill.power(row, inside["t_ns"], inside["power_w"])
+            self.lanes.take(row, self._sampler, power, now_ns)
             if track.wants_edge(now_ns) and now_ns - self._edge_asked_ns > _EDGE_PERIOD_NS:
                 self._edge_asked_ns = now_ns
                 self._sampler.find_edge()
@@ -130,6 +135,7 @@ class Collector:
         return Segments(edges, np.array(self.timeline.kinds, np.int64))
 
     def _settle(self, settled_ns: int) -> None:
+        working = self.timeline.working(self.settlement.settled_ns, settled_ns)
         steps = [step for step in self.timeline.steps if step.end_ns <= settled_ns]
         spans = [span for span in self.timeline.spans if span.end_ns <= settled_ns]
         self.timeline.steps = self.timeline.steps[len(steps) :]
@@ -144,7 +150,7 @@ class Collector:
             self.totals.add_spans(spans, energy)
             if self._spill:
                 self._spill.spans(spans, energy)
-        self._settle_segments(settled_ns)
+        self._settle_segments(settled_ns, working)
         self.settlement.advance(settled_ns, self._needed())
         shared_ns = min((track.curve.settled_ns for track in self.shared.tracks), default=settled_ns)
         if shared_ns > self._start_ns:
@@ -152,7 +158,7 @@ class Collector:
         # The next block's first samples still respond to what came before.
         self.timeline.forget(settled_ns - max((track.memory_ns for track in self.tracks), default=0))
 
-    def _settle_segments(self, settled_ns: int) -> None:
+    def _settle_segments(self, settled_ns: int, working: Sequence[Interval]) -> None:
         segments = self._segments()
         start_ns = self.settlement.settled_ns
         edges = segments.edges_ns
@@ -168,6 +174,7 @@ class Collector:
         self.totals.add_segments(
             segments.kinds[which], np.diff(cuts), replace(energy, joules=drawn_j), begun=np.isin(cuts[:-1], edges)
         )
+        self.lanes.settle(self.settlement.tracks, cuts, segments.kinds[which], working)
 
     def _rows(self, steps: Sequence[Step]) -> StepRows:
         stalls = [step.stall for step in steps if step.stall is not None]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from energy_plugins import _native
@@ -70,6 +71,8 @@ class Drivers:
     clock: Clock = field(default_factory=RealClock)
     powercap: str = "/sys/class/powercap"
     event_sources: str = "/sys/bus/event_source/devices"
+    proc: Path = Path("/proc")
+    """Where the processes of this machine are listed."""
 
 
 _installed: list[Drivers] = []

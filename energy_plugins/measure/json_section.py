@@ -57,6 +57,10 @@ class Section:
         value = self._value(key)
         return value if isinstance(value, str) else self._refuse(key, "text")
 
+    def maybe_text(self, key: str) -> str | None:
+        """Read text, or null."""
+        return None if self._value(key) is None else self.text(key)
+
     def flag(self, key: str) -> bool:
         """Read true or false."""
         value = self._value(key)
@@ -129,6 +133,10 @@ class Section:
     def others(self, known: Collection[str]) -> dict[str, JSON]:
         """Return what stands under keys other than ``known``."""
         return cast("dict[str, JSON]", {key: value for key, value in self.values.items() if key not in known})
+
+    def with_defaults(self, values: Mapping[str, object]) -> Section:
+        """Return the same object, with ``values`` for keys that it lacks."""
+        return Section({**values, **self.values}, self.source, self.prefix)
 
     def error(self, key: str, complaint: str) -> ReportError:
         """Return the error that says what is wrong with ``key``."""

@@ -59,9 +59,11 @@ class EnergyMeter:
         power_sensor: the name of the power sensor to use instead of the best one ("instant power", say; a report's
         `devices` say which there are).
         cpu_estimate: what to estimate the CPU's energy from where nothing measures it; it is in no total.
+        activity: whether to read how busy the GPUs' parts are, once a second (Hopper and newer; 0.3 ms each); not done
+        beside a running DCGM profiler, which the report then says.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a separate wish of the user
         self,
         name: str | None = None,
         devices: Sequence[int | str | Gpu] | None = None,
@@ -70,6 +72,7 @@ class EnergyMeter:
         config: Mapping[str, JSON] | None = None,
         power_sensor: str | None = None,
         cpu_estimate: CpuEstimate | None = None,
+        activity: bool = False,
     ) -> None:
         self._options = Options(
             name=name or "run",
@@ -78,6 +81,7 @@ class EnergyMeter:
             config=dict(config or {}),
             power_sensor=power_sensor,
             cpu_estimate=cpu_estimate,
+            activity=activity,
         )
         self.run: Run | None = None
         """The open window: for framework modules and tests."""

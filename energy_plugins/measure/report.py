@@ -20,6 +20,7 @@ from energy_plugins.measure.columns import Columns, ColumnWriter, Schema
 from energy_plugins.measure.json_section import JSON, Section, parse, plain
 from energy_plugins.measure.report_files import (
     HEADER,
+    activity_folder,
     folder_errors,
     header_path,
     move_report,
@@ -27,15 +28,20 @@ from energy_plugins.measure.report_files import (
     prepare_folder,
     refuse_earlier,
     spans_folder,
+    state_folder,
     steps_folder,
     write_atomically,
 )
 from energy_plugins.measure.report_parts import (
+    ACTIVITY_COLUMNS,
     POWER_COLUMNS,
     SPAN_COLUMNS,
+    STATE_COLUMNS,
     STEP_COLUMNS,
     CpuDomain,
     DeviceInfo,
+    GpuState,
+    KindActivity,
     KindTotal,
     Observer,
     Work,
@@ -43,26 +49,41 @@ from energy_plugins.measure.report_parts import (
 from energy_plugins.measure.summary import text_table
 
 __all__ = [
+    "ACTIVITY_COLUMNS",
     "POWER_COLUMNS",
     "SCHEMA_VERSION",
     "SPAN_COLUMNS",
+    "STATE_COLUMNS",
     "STEP_COLUMNS",
     "CpuDomain",
     "DeviceInfo",
+    "GpuState",
+    "KindActivity",
     "KindTotal",
     "Observer",
     "Report",
     "Work",
+    "activity_folder",
     "power_folder",
     "prepare_folder",
     "spans_folder",
+    "state_folder",
     "steps_folder",
     "write_header",
 ]
 
 SCHEMA_VERSION: Final = 1
 _VERSION_KEY = "schema_version"
-_LATER: Final[Mapping[str, JSON]] = {"cpu_domains": [], "cpu_estimate_j": None, "cpu_estimate_label": ""}
+_LATER: Final[Mapping[str, JSON]] = {
+    "cpu_domains": [],
+    "cpu_estimate_j": None,
+    "cpu_estimate_label": "",
+    "state": {},
+    "activity": {},
+    "gpu_states": [],
+    "kind_activity": [],
+    "underfilled_how": "",
+}
 """Keys that a report may lack because the version that wrote it did not know them, and what that stands for."""
 _ROWS_A_TIME = 65536  # a copy stays below 10 MB whatever the length of the run
 
@@ -104,6 +125,8 @@ class Report:
     stall_j: float | None = None
     peer_wait_j: float | None = None
     underfilled_j: float | None = None
+    """Drawn inside steps while they did not fill the GPU: an estimate, made as `underfilled_how` says."""
+    underfilled_how: str = ""
     data_wait_j: float | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     """Name of what was not measured -> why."""
@@ -117,6 +140,14 @@ class Report:
     """Whole spans of each kind, with everything inside them; kinds that contain each other overlap here."""
     power: Mapping[str, Columns] = field(default_factory=dict)
     """Power over time by GPU UUID."""
+    state: Mapping[str, Columns] = field(default_factory=dict)
+    """Clock, temperature, limits, utilisation and clock reasons over time by GPU UUID."""
+    gpu_states: tuple[GpuState, ...] = ()
+    """The same in short, for each GPU."""
+    activity: Mapping[str, Columns] = field(default_factory=dict)
+    """How busy the parts of each GPU were over time, by UUID; where the activity lane was on."""
+    kind_activity: tuple[KindActivity, ...] = ()
+    """The same in short, for each kind of work."""
     work: Work = field(default_factory=Work)
     observer: Observer = field(default_factory=Observer)
     devices: tuple[DeviceInfo, ...] = ()
@@ -202,7 +233,7 @@ def _json(value: object) -> JSON:
     match value:
         case Columns():
             return {"rows": value.rows, "columns": dict(value.schema)}
-        case Work() | Observer() | CpuDomain() | DeviceInfo() | KindTotal():
+        case Work() | Observer() | CpuDomain() | DeviceInfo() | KindTotal() | GpuState() | KindActivity():
             return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
         case Mapping():
             return {str(name): _json(item) for name, item in value.items()}
@@ -213,11 +244,11 @@ def _json(value: object) -> JSON:
 
 
 def _read(section: Section, folder: Path) -> Report:
+    section = section.with_defaults(_LATER)
     version = section.count(_VERSION_KEY)
     if version != SCHEMA_VERSION:
         complaint = f"is {version}; this version of energy-plugins reads {SCHEMA_VERSION}: use the one that wrote it"
         raise section.error(_VERSION_KEY, complaint)
-    section = dataclasses.replace(section, values={**_LATER, **section.values})
     complete = section.flag("complete")
     power = section.section_by_name("power")
     steps = _Table.open(section.section("steps"), steps_folder(folder), STEP_COLUMNS, complete=complete)
@@ -226,7 +257,16 @@ def _read(section: Section, folder: Path) -> Report:
         uuid: _Table.open(table, power_folder(folder, uuid), POWER_COLUMNS, complete=complete)
         for uuid, table in power.items()
     }
-    losses = tuple(table.loss for table in (steps, spans, *powers.values()) if table.loss)
+    states = {
+        uuid: _Table.open(table, state_folder(folder, uuid), STATE_COLUMNS, complete=complete)
+        for uuid, table in section.section_by_name("state").items()
+    }
+    activities = {
+        uuid: _Table.open(table, activity_folder(folder, uuid), ACTIVITY_COLUMNS, complete=complete)
+        for uuid, table in section.section_by_name("activity").items()
+    }
+    tables = (steps, spans, *powers.values(), *states.values(), *activities.values())
+    losses = tuple(table.loss for table in tables if table.loss)
     return Report(
         run_id=section.text("run_id"),
         name=section.text("name"),
@@ -249,6 +289,7 @@ def _read(section: Section, folder: Path) -> Report:
         stall_j=section.maybe_number("stall_j"),
         peer_wait_j=section.maybe_number("peer_wait_j"),
         underfilled_j=section.maybe_number("underfilled_j"),
+        underfilled_how=section.text("underfilled_how"),
         data_wait_j=section.maybe_number("data_wait_j"),
         missing=section.text_by_name("missing"),
         steps=steps.columns,
@@ -257,6 +298,10 @@ def _read(section: Section, folder: Path) -> Report:
         kinds=tuple(KindTotal.read(kind) for kind in section.sections("kinds")),
         phases=tuple(KindTotal.read(kind) for kind in section.sections("phases")),
         power={uuid: table.columns for uuid, table in powers.items()},
+        state={uuid: table.columns for uuid, table in states.items()},
+        gpu_states=tuple(GpuState.read(state) for state in section.sections("gpu_states")),
+        activity={uuid: table.columns for uuid, table in activities.items()},
+        kind_activity=tuple(KindActivity.read(kind) for kind in section.sections("kind_activity")),
         work=Work.read(section.section("work")),
         observer=Observer.read(section.section("observer")),
         devices=tuple(DeviceInfo.read(device) for device in section.sections("devices")),
@@ -300,6 +345,10 @@ def _tables(folder: Path, report: Report) -> Iterator[tuple[Path, Columns]]:
     yield spans_folder(folder), report.spans
     for uuid, columns in report.power.items():
         yield power_folder(folder, uuid), columns
+    for uuid, columns in report.state.items():
+        yield state_folder(folder, uuid), columns
+    for uuid, columns in report.activity.items():
+        yield activity_folder(folder, uuid), columns
 
 
 def _ratio(value: float | None, by: float | None) -> float | None:

@@ -33,8 +33,22 @@ def spans_folder(folder: Path) -> Path:
 
 def power_folder(folder: Path, uuid: str) -> Path:
     """Return where the power columns of the GPU ``uuid`` lie in the report ``folder``, whatever characters it has."""
+    return _gpu_folder(folder / "power", uuid)
+
+
+def state_folder(folder: Path, uuid: str) -> Path:
+    """Return where the state columns of the GPU ``uuid`` lie."""
+    return _gpu_folder(folder / "state", uuid)
+
+
+def activity_folder(folder: Path, uuid: str) -> Path:
+    """Return where the activity columns of the GPU ``uuid`` lie."""
+    return _gpu_folder(folder / "activity", uuid)
+
+
+def _gpu_folder(folder: Path, uuid: str) -> Path:
     name = quote(uuid, safe="", errors="surrogatepass").replace(".", "%2E")
-    return folder / "power" / (name or "%")
+    return folder / (name or "%")
 
 
 def prepare_folder(folder: Path, *, overwrite: bool = False) -> None:
@@ -65,7 +79,7 @@ def report_files(folder: Path) -> Iterator[Path]:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if (folder / HEADER).exists():
         yield folder / HEADER
-    for pattern in ("steps/*", "spans/*", "power/*/*"):
+    for pattern in ("steps/*", "spans/*", "power/*/*", "state/*/*", "activity/*/*"):
         yield from (path for path in sorted(folder.glob(pattern)) if path.suffix[1:] in TYPE_CODES)
 
 

@@ -29,6 +29,25 @@ SPAN_COLUMNS: Schema = {
     "coverage": "f8",
 }
 POWER_COLUMNS: Schema = {"t_s": "f8", "power_w": "f8"}
+STATE_COLUMNS: Schema = {
+    "t_s": "f8",
+    "sm_clock_mhz": "f8",
+    "temperature_c": "f8",
+    "enforced_limit_w": "f8",
+    "requested_limit_w": "f8",
+    "utilisation": "f8",
+    "clock_reasons": "i8",
+}
+ACTIVITY_COLUMNS: Schema = {
+    "start_s": "f8",
+    "end_s": "f8",
+    "sm": "f8",
+    "occupancy": "f8",
+    "tensor": "f8",
+    "dram": "f8",
+    "nvlink_rx_bytes_per_s": "f8",
+    "nvlink_tx_bytes_per_s": "f8",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,4 +169,84 @@ class KindTotal:
             energy_j=section.maybe_number("energy_j"),
             error_bound_j=section.maybe_number("error_bound_j"),
             coverage=section.number("coverage"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuState:
+    """What a GPU was doing while it drew its power, from a reading a second; None where the driver does not say."""
+
+    uuid: str
+    readings: int
+    sm_clock_mhz: float | None
+    """Mean."""
+    max_temperature_c: float | None
+    utilisation: float | None
+    """Mean share of time in which any kernel ran, however small."""
+    min_limit_w: float | None
+    max_limit_w: float | None
+    """Range of the power limit in force."""
+    requested_limit_w: float | None
+    """Mean of the limit that was asked for; what is in force may be lower."""
+    default_limit_w: float | None
+    throttled: float | None
+    """Share of readings in which the clocks were held down, by more than having nothing to do or by user's choice."""
+    reasons: Mapping[str, float] = field(default_factory=dict)
+    """Share of readings by the reason that the driver gave for its clocks (nvml.h, nvmlClocksEventReasons)."""
+
+    @classmethod
+    def read(cls, section: Section) -> GpuState:
+        """Read it from JSON; raises ReportError."""
+        reasons = section.section("reasons")
+        return cls(
+            uuid=section.text("uuid"),
+            readings=section.count("readings"),
+            sm_clock_mhz=section.maybe_number("sm_clock_mhz"),
+            max_temperature_c=section.maybe_number("max_temperature_c"),
+            utilisation=section.maybe_number("utilisation"),
+            min_limit_w=section.maybe_number("min_limit_w"),
+            max_limit_w=section.maybe_number("max_limit_w"),
+            requested_limit_w=section.maybe_number("requested_limit_w"),
+            default_limit_w=section.maybe_number("default_limit_w"),
+            throttled=section.maybe_number("throttled"),
+            reasons={name: reasons.number(name) for name in reasons.values},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindActivity:
+    """How busy the GPUs were during one kind of work: means over the time that it was the innermost kind."""
+
+    kind: str
+    duration_s: float
+    """GPU seconds that readings cover."""
+    own: float
+    """How much of the readings' time this kind took: near 1 its own figures, below that mixed with other kinds'."""
+    bound: str | None
+    """One of "compute-bound", "memory-bound", "launch-bound" and "mixed" (`activity.bound_by`)."""
+    sm: float | None
+    """Share of the SMs that had work."""
+    occupancy: float | None
+    """Resident warps over those that would fit."""
+    tensor: float | None
+    """Share of the tensor pipes' time."""
+    dram: float | None
+    """Share of the memory's bandwidth."""
+    nvlink_rx_bytes_per_s: float | None
+    nvlink_tx_bytes_per_s: float | None
+
+    @classmethod
+    def read(cls, section: Section) -> KindActivity:
+        """Read it from JSON; raises ReportError."""
+        return cls(
+            kind=section.text("kind"),
+            duration_s=section.number("duration_s"),
+            own=section.number("own"),
+            bound=section.maybe_text("bound"),
+            sm=section.maybe_number("sm"),
+            occupancy=section.maybe_number("occupancy"),
+            tensor=section.maybe_number("tensor"),
+            dram=section.maybe_number("dram"),
+            nvlink_rx_bytes_per_s=section.maybe_number("nvlink_rx_bytes_per_s"),
+            nvlink_tx_bytes_per_s=section.maybe_number("nvlink_tx_bytes_per_s"),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,20 @@ from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.report import (
+    ACTIVITY_COLUMNS,
     POWER_COLUMNS,
     SPAN_COLUMNS,
+    STATE_COLUMNS,
     STEP_COLUMNS,
     DeviceInfo,
     KindTotal,
     Observer,
     Report,
     Work,
+    activity_folder,
     power_folder,
     spans_folder,
+    state_folder,
     steps_folder,
 )
 from energy_plugins.measure.sensors import SensorPlan
@@ -38,8 +42,7 @@ _WORTH_SAYING_S = 0.5
 
 _NOT_YET = {
     "idle_j": "no idle baseline was measured",
-    "peer_wait_j": "waiting for other ranks is not measured by this version",
-    "underfilled_j": "how well steps filled the GPU is not measured by this version",
+    "peer_wait_j": "needs the reports of several ranks side by side",
 }
 
 
@@ -55,6 +58,10 @@ class Facts:
     plan: SensorPlan
     folder: Path
     """Where its columns are."""
+    activity: bool = False
+    """Whether the activity lane is on."""
+    idle_w: Mapping[str, float] = field(default_factory=dict)
+    """Power of an idle GPU by UUID, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
     gpus = collector.settlement.window(end_ns)
     whole = _sum(gpus)
     gpu_j = {gpu.uuid: _measured(energy.joules[0]) for gpu, energy in zip(plan.gpus, gpus, strict=True)}
-    missing = {**state.cpu.missing, **_NOT_YET, **_waste_missing(totals.steps)}
+    lanes = collector.lanes.report(state.names, facts.idle_w)
+    missing = {**state.cpu.missing, **_NOT_YET, **_waste_missing(totals.steps), **lanes.missing}
     if whole is None:
         missing["total_j"] = plan.nothing_because or (
             "no power samples arrived" if plan.gpus else "this process has only slices of GPUs"
@@ -112,6 +120,8 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         coverage=whole.coverage if whole else 0.0,
         stall_j=totals.steps.stall_j if totals.steps.saw_stalls and whole else None,
         data_wait_j=totals.steps.data_wait_j if totals.steps.saw_waits and whole else None,
+        underfilled_j=lanes.underfilled.energy_j,
+        underfilled_how=lanes.underfilled.how,
         missing=missing,
         steps=Columns.open(steps_folder(folder), STEP_COLUMNS),
         spans=Columns.open(spans_folder(folder), SPAN_COLUMNS),
@@ -119,6 +129,13 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         kinds=_kinds(totals.kinds, state.names, measured=whole is not None),
         phases=_kinds(totals.phases, state.names, measured=whole is not None),
         power={uuid: Columns.open(power_folder(folder, uuid), POWER_COLUMNS) for uuid in plan.sampled},
+        state={uuid: Columns.open(state_folder(folder, uuid), STATE_COLUMNS) for uuid in plan.sampled},
+        gpu_states=lanes.states,
+        activity={
+            uuid: Columns.open(activity_folder(folder, uuid), ACTIVITY_COLUMNS)
+            for uuid in (plan.sampled if facts.activity else ())
+        },
+        kind_activity=lanes.kinds,
         work=Work(
             steps=totals.steps.steps,
             samples=totals.steps.samples if totals.steps.saw_samples else None,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from energy_plugins import _native
 from energy_plugins.errors import DeviceError, EnergyError
+from energy_plugins.measure.activity import plan_activity
 from energy_plugins.measure.collector import Collector, Live
 from energy_plugins.measure.cpu import CpuMeter, plan_cpu
 from energy_plugins.measure.cpu_estimate import CpuEstimate
@@ -23,6 +24,7 @@ from energy_plugins.measure.devices import Gpu, find, visible_gpus
 from energy_plugins.measure.drivers import Drivers, current_drivers
 from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.json_section import JSON
+from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.report import Report, write_header
 from energy_plugins.measure.reporting import Facts, State, compose
 from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, LIVE_DRAIN_PERIOD_NS, SensorPlan, plan_sensors
@@ -49,6 +51,7 @@ class Options:
     config: Mapping[str, JSON] = field(default_factory=dict)
     power_sensor: str | None = None
     cpu_estimate: CpuEstimate | None = None
+    activity: bool = False
 
 
 class Run:
@@ -65,6 +68,9 @@ class Run:
         self._warned: dict[str, None] = {}
         self._plan = self._sense(drivers, options)
         self._cpu_plan = plan_cpu(drivers)
+        self._activity = plan_activity(self._plan, drivers.proc, wanted=options.activity)
+        if self._activity.warning is not None:
+            self._warn(self._activity.warning)
         self.uuids = self._plan.sampled
         self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
         self._folder = report_folder(options.folder)
@@ -78,13 +84,16 @@ class Run:
             config=options.config,
             plan=self._plan,
             folder=self._folder,
+            activity=self._activity.on,
         )
+        lanes = Lanes(self._plan, self._activity)
         self.start_ns = self._clock.now_ns()
         self._cpu = CpuMeter(self._cpu_plan, self.start_ns, options.cpu_estimate)
         self._marks.mark(KindCodes.RUN, begin=True)
         self._end_ns: int | None = None
-        self._spill = Spill(self._folder, self.uuids, self.start_ns)
-        self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill)
+        self._spill = Spill(self._folder, self.uuids, self.start_ns, activity=self._activity.on)
+        lanes.open(self.start_ns, self._spill)
+        self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill, lanes=lanes)
         self._header_ns = self.start_ns
         self._drains = 0
         self._begin_collecting()
@@ -235,6 +244,7 @@ class Run:
             drain_period_ns=DRAIN_PERIOD_NS,
             counter_period_ns=self._plan.counter_period_ns,
             cpu=[sensor.counter for sensor in self._cpu_plan.sensors],
+            activity=self._activity.on,
         )
         sampler.start(threaded=self._clock.threaded)
         return sampler

@@ -125,7 +125,7 @@ def _only(wanted: str, usable: Sequence[PowerSensor], gpu: Gpu) -> tuple[PowerSe
 
 def _reasons(found: _native.Capabilities, usable: Sequence[PowerSensor]) -> dict[str, str]:
     """Return why sensors are not used: missing, or not needed beside the one that is."""
-    reasons = {_NAMES[name]: reason for name, reason in found.reasons.items()}
+    reasons = {_NAMES.get(name, name): reason for name, reason in found.reasons.items()}
     for sensor in usable[1:]:
         if sensor is not COUNTER:
             reasons[sensor.name] = f"there, but '{usable[0].name}' tells more"

@@ -134,6 +134,18 @@ class Timeline:
         pending = [start for _, start in self._open] + [start for start, _ in self._waits]
         return pending if self._idle_from_ns is None else [*pending, self._idle_from_ns]
 
+    def working(self, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
+        """Return when, between two times (ns), steps had work queued: an open one, too, and none in its stall."""
+        found = [(step.stall[1] if step.stall else step.start_ns, step.end_ns) for step in self.steps]
+        if self._work_from_ns is not None and not self._fetching(self._work_from_ns):
+            found.append((self._work_from_ns, end_ns))
+        inside = ((max(from_ns, start_ns), min(to_ns, end_ns)) for from_ns, to_ns in found)
+        return [(from_ns, to_ns) for from_ns, to_ns in inside if from_ns < to_ns]
+
+    def _fetching(self, since_ns: int) -> bool:
+        """Return whether the open step, at work ``since_ns``, is still in the wait that it began with."""
+        return any(code == KindCodes.DATA_WAIT and 0 <= from_ns - since_ns <= _FRONT_NS for code, from_ns in self._open)
+
     def forget(self, before_ns: int) -> None:
         """Drop segments that ended before ``before_ns``."""
         keep = max(0, int(np.searchsorted(np.asarray(self.edges, np.int64), before_ns, side="right")) - 1)

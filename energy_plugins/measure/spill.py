@@ -10,17 +10,24 @@ from numpy.typing import NDArray
 
 from energy_plugins.errors import ColumnError
 from energy_plugins.measure.attribution import SpanEnergy
-from energy_plugins.measure.columns import Array, ColumnWriter
+from energy_plugins.measure.columns import Array, ColumnWriter, Schema
 from energy_plugins.measure.report import (
+    ACTIVITY_COLUMNS,
     POWER_COLUMNS,
     SPAN_COLUMNS,
+    STATE_COLUMNS,
     STEP_COLUMNS,
+    activity_folder,
     power_folder,
     spans_folder,
+    state_folder,
     steps_folder,
 )
 from energy_plugins.measure.spans import Closed
 from energy_plugins.measure.totals import StepRows
+
+_TIMES = {"t_s": "t_ns", "start_s": "start_ns", "end_s": "end_ns"}
+"""Columns of times -> the sampler's."""
 
 
 class Spill:
@@ -29,13 +36,16 @@ class Spill:
     A disk that fails ends it, once, with the error kept.
     """
 
-    def __init__(self, folder: Path, uuids: Sequence[str], start_ns: int) -> None:
+    def __init__(self, folder: Path, uuids: Sequence[str], start_ns: int, *, activity: bool = False) -> None:
         self.folder = folder
         self.error: ColumnError | None = None
         self._start_ns = start_ns
         self._steps = ColumnWriter(steps_folder(folder), STEP_COLUMNS)
         self._spans = ColumnWriter(spans_folder(folder), SPAN_COLUMNS)
         self._power = [ColumnWriter(power_folder(folder, uuid), POWER_COLUMNS) for uuid in uuids]
+        self._state = [ColumnWriter(state_folder(folder, uuid), STATE_COLUMNS) for uuid in uuids]
+        busy = uuids if activity else ()
+        self._activity = [ColumnWriter(activity_folder(folder, uuid), ACTIVITY_COLUMNS) for uuid in busy]
 
     def steps(self, first: int, rows: StepRows) -> None:
         """Append settled steps, numbered from ``first``."""
@@ -73,9 +83,17 @@ class Spill:
         """Append power samples of a GPU."""
         self._append(self._power[gpu], {"t_s": (t_ns - self._start_ns) * 1e-9, "power_w": power_w})
 
+    def state(self, gpu: int, rows: NDArray[np.void]) -> None:
+        """Append state readings of a GPU (the columns of ``_native.Sampler.state``)."""
+        self._append(self._state[gpu], self._columns(rows, STATE_COLUMNS))
+
+    def activity(self, gpu: int, rows: NDArray[np.void]) -> None:
+        """Append activity readings of a GPU (the columns of ``_native.Sampler.activity``)."""
+        self._append(self._activity[gpu], self._columns(rows, ACTIVITY_COLUMNS))
+
     def close(self) -> None:
         """Close the files."""
-        for writer in (self._steps, self._spans, *self._power):
+        for writer in (self._steps, self._spans, *self._power, *self._state, *self._activity):
             try:
                 writer.close()
             except ColumnError as error:
@@ -88,6 +106,10 @@ class Spill:
             writer.append(columns)
         except ColumnError as error:
             self.error = error
+
+    def _columns(self, rows: NDArray[np.void], schema: Schema) -> dict[str, Array]:
+        """Return native rows as columns, their times (``..._ns``) as seconds since the window opened (``..._s``)."""
+        return {name: (rows[_TIMES[name]] - self._start_ns) * 1e-9 if name in _TIMES else rows[name] for name in schema}
 
     def _seconds(self, times_ns: list[int]) -> NDArray[np.float64]:
         return np.asarray((np.array(times_ns, np.int64) - self._start_ns) * 1e-9)

@@ -11,16 +11,21 @@ import numpy as np
 
 from energy_plugins.errors import ColumnError
 from energy_plugins.measure.quantity import bar, bounded, duration, percent, quantity, shares
+from energy_plugins.measure.state import NO_THROTTLING
 from energy_plugins.units import JOULES_PER_WH
 
 if TYPE_CHECKING:
-    from energy_plugins.measure.report import KindTotal, Report
+    from energy_plugins.measure.report import KindActivity, KindTotal, Report
 
 WIDTH = 100
 _LABEL = 14
 _NAME = 28
 _UUID = 20
 _MOST_WARNINGS = 10
+_THROTTLED = 0.01
+"""Share of the time from which on throttling is worth a line."""
+_OWN = 0.8
+"""Share of its readings below which a kind's activity is blurred with that of others."""
 
 _SIMULATED = " SIMULATED: joules of a simulated GPU, no measurement of hardware "
 _INCOMPLETE = "the run had not ended when this was written; these are the joules settled until then"
@@ -41,8 +46,8 @@ def text_table(report: Report) -> str:
     blocks = (
         _title(report),
         [*_energy(report), *_work(report)],
-        _devices(report),
-        _kinds(report),
+        [*_devices(report), *_held_back(report)],
+        [*_kinds(report), *_bounds(report)],
         _waste(report),
         _phases(report),
         [*_estimate(report), *_observer(report), *_warnings(report), *_missing(report)],
@@ -139,6 +144,39 @@ def _estimate(report: Report) -> list[str]:
     if report.cpu_estimate_j is None:
         return []
     return _entry("cpu estimate", f"{quantity(report.cpu_estimate_j, 'J')}; {_clean(report.cpu_estimate_label)}")
+
+
+def _held_back(report: Report) -> list[str]:
+    """Return what kept the GPUs below their best, if anything did."""
+    label = {device.uuid: f"gpu {device.index}" for device in report.devices}
+    slowed, limited = [], []
+    for state in report.gpu_states:
+        gpu = label.get(state.uuid, _clip(_clean(state.uuid), _UUID))
+        if state.throttled is not None and state.throttled > _THROTTLED:
+            because = sorted(
+                (-share, _clean(name)) for name, share in state.reasons.items() if name not in NO_THROTTLING
+            )
+            reasons = ", ".join(f"{name} {percent(-share, 0)}" for share, name in because)
+            clock = "" if state.sm_clock_mhz is None else f", SM clock {state.sm_clock_mhz:.0f} MHz on average"
+            slowed.append(f"{gpu} {percent(state.throttled)} of the time ({reasons}){clock}")
+        for limit_w, name in ((state.requested_limit_w, "requested"), (state.default_limit_w, "default")):
+            if limit_w is not None and state.min_limit_w is not None and state.min_limit_w < limit_w - 1.0:
+                limited.append(f"{gpu} {quantity(state.min_limit_w, 'W')}, below its {name} {quantity(limit_w, 'W')}")
+    entries = (("throttled", slowed), ("power limit", limited))
+    return [line for name, texts in entries if texts for line in _entry(name, "; ".join(texts))]
+
+
+def _bounds(report: Report) -> list[str]:
+    known = [kind for kind in report.kind_activity if kind.bound is not None]
+    texts = [f"{_clean(kind.kind)} {_clean(kind.bound or '')} ({_busy(kind)})" for kind in known]
+    return _entry("limited by", "; ".join(texts)) if texts else []
+
+
+def _busy(kind: KindActivity) -> str:
+    parts = (("SM", kind.sm), ("tensor", kind.tensor), ("DRAM", kind.dram))
+    shown = [f"{name} {percent(share, 0)}" for name, share in parts if share is not None]
+    mixed = [] if kind.own >= _OWN else ["readings shared with other kinds"]
+    return ", ".join(shown + mixed)
 
 
 def _kinds(report: Report) -> list[str]:

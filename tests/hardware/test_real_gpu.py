@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,39 @@ def test_every_step_has_an_event_and_its_gpu_time() -> None:
     assert report.observer.events == 100
     assert np.isfinite(report.steps["energy_j"]).all()
     assert (report.steps["coverage"] == 1).all()
+
+
+def test_work_is_called_by_what_limits_it() -> None:
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    source, target, few = (torch.zeros(size, device="cuda") for size in (1 << 29, 1 << 29, 16))
+    work: dict[str, Callable[[], object]] = {
+        "product": lambda: matrix @ matrix,
+        "copy": lambda: target.copy_(source),
+        "tiny": lambda: [few.add_(1) for _ in range(100)],
+    }
+    with EnergyMeter(devices=[0], activity=True) as meter:
+        for name, do in work.items():
+            with meter.span(name):
+                end = time.monotonic() + 8
+                while time.monotonic() < end:
+                    do()
+                    torch.cuda.synchronize()
+    report = meter.report()
+    bounds = {kind.kind: kind.bound for kind in report.kind_activity}
+    assert bounds == {"product": "compute-bound", "copy": "memory-bound", "tiny": "launch-bound"}
+    (state,) = report.gpu_states
+    assert state.readings > 15
+    for value, low, high in (
+        (state.sm_clock_mhz, 300, 3000),
+        (state.max_temperature_c, 20, 100),
+        (state.utilisation, 0.5, 1),
+        (state.min_limit_w, 50, 2000),
+        (state.requested_limit_w, 50, 2000),
+        (state.default_limit_w, 50, 2000),
+        (state.throttled, 0, 1),
+    ):
+        assert value is not None
+        assert low <= value <= high
 
 
 def runtime_waits(folder: Path, *, monitored: bool, planted: bool = False) -> dict[str, int]:

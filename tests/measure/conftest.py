@@ -15,11 +15,15 @@ from measuring import POWER_W, Simulated
 
 from energy_plugins.measure.columns import Columns, Schema
 from energy_plugins.measure.report import (
+    ACTIVITY_COLUMNS,
     POWER_COLUMNS,
     SPAN_COLUMNS,
+    STATE_COLUMNS,
     STEP_COLUMNS,
     CpuDomain,
     DeviceInfo,
+    GpuState,
+    KindActivity,
     KindTotal,
     Observer,
     Report,
@@ -157,6 +161,33 @@ def any_report() -> st.SearchStrategy[Report]:
         reasons=by_name(texts),
     )
     domains = st.builds(CpuDomain, name=texts, kind=names, source=names, energy_j=maybe_numbers, coverage=numbers)
+    states = st.builds(
+        GpuState,
+        uuid=names,
+        readings=counts,
+        sm_clock_mhz=maybe_numbers,
+        max_temperature_c=maybe_numbers,
+        utilisation=maybe_numbers,
+        min_limit_w=maybe_numbers,
+        max_limit_w=maybe_numbers,
+        requested_limit_w=maybe_numbers,
+        default_limit_w=maybe_numbers,
+        throttled=maybe_numbers,
+        reasons=by_name(numbers),
+    )
+    busy = st.builds(
+        KindActivity,
+        kind=names,
+        duration_s=numbers,
+        own=numbers,
+        bound=st.none() | names,
+        sm=maybe_numbers,
+        occupancy=maybe_numbers,
+        tensor=maybe_numbers,
+        dram=maybe_numbers,
+        nvlink_rx_bytes_per_s=maybe_numbers,
+        nvlink_tx_bytes_per_s=maybe_numbers,
+    )
     kinds = st.builds(kind, names | texts, counts, numbers, maybe_numbers, maybe_numbers, numbers)
     return st.builds(
         Report,
@@ -181,6 +212,7 @@ def any_report() -> st.SearchStrategy[Report]:
         stall_j=maybe_numbers,
         peer_wait_j=maybe_numbers,
         underfilled_j=maybe_numbers,
+        underfilled_how=texts,
         data_wait_j=maybe_numbers,
         missing=by_name(texts),
         steps=columns(STEP_COLUMNS),
@@ -189,6 +221,10 @@ def any_report() -> st.SearchStrategy[Report]:
         kinds=st.lists(kinds, max_size=2).map(tuple),
         phases=st.lists(kinds, max_size=2).map(tuple),
         power=st.dictionaries(names, columns(POWER_COLUMNS), max_size=2),
+        state=st.dictionaries(names, columns(STATE_COLUMNS), max_size=1),
+        gpu_states=st.lists(states, max_size=2).map(tuple),
+        activity=st.dictionaries(names, columns(ACTIVITY_COLUMNS), max_size=1),
+        kind_activity=st.lists(busy, max_size=2).map(tuple),
         work=st.builds(Work, steps=counts, samples=st.none() | counts, tokens=st.none() | counts),
         observer=observers,
         devices=st.lists(devices, max_size=2).map(tuple),

@@ -15,6 +15,7 @@ from measuring import Simulated
 
 from energy_plugins import CpuEstimate, EnergyMeter, Report
 from energy_plugins.measure.drivers import Drivers, current_drivers, use_drivers
+from energy_plugins.measure.sensors import DRAIN_PERIOD_NS
 from energy_plugins.testing import Constant, GpuLost, Simulation
 from energy_plugins.testing.powercap import PowercapTree, Zone, amd, intel, multi_die
 
@@ -203,7 +204,7 @@ def test_a_counter_set_back_is_told_and_not_guessed(machine: Simulation, tmp_pat
         meter.stop()
     (package,) = meter.report().cpu_domains
     assert any("package-0: its counter jumped" in warning for warning in meter.report().warnings)
-    assert 1 - package.coverage == pytest.approx(1.2 / 70, rel=1e-3)
+    assert 1 - package.coverage == pytest.approx(DRAIN_PERIOD_NS * 1e-9 / 70, rel=1e-3)
     assert package.energy_j == pytest.approx(150.0 * (60 - 0.6), abs=150.0)
 
 

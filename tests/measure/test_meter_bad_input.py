@@ -312,14 +312,14 @@ def test_a_disk_that_fills_up_ends_the_columns_but_not_the_training(
     steady: Simulation, tmp_path: Path, disk_of: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     meter = EnergyMeter(folder=tmp_path / "run")
-    with disk_of(8192), warned("columns end early"), meter:
-        for _ in range(400):
+    with disk_of(16384), warned("columns end early"), meter:
+        for _ in range(800):
             with meter.step(samples=1):
                 steady.advance(0.1)
     report = meter.report()
-    assert report.total_j == pytest.approx(40 * POWER_W, rel=2e-3)
-    assert report.work.steps == 400
-    assert 0 < report.steps.rows < 400
+    assert report.total_j == pytest.approx(80 * POWER_W, rel=2e-3)
+    assert report.work.steps == 800
+    assert 0 < report.steps.rows < 800
     assert any("columns end early" in text and "too large" in text for text in report.warnings)
     assert np.isfinite(report.steps["energy_j"]).all()
 

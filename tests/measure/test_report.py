@@ -134,6 +134,12 @@ def test_sections_of_others_survive(saved: Path, tmp_path: Path) -> None:
     assert Report.load(report.save(tmp_path / "again")) == report
 
 
+def test_a_report_from_before_a_key_existed_is_read(saved: Path, typical_report: Report) -> None:
+    later = ("state", "activity", "gpu_states", "kind_activity", "underfilled_how")
+    edit(saved, lambda values: [values.pop(key) for key in later])
+    assert Report.load(saved) == typical_report
+
+
 def test_extra_may_not_shadow_a_field(tmp_path: Path, typical_report: Report) -> None:
     with pytest.raises(ReportError, match=r"extra may not hold \['total_j'\]"):
         dataclasses.replace(typical_report, extra={"total_j": 1}).save(tmp_path)

@@ -225,3 +225,28 @@ def test_closing_twice_changes_nothing() -> None:
     before = (list(timeline.steps), list(timeline.spans), dict(timeline.faults))
     timeline.close(12, NAMES)
     assert (timeline.steps, timeline.spans, timeline.faults) == before
+
+
+def test_steps_work_from_the_end_of_their_stall() -> None:
+    timeline = fed(
+        begin(RUN, 0),
+        begin(STEP, 10),
+        end(STEP, 20),
+        begin(WAIT, 20),
+        end(WAIT, 26),
+        begin(STEP, 30),
+        end(STEP, 40),
+        begin(STEP, 45),
+    )
+    assert timeline.working(0, 100) == [(10, 20), (30, 40), (45, 100)]
+    assert timeline.working(15, 35) == [(15, 20), (30, 35)]
+    assert timeline.working(21, 29) == []
+
+
+def test_a_step_works_after_the_wait_that_it_begins_with() -> None:
+    waiting = fed(begin(STEP, 0), end(STEP, 10), begin(STEP, 10), begin(WAIT, 10))
+    assert waiting.working(0, 100) == [(0, 10)]
+    waiting.feed(log(end(WAIT, 60)))
+    assert waiting.working(0, 100) == [(0, 10), (60, 100)]
+    waiting.feed(log(begin(FORWARD, 70), end(FORWARD, 80), end(STEP, 90)))
+    assert waiting.working(0, 100) == [(0, 10), (60, 90)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.quantity import bar, bounded, duration, percent, quantity, shares
-from energy_plugins.measure.report import STEP_COLUMNS, KindTotal, Report, Work
+from energy_plugins.measure.report import STEP_COLUMNS, GpuState, KindActivity, KindTotal, Report, Work
 
 TYPICAL = """\
 digits-cnn                           run 20261121-100000-7f3a on node7, started 2026-11-21T10:00:00Z
@@ -121,6 +121,53 @@ def test_gpus_share_the_total_and_the_host_is_beside_it(typical_report: Report) 
 def test_an_estimate_is_called_one(typical_report: Report) -> None:
     report = dataclasses.replace(typical_report, cpu_estimate_j=1200.0, cpu_estimate_label="ESTIMATE, not measured")
     assert "cpu estimate  1.200 kJ; ESTIMATE, not measured" in str(report).splitlines()
+
+
+def test_what_held_the_gpus_back_is_said_where_something_did(typical_report: Report) -> None:
+    (device,) = typical_report.devices
+    state = GpuState(
+        uuid=device.uuid,
+        readings=50,
+        sm_clock_mhz=1410.2,
+        max_temperature_c=71.0,
+        utilisation=0.9,
+        min_limit_w=400.0,
+        max_limit_w=700.0,
+        requested_limit_w=450.0,
+        default_limit_w=700.0,
+        throttled=0.35,
+        reasons={"gpu_idle": 0.5, "hw_thermal_slowdown": 0.02, "sw_power_cap": 0.34},
+    )
+    text = " ".join(str(dataclasses.replace(typical_report, gpu_states=(state,))).split())
+    assert (
+        "throttled gpu 0 35.0 % of the time (sw_power_cap 34 %, hw_thermal_slowdown 2 %), SM clock 1410 MHz on average "
+        "power limit gpu 0 400.0 W, below its requested 450.0 W; gpu 0 400.0 W, below its default 700.0 W "
+    ) in text
+    calm = dataclasses.replace(state, throttled=0.01, min_limit_w=None)
+    assert str(dataclasses.replace(typical_report, gpu_states=(calm,))) == TYPICAL
+
+
+def test_a_kinds_limit_stands_with_its_figures(typical_report: Report) -> None:
+    step = KindActivity(
+        kind="step",
+        duration_s=50.0,
+        own=0.97,
+        bound="compute-bound",
+        sm=0.99,
+        occupancy=None,
+        tensor=0.9,
+        dram=None,
+        nvlink_rx_bytes_per_s=None,
+        nvlink_tx_bytes_per_s=None,
+    )
+    shared = dataclasses.replace(step, kind="forward", own=0.4, bound="mixed")
+    unknown = dataclasses.replace(step, kind="validate", bound=None)
+    text = " ".join(str(dataclasses.replace(typical_report, kind_activity=(step, shared, unknown))).split())
+    assert (
+        "limited by step compute-bound (SM 99 %, tensor 90 %); forward mixed (SM 99 %, tensor 90 %, readings shared"
+        in text
+    )
+    assert "validate (" not in text
 
 
 def test_tokens_and_an_idle_baseline(typical_report: Report) -> None:

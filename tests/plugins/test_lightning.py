@@ -288,6 +288,13 @@ class TestFigures:
             ).fit(Model(), loader(8))
         assert monitor.report is not None
 
+    def test_activity_if_asked_for(self, simulation: Simulation, tmp_path: Path) -> None:
+        model = Model(lambda _: simulation.gpus[0].launch(ops=8e13, wait=True))
+        make_trainer(tmp_path, EnergyMonitor(activity=True)).fit(model, loader(20))
+        (columns,) = load(tmp_path).activity.values()
+        assert columns.rows >= 1
+        assert columns["tensor"].max() > 0.5
+
     def test_one_table_and_where_the_report_is(
         self, simulation: Simulation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -437,12 +444,14 @@ class TestSettings:
                 "--trainer.callbacks+=energy_plugins.lightning.EnergyMonitor",
                 "--trainer.callbacks.phases_every_n_steps=7",
                 "--trainer.callbacks.devices=[0]",
+                "--trainer.callbacks.activity=true",
                 f"--trainer.callbacks.folder={tmp_path}",
             ],
         )
         monitor = next(callback for callback in vars(cli.trainer)["callbacks"] if isinstance(callback, EnergyMonitor))
         assert monitor._phases_every_n_steps == 7
         assert monitor._devices == [0]
+        assert monitor._activity
 
     def test_without_lightning_the_import_names_the_remedy(self) -> None:
         code = (
