@@ -39,6 +39,8 @@ enum EpSimFaultKind : std::int32_t {
     kNoSampleBuffer,
     kNoCounter,
     kCounterReset,  // at from_ns
+    kNoProcesses,   // none is listed, whoever computes
+    kForeignPids,   // they are listed by numbers of another pid namespace
 };
 
 struct EpSimFault {

@@ -37,6 +37,7 @@ class Live:
     gpu_power_w: tuple[float, ...]
     steps: int = 0
     step_j: float = 0.0
+    step_s: float = 0.0
     samples: int = 0
     tokens: int = 0
     data_wait_j: float = 0.0
@@ -208,6 +209,7 @@ class Collector:
             gpu_power_w=tuple(track.builder.last_w for track in self.settlement.tracks),
             steps=before.steps + len(ready),
             step_j=before.step_j + step_j,
+            step_s=before.step_s + sum(step.end_ns - step.start_ns for step in ready) * 1e-9,
             samples=before.samples + sum(max(step.samples, 0) for step in ready),
             tokens=before.tokens + sum(max(step.tokens, 0) for step in ready),
             data_wait_j=before.data_wait_j + wait_j,

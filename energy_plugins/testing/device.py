@@ -12,6 +12,7 @@ from energy_plugins.testing.faults import (
     Fault,
     GpuLost,
     Hang,
+    HiddenProcesses,
     MissingSymbol,
     NoCounter,
     NoPermission,
@@ -109,6 +110,8 @@ def _describe(fault: Fault, now_ns: int) -> library.CFault:
             kind = library.FaultKind.NO_COUNTER
         case CounterReset():
             kind, at_s = library.FaultKind.COUNTER_RESET, fault.at_s
+        case HiddenProcesses():
+            kind = library.FaultKind.FOREIGN_PIDS if fault.foreign_pids else library.FaultKind.NO_PROCESSES
         case WallClockStep():
             raise TypeError("the wall clock belongs to no GPU")
     from_ns = now_ns + round(at_s * 1e9)

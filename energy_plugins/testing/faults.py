@@ -53,10 +53,27 @@ class CounterReset:
 
 
 @dataclass(frozen=True)
+class HiddenProcesses:
+    """The driver does not tell who computes, as in a container: it lists nobody, or numbers of another pid namespace."""
+
+    foreign_pids: bool = False
+
+
+@dataclass(frozen=True)
 class WallClockStep:
     """The wall clock jumps by ``seconds``, at once and for all processes. Healing does not undo it."""
 
     seconds: float
 
 
-Fault = NoPermission | GpuLost | Hang | MissingSymbol | NoSampleBuffer | NoCounter | CounterReset | WallClockStep
+Fault = (
+    NoPermission
+    | GpuLost
+    | Hang
+    | MissingSymbol
+    | NoSampleBuffer
+    | NoCounter
+    | CounterReset
+    | HiddenProcesses
+    | WallClockStep
+)

@@ -54,6 +54,8 @@ class FaultKind(IntEnum):
     NO_SAMPLE_BUFFER = 4
     NO_COUNTER = 5
     COUNTER_RESET = 6
+    NO_PROCESSES = 7
+    FOREIGN_PIDS = 8
 
 
 class CFault(ctypes.Structure):
