@@ -183,6 +183,13 @@ class EnergyMeter:
             self._seen = now
         return Progress.between(now, before, run.own, run.start_ns)
 
+    def drawn_j(self) -> float:
+        """Return about how many joules were drawn since the window opened, 0 if none is open.
+
+        Those of the last second or so are a guess by the mean power: it is for decisions, not for reports.
+        """
+        return 0.0 if self.run is None else self.run.drawn_j()
+
     def stopped_because(self, reason: str) -> None:
         """Have the report say why the training was ended early."""
         if self.run is not None:

@@ -232,9 +232,7 @@ def _idle_j(devices: tuple[DeviceInfo, ...], duration_s: float) -> float | None:
 
 def _devices_missing(devices: tuple[DeviceInfo, ...]) -> dict[str, str]:
     missing = {
-        f"others {device.uuid}": device.others.reason
-        for device in devices
-        if device.others.company is Company.UNKNOWN
+        f"others {device.uuid}": device.others.reason for device in devices if device.others.company is Company.UNKNOWN
     }
     without = [device.uuid for device in devices if device.idle_w is None]
     if without or not devices:

@@ -133,6 +133,12 @@ class Run:
         self._collector.live_wanted = True
         return self._collector.live
 
+    def drawn_j(self) -> float:
+        """Return about what was drawn until now: what is known, and the mean power for the second or so that is not."""
+        live = self.live()
+        known_j, known_ns = sum(live.gpu_j), live.t_ns - self.start_ns
+        return known_j * (self._clock.now_ns() - self.start_ns) / known_ns if known_ns > 0 else 0.0
+
     def finish(self) -> Report:
         """Close the window and return its report."""
         self._end_ns = self._clock.now_ns()

@@ -54,7 +54,7 @@ class CounterReset:
 
 @dataclass(frozen=True)
 class HiddenProcesses:
-    """The driver does not tell who computes, as in a container: it lists nobody, or numbers of another pid namespace."""
+    """As in a container, the driver does not tell who computes: it lists nobody, or another namespace's numbers."""
 
     foreign_pids: bool = False
 
