@@ -106,7 +106,7 @@ class Pace:
     steps: float = 0.0
     step_s: float = 0.0
     step_j: float = 0.0
-    """Weighed sums."""
+    """Of late: sums in which what is older counts less."""
 
     def seen(self, spent: Spent) -> Pace:
         """Return the pace with ``spent`` taken into account; figures without a new step change nothing."""
@@ -117,12 +117,13 @@ class Pace:
             return self
         age = max(elapsed_s / _RECENT_S, steps / (_RECENT_SHARE * spent.steps))
         kept = 0.5**age
+        fresh = (1 - kept) / (age * math.log(2))  # the new figures have begun to fade too: the mean over their time
         return Pace(
             self.first,
             spent,
-            kept * self.steps + steps,
-            kept * self.step_s + spent.step_s - self.last.step_s,
-            kept * self.step_j + spent.step_j - self.last.step_j,
+            kept * self.steps + fresh * steps,
+            kept * self.step_s + fresh * (spent.step_s - self.last.step_s),
+            kept * self.step_j + fresh * (spent.step_j - self.last.step_j),
         )
 
     def forecast(self, steps_left: int | None, *, made: int, seconds_left: float | None = None) -> Forecast | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,9 +19,12 @@ from energy_plugins.measure.report import (
     POWER_COLUMNS,
     SPAN_COLUMNS,
     STEP_COLUMNS,
+    Company,
     DeviceInfo,
     KindTotal,
     Observer,
+    Others,
+    ProcessInfo,
     Report,
     Work,
 )
@@ -154,6 +158,14 @@ def any_report() -> st.SearchStrategy[Report]:
         driver=names,
         sensors=st.lists(names, max_size=2).map(tuple),
         reasons=by_name(texts),
+        others=st.builds(
+            Others,
+            company=st.sampled_from(Company),
+            processes=st.lists(st.builds(ProcessInfo, pid=counts, name=names), max_size=2).map(tuple),
+            reason=texts,
+        ),
+        idle_w=maybe_numbers,
+        idle_measured=names | st.datetimes().map(datetime.isoformat),
     )
     kinds = st.builds(kind, names | texts, counts, numbers, maybe_numbers, maybe_numbers, numbers)
     return st.builds(
@@ -190,6 +202,7 @@ def any_report() -> st.SearchStrategy[Report]:
         versions=by_name(names),
         config=by_name(json_values),
         warnings=st.lists(texts, max_size=12).map(tuple),
+        stopped=texts,
         extra=st.dictionaries(names.map("x_".__add__), json_values, max_size=2),
     )
 
