@@ -184,6 +184,11 @@ class EnergyMonitor(Callback):
             if self._budget.spent(watch.earlier_j):
                 self._stop(watch, "")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to watch the budget, when a resumed trainer knows its steps."""
+        if self._watch is not None:
+            self._watch.begin()
+
     @_guarded
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open a span for validating; the sanity check before training is none."""
@@ -665,10 +670,14 @@ class _Watch:
         self.own_expected_j = 0.0
         """What it will have drawn at the end, NaN if that is not known."""
         self._all_j = 0.0
-        self._first_step = trainer.global_step
-        self._next_step = self._first_step + 1
+        self._first_step = self._next_step = 0
         self._stopped = self._has_warned = False
         self._minima = trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps
+
+    def begin(self) -> None:
+        """Count steps from here."""
+        self._first_step = self.trainer.global_step
+        self._next_step = self._first_step + 1
 
     def due(self) -> bool:
         """Tell whether it is time to look: after the same optimizer step on all ranks."""

@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 from energy_plugins.testing import Simulation, simulated_gpus
 
+pytest.register_assert_rewrite("energy_plugins.testing.contract")
+
 # The same examples every time, and no complaint about a slow machine: a failure must mean a fault.
 settings.register_profile(
     "repeatable",

@@ -6,6 +6,7 @@ import math
 import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +102,8 @@ def _utilisation(uuids: Sequence[str]) -> Iterator[tuple[str, int]]:
                 continue
             yield uuid, int(rates.gpu)
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def _refuse_work(report: Report, busiest: Mapping[str, int]) -> None:

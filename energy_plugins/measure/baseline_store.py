@@ -149,7 +149,7 @@ def _read(path: Path) -> dict[str, dict[str, Section]]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return {}
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - it is a descriptor
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ReportError(f"{path} is no ordinary file")
@@ -159,7 +159,9 @@ def _read(path: Path) -> dict[str, dict[str, Section]]:
             raise ReportError(f"{path} may be written by others: chmod 600 it, if what it says is yours")
         if found.st_size > _MOST_BYTES:
             raise ReportError(f"{path} is too large to be a file of baselines")
-        content = file.read(_MOST_BYTES)
+        content = os.read(descriptor, _MOST_BYTES)
+    finally:
+        os.close(descriptor)
     section = parse(content, str(path))
     if section.count("version") != 1:
         raise section.error("version", "is not 1: it was written by another version of energy-plugins")

@@ -42,6 +42,10 @@ class Live:
     tokens: int = 0
     data_wait_j: float = 0.0
     stall_j: float = 0.0
+    stepped_ns: int = 0
+    """The end of the last of these steps, 0 before there is one."""
+    stepped_j: float = 0.0
+    """Drawn until then, in steps and between them."""
 
 
 class Collector:
@@ -203,6 +207,7 @@ class Collector:
         cut = np.cumsum([len(own), len(waits)])
         step_j, wait_j, stall_j = (float(part.sum()) for part in np.split(spent, cut))
         before = self.live
+        stepped_j = sum(float(ends[len(own)]) - self._before_j(row) for row, (_, ends) in enumerate(energy))
         self.live = Live(
             t_ns=max(horizon_ns, before.t_ns),
             gpu_j=tuple(float(ends[0]) - self._before_j(row) for row, (_, ends) in enumerate(energy)),
@@ -214,6 +219,8 @@ class Collector:
             tokens=before.tokens + sum(max(step.tokens, 0) for step in ready),
             data_wait_j=before.data_wait_j + wait_j,
             stall_j=before.stall_j + stall_j,
+            stepped_ns=ready[-1].end_ns if ready else before.stepped_ns,
+            stepped_j=stepped_j if ready else before.stepped_j,
         )
 
     def _horizon_ns(self) -> int:

@@ -19,10 +19,10 @@ first steps are soon forgotten, and a change of pace is soon followed."""
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What a run has spent by some time, and what of it in its steps, as far as that has been resolved."""
+    """What a run has spent until the end of a step, and what of it in its steps."""
 
     t_s: float
-    """Since the run began."""
+    """That end, since the run began."""
     energy_j: float
     steps: int
     step_s: float

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def look_at(uuids: Sequence[str], proc: Path = PROC) -> dict[str, Look]:
     try:
         return {uuid: _look_at_one(uuid, proc) for uuid in uuids}
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):  # somebody else in this process may have done it
+            pynvml.nvmlShutdown()
 
 
 def sees_all_processes(proc: Path = PROC) -> bool:
@@ -161,7 +163,11 @@ class Neighbours:
 
 def _look_at_one(uuid: str, proc: Path) -> Look:
     try:
-        listed = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        try:
+            listed = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(gpu)
+        except pynvml.NVMLError_FunctionNotFound:
+            listed = pynvml.nvmlDeviceGetComputeRunningProcesses_v2(gpu)  # drivers before 510
     except pynvml.NVMLError as error:
         return Look(failure=str(error))
     return sort_out([process.pid for process in listed], os.getpid(), proc)

@@ -28,7 +28,7 @@ class Progress:
     gpu_j: Mapping[str, float]
     gpu_power_w: Mapping[str, float]
     spent: Spent
-    """The same since the run began."""
+    """What was spent until the end of the last step that is resolved."""
 
     @classmethod
     def between(cls, now: Live, before: Live | None, uuids: tuple[str, ...], start_ns: int) -> Self | None:
@@ -51,5 +51,11 @@ class Progress:
             stall_j=(now.stall_j - before.stall_j) / steps if steps else None,
             gpu_j=dict(zip(uuids, now.gpu_j, strict=True)),
             gpu_power_w=dict(zip(uuids, now.gpu_power_w, strict=True)),
-            spent=Spent(t_s=elapsed_s, energy_j=total_j, steps=now.steps, step_s=now.step_s, step_j=now.step_j),
+            spent=Spent(
+                t_s=(now.stepped_ns - start_ns) * 1e-9 if now.steps else 0.0,
+                energy_j=now.stepped_j,
+                steps=now.steps,
+                step_s=now.step_s,
+                step_j=now.step_j,
+            ),
         )

@@ -42,7 +42,7 @@ def paced(*figures: tuple[int, float, float], rest_s: float = 0.0, rest_j: float
 
 def expected(pace: Pace, left: int, **more: float) -> Forecast:
     assert pace.last is not None
-    forecast = pace.forecast(left, made=pace.last.steps, **more)  # type: ignore[arg-type]
+    forecast = pace.forecast(left, made=pace.last.steps, **more)
     assert forecast is not None
     return forecast
 
@@ -121,7 +121,7 @@ def test_a_limit_of_time_alone_is_an_end() -> None:
 
 
 def walk(limits: Limits, per_epoch: int, each: int, start: int) -> int:
-    """Count the batches after the first ``start`` as a trainer does: a step every ``each``, and one at an epoch's end."""
+    """Count all batches as a trainer does, and compare those after the first ``start`` with what is foretold."""
     epoch, batch, steps, made = 0, 0, 0, 0
     position = None
     while epoch < (limits.epochs or 10**9) and steps < (limits.optimizer_steps or 10**9):
