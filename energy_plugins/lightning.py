@@ -695,9 +695,10 @@ class _Watch:
 
     def total_j(self, own_j: float) -> float:
         """Return what all ranks have drawn, about, by what this one has drawn now and all had at the last look."""
-        if self.trainer.world_size == 1:
-            return self.earlier_j + own_j
-        return self.earlier_j + own_j * (self._all_j / self.own_j if self.own_j else self.trainer.world_size)
+        ranks = self.trainer.world_size
+        total_j = self.earlier_j + own_j * (self._all_j / self.own_j if self.own_j and ranks > 1 else ranks)
+        # The last second's joules are a guess. One that came out lower by now does not give anything back.
+        return max(total_j, self.budget.energy_j) if self._stopped else total_j
 
     def stop(self) -> None:
         """Have the trainer end the fit, whatever minimum it was given."""

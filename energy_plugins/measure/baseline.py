@@ -27,8 +27,9 @@ _LEAST_COVERAGE = 0.9
 _BUSY_PERCENT = 5
 """Utilisation from which a GPU is at work: an idle one shows 0."""
 _MOST_SPREAD = 0.15
-"""Largest distance between the 5th and 95th percentile of an idle GPU's power samples, as a share of their median. The
-noise of a sample is below 1 % (benchmarks/results); work moves the power by tens of per cent."""
+"""Largest distance between the 5th and 95th percentile of an idle GPU's power samples, as a share of their median.
+
+It was 6 % on an H200 before its work began (benchmarks/results/h200_lightning_report); work moves the power far more."""
 
 
 @dataclass(frozen=True)

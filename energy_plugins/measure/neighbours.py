@@ -102,9 +102,12 @@ class Neighbours:
     def __init__(self, uuids: Sequence[str], clock: Clock, proc: Path = PROC) -> None:
         self.cpu_s = 0.0
         """CPU time the looks took."""
+        self.computing = False
+        """Whether this process surely computes on them itself; written by the run."""
         self._uuids = tuple(uuids)
         self._clock = clock
         self._proc = proc
+        self._sees_all = sees_all_processes(proc)
         self._seen: Mapping[str, Look] = {}
         self._looked_ns = 0
         self._ended = threading.Event()
@@ -134,9 +137,9 @@ class Neighbours:
         if self._thread is not None:
             self._thread.join(_JOIN_S)
 
-    def others(self, uuid: str, *, computing: bool) -> Others:
-        """Return who else computed on a GPU; ``computing``: this process surely computed on it."""
-        return judge(self._seen.get(uuid), computing=computing, sees_all=sees_all_processes(self._proc))
+    def others(self, uuid: str) -> Others:
+        """Return who else computed on a GPU."""
+        return judge(self._seen.get(uuid), computing=self.computing, sees_all=self._sees_all)
 
     def warnings(self) -> list[str]:
         """Return a sentence for each stranger seen so far."""
@@ -144,7 +147,7 @@ class Neighbours:
             f"another process (pid {process.pid}, {process.name}) used GPU {uuid} during the run: "
             "its joules are in these numbers"
             for uuid in self._uuids
-            for process in self.others(uuid, computing=False).processes
+            for process in self.others(uuid).processes
         ]
 
     def _look_now_and_then(self) -> None:

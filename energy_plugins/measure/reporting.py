@@ -205,8 +205,6 @@ def _observer(collector: Collector, state: State) -> Observer:
 
 def _devices(facts: Facts, state: State) -> tuple[DeviceInfo, ...]:
     plan, idle = facts.plan, facts.baselines.idle
-    # Events were recorded on the GPU of this process, and with several it is not known here which that is.
-    computing = state.marks.events > 0 and len(plan.sampled) == 1
     return tuple(
         DeviceInfo(
             uuid=gpu.mig or gpu.uuid,
@@ -217,7 +215,7 @@ def _devices(facts: Facts, state: State) -> tuple[DeviceInfo, ...]:
             reasons=plan.reasons.get(gpu.uuid, {})
             if gpu.mig is None
             else {"power": "a MIG slice has no sensor of its own"},
-            others=state.neighbours.others(gpu.uuid, computing=computing),
+            others=state.neighbours.others(gpu.uuid),
             idle_w=idle[gpu.uuid].power_w if gpu.mig is None and gpu.uuid in idle else None,
             idle_measured=idle[gpu.uuid].measured if gpu.mig is None and gpu.uuid in idle else "",
         )

@@ -322,6 +322,8 @@ class Run:
             self._warn(text)
 
     def _note_errors(self) -> None:
+        # Events were recorded on the GPU of this process, and with several it is not known here which that is.
+        self._neighbours.computing = self._marks.stats.events > 0 and len(self.uuids) == 1
         for text in self._neighbours.warnings():
             self._warn(text)
         if self._sampler is not None:
