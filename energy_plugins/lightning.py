@@ -177,12 +177,11 @@ class EnergyMonitor(Callback):
         if self._budget is not None:
             earlier_j = self._earlier_fit_j
             # A training that had no budget counted this rank only.
-            watch = _Watch(
-                trainer, self._budget, self._earlier_j * trainer.world_size if earlier_j is None else earlier_j
-            )
-            self._watch = watch
-            if self._budget.spent(watch.earlier_j):
-                self._stop(watch, "")
+            earlier_j = self._earlier_j * trainer.world_size if earlier_j is None else earlier_j
+            self._watch = watch = _Watch(trainer, self._budget, earlier_j)
+            if self._budget.spent(earlier_j):
+                watch.stop()
+                self._say_stopped(watch, "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch the budget, when a resumed trainer knows its steps."""
@@ -270,7 +269,8 @@ class EnergyMonitor(Callback):
         if watch is not None and watch.due():
             self._tell(watch)
             if watch.look():
-                self._stop(watch, self._save_spent(trainer))
+                watch.stop()
+                self._say_stopped(watch, self._save_spent(trainer))
 
     @_guarded
     def _close_step(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
@@ -341,8 +341,7 @@ class EnergyMonitor(Callback):
             forecast = self._run.forecast()
             watch.own_expected_j = math.nan if forecast is None else forecast.energy_j
 
-    def _stop(self, watch: _Watch, checkpoint: str) -> None:
-        watch.stop()
+    def _say_stopped(self, watch: _Watch, checkpoint: str) -> None:
         self._note_stop(f"{watch.budget} spent")
         if watch.trainer.is_global_zero:
             kept = f"; checkpoint: {checkpoint}" if checkpoint else ""
@@ -364,7 +363,7 @@ class EnergyMonitor(Callback):
         except (OSError, RuntimeError) as error:
             if trainer.world_size > 1:
                 raise  # the other ranks wait for this one
-            warnings.warn(f"The energy budget is spent, and no checkpoint saved: {error}", RuntimeWarning, stacklevel=3)
+            _warn(f"the energy budget is spent, and no checkpoint saved: {error}")
             return ""
         return path
 
@@ -381,7 +380,7 @@ class EnergyMonitor(Callback):
         if self._progress_bar and bar is not None:
             run.replace(bar, "get_metrics", partial(self._in_bar, bar.get_metrics))
         if self._budget is not None and not (run.meter.run and run.meter.run.own):
-            warnings.warn(f"energy: no GPU is measured, so no {self._budget} can be kept", RuntimeWarning, stacklevel=3)
+            _warn(f"no GPU is measured, so no {self._budget} can be kept")
 
     def _in_bar(self, get_metrics: Callable[..., dict[str, Any]], /, *args: object, **kwargs: object) -> dict[str, Any]:
         shown = get_metrics(*args, **kwargs)
@@ -723,10 +722,13 @@ class _Watch:
 
     def _warn(self, expected_j: float) -> None:
         if self.trainer.is_global_zero:
-            text = (
-                f"this fit will need about {j_to_kwh(expected_j):.2g} kWh and be ended when its {self.budget} is spent"
-            )
-            warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
+            about = f"this fit will need about {j_to_kwh(expected_j):.2g} kWh"
+            _warn(f"{about} and be ended when its {self.budget} is spent")
+
+
+def _warn(text: str) -> None:
+    with suppress(RuntimeWarning):  # where warnings are errors, this one must still not end the training
+        warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
 
 
 def _fit_state(fit_j: float | None) -> dict[str, float]:

@@ -29,7 +29,7 @@ _BUSY_PERCENT = 5
 _MOST_SPREAD = 0.15
 """Largest distance between the 5th and 95th percentile of an idle GPU's power samples, as a share of their median.
 
-It was 6 % on an H200 before its work began (benchmarks/results/h200_lightning_report); work moves the power far more."""
+It was 6 % on an H200 before its work began (benchmarks/results/h200_lightning_report); work moves power far more."""
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,9 @@ class TestBudget:
         why = f"{monitor.report.stopped}; checkpoint: {saved}"
         said = f"EnergyMonitor ends the fit after step {trainer.global_step}: {why}"
         assert capsys.readouterr().out.count(said) == 1
-        assert torch.load(saved, weights_only=True)["global_step"] == trainer.global_step
+        state = torch.load(saved, weights_only=True)
+        assert state["global_step"] == trainer.global_step
+        assert state["callbacks"]["EnergyMonitor"]["fit_j"] >= 100 * STEP_J
 
     def test_a_budget_that_is_enough_changes_nothing(self, virtual: Simulation, tmp_path: Path) -> None:
         trainer, monitor = fit_with_budget(virtual, tmp_path, 300)
