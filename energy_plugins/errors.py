@@ -4,6 +4,7 @@
 
     EnergyError                     everything this package raises on purpose
     ├── DeviceError (ValueError)    a GPU that is unknown, or not one that this process may use
+    ├── BusyError (RuntimeError)    a GPU that should be idle is at work
     ├── NvmlError (RuntimeError)    a call of NVML failed; has .call and .code
     ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
     ├── ReportError                 a report folder that cannot be written, or a report that cannot be read
@@ -19,6 +20,10 @@ class EnergyError(Exception):
 
 class DeviceError(EnergyError, ValueError):
     """A GPU was named that does not exist, or that this process may not use."""
+
+
+class BusyError(EnergyError, RuntimeError):
+    """A GPU that should be idle is at work; the message says how that was seen."""
 
 
 class NvmlError(EnergyError, RuntimeError):

@@ -25,17 +25,21 @@ except ModuleNotFoundError as error:
     raise ImportError("Lightning is missing: pip install energy-plugins[lightning]") from error
 
 from energy_plugins.errors import DeviceError, EnergyError
+from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.devices import visible_gpus
 from energy_plugins.measure.drivers import current_drivers
+from energy_plugins.measure.forecast import Forecast, Limits, Pace, Position, batches_left, in_short
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.spans import Kind
+from energy_plugins.units import j_to_kwh
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import Timer
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
     from energy_plugins.measure.report import Report
@@ -51,6 +55,7 @@ else:
 
     _lightning = _installed()
     Callback = _lightning.Callback
+    Timer = _lightning.callbacks.Timer
     MisconfigurationException = _lightning.utilities.exceptions.MisconfigurationException
 
 __all__ = ["EnergyMonitor"]
@@ -90,8 +95,10 @@ class EnergyMonitor(Callback):
     start of its fetch to the end of its work on the GPU. Metrics are logged under ``energy/`` on logging steps, late by
     at most 1.5 s: ``total_j`` (which carries on when training resumes from a checkpoint), ``avg_power_w``, per step
     ``step_j``, ``data_wait_j`` and ``stall_j``, ``samples_per_j`` and ``tokens_per_j`` where they are known, and
-    ``gpu{i}/total_j`` and ``gpu{i}/power_w``. ``energy/total_j`` is in ``trainer.callback_metrics`` too, so early
-    stopping and pruning can monitor it. Nothing here synchronises with the device or copies to or from it.
+    ``gpu{i}/total_j`` and ``gpu{i}/power_w``; and what to expect of the whole fit, ``forecast_kwh`` and, in seconds to
+    its end, ``forecast_s``, where it has a known end. ``energy/total_j`` is in ``trainer.callback_metrics`` too, so
+    early stopping and pruning can monitor it. Nothing here synchronises with the device or copies to or from it, except
+    that the ranks of a fit with a budget agree on it now and then.
 
     Every fit, validate, test or predict leaves one report folder, and the last one is `report`. A run that cannot be
     measured warns once and goes on.
@@ -107,9 +114,13 @@ class EnergyMonitor(Callback):
         table: Whether to print the report as a table at the end.
         activity: Whether to read once a second how busy the GPU's parts are (Hopper and newer), so that the report can
             call each kind of work compute-, memory- or launch-bound.
+        energy_budget_kwh: The most that a fit may draw on the GPUs of all ranks, in kilowatt-hours, what it drew before
+            it was resumed included. Once that is spent a checkpoint ``energy_budget.ckpt`` is written, beside those of
+            the trainer's ModelCheckpoint or into ``default_root_dir``, and the fit ends as after early stopping, with a
+            last validation. It ends even if ``min_epochs`` or ``min_steps`` ask for more.
 
     Raises:
-        ValueError: If ``phases_every_n_steps`` is negative.
+        ValueError: If ``phases_every_n_steps`` is negative, or ``energy_budget_kwh`` is no positive number.
 
     Example::
 
@@ -130,6 +141,7 @@ class EnergyMonitor(Callback):
         devices: list[int] | None = None,
         table: bool = True,  # noqa: FBT001, FBT002
         activity: bool = False,  # noqa: FBT001, FBT002
+        energy_budget_kwh: float | None = None,
     ) -> None:
         if phases_every_n_steps < 0:
             raise ValueError(f"phases_every_n_steps is {phases_every_n_steps}: give 0 for never, or a positive number")
@@ -141,8 +153,12 @@ class EnergyMonitor(Callback):
         self._devices = devices
         self._table = table
         self._activity = activity
+        self._budget = None if energy_budget_kwh is None else Budget.of_kwh(energy_budget_kwh)
         self._earlier_j = 0.0
+        self._earlier_fit_j: float | None = None
+        """Of all ranks, which `_earlier_j` is not; None if nobody counted."""
         self._run: _Run | None = None
+        self._watch: _Watch | None = None
         self._report: Report | None = None
         self._warned = False
 
@@ -157,13 +173,24 @@ class EnergyMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Count from zero, unless a checkpoint is loaded after this."""
         if stage == "fit":
-            self._earlier_j = 0.0
+            self._earlier_j, self._earlier_fit_j = 0.0, None
 
-    @_guarded
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start measuring, when the model is on its device."""
-        self._start(trainer)
-        self._begin(Kind.FIT)
+        """Start measuring, when the model is on its device; end the fit at once if its budget is spent already."""
+        self._start_fit(trainer)
+        if self._budget is not None:
+            earlier_j = self._earlier_fit_j
+            # A training that had no budget counted this rank only.
+            earlier_j = self._earlier_j * trainer.world_size if earlier_j is None else earlier_j
+            self._watch = watch = _Watch(trainer, self._budget, earlier_j)
+            if self._budget.spent(earlier_j):
+                watch.stop()
+                self._say_stopped(watch, "")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to watch the budget, when a resumed trainer knows its steps."""
+        if self._watch is not None:
+            self._watch.begin()
 
     @_guarded
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -236,16 +263,28 @@ class EnergyMonitor(Callback):
         if self._run is not None:
             self._run.steps.enter(Kind.OPTIMIZER)
 
-    @_guarded
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Close the step, and log if this is a logging step."""
+        """Close the step, log if this is a logging step, and end the fit when its budget is spent."""
+        self._close_step(trainer, pl_module, batch)
+        watch = self._watch
+        # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        if watch is not None and watch.due():
+            self._tell(watch)
+            if watch.look():
+                watch.stop()
+                self._say_stopped(watch, self._save_spent(trainer))
+
+    @_guarded
+    def _close_step(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
         if self._run is None:
             return
         self._run.steps.close(*_work(batch))
+        self._run.made += 1
         if (self._log or self._progress_bar) and not trainer.barebones and _is_logging_step(trainer):
-            for key, value in self._run.figures(self._earlier_j, peek=False).items():
+            figures = self._run.figures(self._earlier_j, peek=False) | self._run.prospects(self._earlier_j)
+            for key, value in figures.items():
                 pl_module.log(
                     key,
                     _metric(value),
@@ -278,21 +317,78 @@ class EnergyMonitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the joules of this training so far, earlier runs included, and the run that counts them."""
         self._refresh()
-        if self._run is None or not self._run.fitting:
-            return {"total_j": self._earlier_j, "run": ""}
-        return {"total_j": self._earlier_j + self._run.total_j, "run": self._run.key}
+        run, watch = self._run, self._watch
+        if run is None or not run.fitting:
+            return {"total_j": self._earlier_j, "run": "", **_fit_state(self._earlier_fit_j)}
+        fit_j = None if watch is None else watch.total_j(run.drawn_j)
+        return {"total_j": self._earlier_j + run.drawn_j, "run": run.key, **_fit_state(fit_j)}
 
     @_guarded
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Carry on from the joules of an earlier run; the state of the present run changes nothing."""
         if self._run is None or state_dict["run"] != self._run.key:
             self._earlier_j = float(state_dict["total_j"])
+            self._earlier_fit_j = float(state_dict["fit_j"]) if "fit_j" in state_dict else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in this process only: copies and other processes measure anew."""
-        return {**self.__dict__, "_run": None, "_report": None}
+        return {**self.__dict__, "_run": None, "_watch": None, "_report": None}
+
+    # The budget of energy.
+
+    @_guarded
+    def _tell(self, watch: _Watch) -> None:
+        """Say what this rank has drawn and expects to; nothing if it measures nothing."""
+        watch.own_j = watch.own_expected_j = 0.0
+        if self._run is not None and self._run.counts:
+            watch.own_j = self._run.meter.drawn_j()
+            forecast = self._run.forecast()
+            watch.own_expected_j = math.nan if forecast is None else forecast.energy_j
+
+    def _say_stopped(self, watch: _Watch, checkpoint: str) -> None:
+        self._note_stop(f"{watch.budget} spent")
+        if watch.trainer.is_global_zero:
+            kept = f"; checkpoint: {checkpoint}" if checkpoint else ""
+            step = watch.trainer.global_step
+            sys.stdout.write(f"\nEnergyMonitor ends the fit after step {step}: {watch.budget} spent{kept}\n")
+            sys.stdout.flush()
+
+    @_guarded
+    def _note_stop(self, reason: str) -> None:
+        if self._run is not None:
+            self._run.meter.stopped_because(reason)
+
+    def _save_spent(self, trainer: Trainer) -> str:
+        """Save a checkpoint, on all ranks at once, and return its path; on one device a failure is a warning."""
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
+        path = os.path.join(folder, "energy_budget.ckpt")  # noqa: PTH118 - it may be a URL
+        try:
+            trainer.save_checkpoint(path)
+        except (OSError, RuntimeError) as error:
+            if trainer.world_size > 1:
+                raise  # the other ranks wait for this one
+            _warn(f"the energy budget is spent, and no checkpoint saved: {error}")
+            return ""
+        return path
 
     # What the hooks share.
+
+    @_guarded
+    def _start_fit(self, trainer: Trainer) -> None:
+        self._start(trainer)
+        self._begin(Kind.FIT)
+        run = self._run
+        if run is None:
+            return
+        bar = trainer.progress_bar_callback
+        if self._progress_bar and bar is not None:
+            run.replace(bar, "get_metrics", partial(self._in_bar, bar.get_metrics))
+        if self._budget is not None and not (run.meter.run and run.meter.run.own):
+            _warn(f"no GPU is measured, so no {self._budget} can be kept")
+
+    def _in_bar(self, get_metrics: Callable[..., dict[str, Any]], /, *args: object, **kwargs: object) -> dict[str, Any]:
+        shown = get_metrics(*args, **kwargs)
+        return {**shown, "energy": self._run.in_short} if self._run is not None and self._run.in_short else shown
 
     def _start(self, trainer: Trainer) -> None:
         self._finish()
@@ -306,7 +402,11 @@ class EnergyMonitor(Callback):
             config["data_wait"] = "not measured: this version of Lightning does not call out around a fetch"
         meter = EnergyMeter(self._name, devices, folder=folder, config=config, activity=self._activity)
         meter.start()
-        self._run = run = _Run(trainer, meter, folder)
+        # GPUs that are not the rank's own may be measured by its neighbours too.
+        counts = trainer.local_rank == 0 or (self._devices is None and devices is not None)
+        self._run = run = _Run(trainer, meter, folder, counts=counts)
+        if self._log or self._progress_bar or self._budget is not None:
+            meter.latest(peek=True)  # figures are made from now on, so that no step is missing in them
         atexit.register(self._finish)
         run.replace(trainer, "save_checkpoint", partial(self._saving, trainer.save_checkpoint))
         if bracket is not None:
@@ -321,6 +421,9 @@ class EnergyMonitor(Callback):
     @_guarded
     def _finish(self) -> None:
         run, self._run = self._run, None
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
         if run is None or run.owner != os.getpid():  # a forked child that exits leaves the run to its parent
             return
         atexit.unregister(self._finish)
@@ -329,7 +432,9 @@ class EnergyMonitor(Callback):
         if report.total_j is not None:
             total_j = report.total_j + (self._earlier_j if run.fitting else 0.0)
             run.trainer.callback_metrics["energy/total_j"] = _metric(total_j)
-            self._earlier_j = total_j if run.fitting else self._earlier_j
+            if run.fitting:
+                self._earlier_j = total_j
+                self._earlier_fit_j = None if watch is None else watch.total_j(report.total_j)
         if self._table and run.trainer.is_global_zero:
             where = f"\nReport: {run.folder}" if run.folder is not None else ""
             sys.stdout.write(f"\n{report}{where}\n")
@@ -360,7 +465,7 @@ class EnergyMonitor(Callback):
     @_guarded
     def _refresh(self) -> None:
         if self._run is not None:
-            self._run.figures(self._earlier_j)
+            self._run.drawn_j = self._run.meter.drawn_j()
 
     @_guarded
     def _begin(self, kind: Kind) -> None:
@@ -401,7 +506,7 @@ class EnergyMonitor(Callback):
 class _Run:
     """One fit, validate, test or predict that is being measured: whatever lives only as long as it."""
 
-    def __init__(self, trainer: Trainer, meter: EnergyMeter, folder: Path | None) -> None:
+    def __init__(self, trainer: Trainer, meter: EnergyMeter, folder: Path | None, *, counts: bool) -> None:
         self.key = uuid.uuid4().hex
         self.owner = os.getpid()
         self.trainer = trainer
@@ -409,10 +514,17 @@ class _Run:
         self.folder = folder
         self.fitting = trainer.state.fn == "fit"
         self.steps = _Steps(meter, current_drivers().clock.now_ns)
-        self.total_j = 0.0
+        self.counts = counts
+        """Whether its joules are no other rank's too."""
+        self.made = 0
+        """Steps."""
+        self.drawn_j = 0.0
+        self.in_short = ""
+        """What the progress bar shows."""
+        self._pace = Pace()
         self._replaced = ExitStack()
 
-    def replace(self, owner: object, name: str, replacement: Callable[..., None]) -> None:
+    def replace(self, owner: object, name: str, replacement: Callable[..., object]) -> None:
         """Shadow a method of ``owner`` until the run is closed, unless someone shadows ours by then."""
         attributes = vars(owner)
         before = attributes.get(name)
@@ -435,7 +547,6 @@ class _Run:
         progress = self.meter.latest(peek=peek)
         if progress is None:
             return {}
-        self.total_j = progress.total_j
         figures: dict[str, float | None] = {
             "energy/total_j": progress.total_j + (earlier_j if self.fitting else 0.0),
             "energy/avg_power_w": progress.avg_power_w,
@@ -452,6 +563,28 @@ class _Run:
                 "energy/tokens_per_j": progress.tokens_per_j,
             }
         return {key: value for key, value in figures.items() if value is not None and math.isfinite(value)}
+
+    def forecast(self) -> Forecast | None:
+        """Return what to expect of this run, None while too little is known or if its end is not."""
+        progress = self.meter.latest(peek=True)
+        if progress is None:
+            return None
+        self._pace = self._pace.seen(progress.spent)
+        limits = _limits(self.trainer)
+        left = batches_left(limits, _position(self.trainer))
+        return self._pace.forecast(left, made=self.made, seconds_left=limits.seconds_left)
+
+    def prospects(self, earlier_j: float) -> dict[str, float]:
+        """Return the forecast by the keys under which it is logged, and have the progress bar show it."""
+        progress, forecast = self.meter.latest(peek=True), self.forecast()
+        if progress is not None:
+            self.in_short = in_short(progress.total_j + earlier_j, forecast, earlier_j)
+        if forecast is None:
+            return {}
+        return {
+            "energy/forecast_kwh": j_to_kwh(forecast.energy_j + earlier_j),
+            "energy/forecast_s": forecast.left_s,
+        }
 
     def close(self) -> None:
         """Put everything back and stop the meter."""
@@ -527,8 +660,111 @@ class _Steps:
         self._meter.end(Kind.DATA_WAIT, event=False, at_ns=end_ns)
 
 
+class _Watch:
+    """The energy budget of one fit. Every rank has one, they look together, and all decide alike."""
+
+    def __init__(self, trainer: Trainer, budget: Budget, earlier_j: float) -> None:
+        self.trainer = trainer
+        self.budget = budget
+        self.earlier_j = earlier_j
+        """Of all ranks, before this fit was resumed."""
+        self.own_j = 0.0
+        """What this rank drew in this fit; of GPUs that no other rank counts."""
+        self.own_expected_j = 0.0
+        """What it will have drawn at the end, NaN if that is not known."""
+        self._all_j = 0.0
+        self._first_step = self._next_step = 0
+        self._stopped = self._has_warned = False
+        self._minima = trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps
+
+    def begin(self) -> None:
+        """Count steps from here."""
+        self._first_step = self.trainer.global_step
+        self._next_step = self._first_step + 1
+
+    def due(self) -> bool:
+        """Tell whether it is time to look: after the same optimizer step on all ranks."""
+        return not self._stopped and self.trainer.global_step >= self._next_step
+
+    def look(self) -> bool:
+        """Tell whether the budget is spent, and warn of a fit that will spend it before its end. Collective."""
+        self._all_j, expected_j = self._sum(self.own_j, self.own_expected_j)
+        total_j, step = self.earlier_j + self._all_j, self.trainer.global_step
+        self._next_step = step + self.budget.steps_to_next_look(total_j, self._all_j, step - self._first_step)
+        if self.earlier_j + expected_j > self.budget.energy_j and not self._has_warned:
+            self._has_warned = True
+            self._warn(self.earlier_j + expected_j)
+        return self.budget.spent(total_j)
+
+    def total_j(self, own_j: float) -> float:
+        """Return what all ranks have drawn, about, by what this one has drawn now and all had at the last look."""
+        ranks = self.trainer.world_size
+        total_j = self.earlier_j + own_j * (self._all_j / self.own_j if self.own_j and ranks > 1 else ranks)
+        # The last second's joules are a guess. One that came out lower by now does not give anything back.
+        return max(total_j, self.budget.energy_j) if self._stopped else total_j
+
+    def stop(self) -> None:
+        """Have the trainer end the fit, whatever minimum it was given."""
+        self._stopped = True
+        loop = self.trainer.fit_loop
+        loop.min_epochs, loop.epoch_loop.min_steps = 0, None
+        self.trainer.should_stop = True
+
+    def close(self) -> None:
+        """Put back what was found."""
+        if self._stopped:
+            loop = self.trainer.fit_loop
+            loop.min_epochs, loop.epoch_loop.min_steps = self._minima
+
+    def _sum(self, *joules: float) -> tuple[float, ...]:
+        if self.trainer.world_size == 1:
+            return joules
+        own = torch.tensor(joules, dtype=torch.float64, device=self.trainer.strategy.root_device)
+        summed = self.trainer.strategy.reduce(own, reduce_op="sum")
+        assert isinstance(summed, torch.Tensor)  # noqa: S101 - as what was given
+        return tuple(summed.tolist())
+
+    def _warn(self, expected_j: float) -> None:
+        if self.trainer.is_global_zero:
+            about = f"this fit will need about {j_to_kwh(expected_j):.2g} kWh"
+            _warn(f"{about} and be ended when its {self.budget} is spent")
+
+
+def _warn(text: str) -> None:
+    with suppress(RuntimeWarning):  # where warnings are errors, this one must still not end the training
+        warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
+
+
+def _fit_state(fit_j: float | None) -> dict[str, float]:
+    return {} if fit_j is None else {"fit_j": fit_j}
+
+
+def _limits(trainer: Trainer) -> Limits:
+    """Return what may end the fit, in Lightning's words: -1 and infinity are no limit."""
+    batches, epochs, steps = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
+    timers = (callback.time_remaining() for callback in vars(trainer)["callbacks"] if isinstance(callback, Timer))
+    return Limits(
+        batches_per_epoch=int(batches) if math.isfinite(batches) else None,
+        epochs=None if epochs is None or epochs < 0 else epochs,
+        optimizer_steps=None if steps < 0 else steps,
+        batches_per_optimizer_step=(
+            trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else None
+        ),
+        seconds_left=min((left for left in timers if left is not None), default=None),
+    )
+
+
+def _position(trainer: Trainer) -> Position:
+    return Position(
+        epochs=trainer.current_epoch,
+        batches=trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+        optimizer_steps=trainer.global_step,
+    )
+
+
 _TOTALS = ("energy/total_j", "energy/avg_power_w")
-_IN_PROGRESS_BAR = ("energy/total_j", "energy/step_j")
+_IN_PROGRESS_BAR = ("energy/step_j",)
+"""Beside the text that `_Run.in_short` holds."""
 
 
 _BEFORE_FETCH, _AFTER_FETCH = "_on_before_fetch", "_on_after_fetch"

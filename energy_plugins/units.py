@@ -24,3 +24,8 @@ def j_to_wh(energy_j: float) -> float:
 def j_to_kwh(energy_j: float) -> float:
     """Convert joules to kilowatt-hours, the unit of an electricity bill."""
     return energy_j / (1e3 * JOULES_PER_WH)
+
+
+def kwh_to_j(energy_kwh: float) -> float:
+    """Convert kilowatt-hours to joules."""
+    return energy_kwh * 1e3 * JOULES_PER_WH

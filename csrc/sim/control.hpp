@@ -43,6 +43,8 @@ enum EpSimFaultKind : std::int32_t {
     kNoCounter,
     kCounterReset,  // at from_ns
     kNotSupported,  // call: one function, or the name of one field of nvmlDeviceGetFieldValues
+    kNoProcesses,   // none is listed, whoever computes
+    kForeignPids,   // they are listed by numbers of another pid namespace
 };
 
 struct EpSimFault {

@@ -143,6 +143,16 @@ unsigned live_clients(const Device& device, pid_t (&pids)[sim::kMaxClients]) {
     return count;
 }
 
+// What the driver lists, which in a container need not be what runs.
+unsigned listed_clients(const Device& device, std::int64_t now_ns, pid_t (&pids)[sim::kMaxClients]) {
+    constexpr pid_t kBeyondEveryPid = 1 << 22;  // PID_MAX_LIMIT (include/linux/threads.h)
+    if (sim::has_fault(device, kNoProcesses, now_ns)) return 0;
+    const unsigned count = live_clients(device, pids);
+    const bool foreign = sim::has_fault(device, kForeignPids, now_ns);
+    for (unsigned i = 0; foreign && i < count; ++i) pids[i] += kBeyondEveryPid;
+    return count;
+}
+
 nvmlReturn_t memory_info(nvmlDevice_t handle, const char* call, nvmlMemory_t& out) {
     const auto cost = [](Device&, std::int64_t) { return kMemoryInfoNs; };
     return timed(handle, call, cost, [&](State& state, Device& device, std::int64_t) {
@@ -586,9 +596,9 @@ NVML_API nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t handle, nvmlMemory_v2_t* out) {
 }
 NVML_API nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t handle, unsigned* count, nvmlProcessInfo_t* out) {
     if (count == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
-    return quick(handle, __func__, [&](State&, Device& device, std::int64_t) {
+    return quick(handle, __func__, [&](State&, Device& device, std::int64_t now_ns) {
         pid_t pids[sim::kMaxClients];
-        const unsigned found = live_clients(device, pids);
+        const unsigned found = listed_clients(device, now_ns, pids);
         const unsigned room = out == nullptr ? 0 : *count;
         *count = found;
         if (found > room) return NVML_ERROR_INSUFFICIENT_SIZE;

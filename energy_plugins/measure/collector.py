@@ -37,10 +37,15 @@ class Live:
     gpu_power_w: tuple[float, ...]
     steps: int = 0
     step_j: float = 0.0
+    step_s: float = 0.0
     samples: int = 0
     tokens: int = 0
     data_wait_j: float = 0.0
     stall_j: float = 0.0
+    stepped_ns: int = 0
+    """The end of the last of these steps, 0 before there is one."""
+    stepped_j: float = 0.0
+    """Drawn until then, in steps and between them."""
 
 
 class Collector:
@@ -209,16 +214,20 @@ class Collector:
         cut = np.cumsum([len(own), len(waits)])
         step_j, wait_j, stall_j = (float(part.sum()) for part in np.split(spent, cut))
         before = self.live
+        stepped_j = sum(float(ends[len(own)]) - self._before_j(row) for row, (_, ends) in enumerate(energy))
         self.live = Live(
             t_ns=max(horizon_ns, before.t_ns),
             gpu_j=tuple(float(ends[0]) - self._before_j(row) for row, (_, ends) in enumerate(energy)),
             gpu_power_w=tuple(track.builder.last_w for track in self.settlement.tracks),
             steps=before.steps + len(ready),
             step_j=before.step_j + step_j,
+            step_s=before.step_s + sum(step.end_ns - step.start_ns for step in ready) * 1e-9,
             samples=before.samples + sum(max(step.samples, 0) for step in ready),
             tokens=before.tokens + sum(max(step.tokens, 0) for step in ready),
             data_wait_j=before.data_wait_j + wait_j,
             stall_j=before.stall_j + stall_j,
+            stepped_ns=ready[-1].end_ns if ready else before.stepped_ns,
+            stepped_j=stepped_j if ready else before.stepped_j,
         )
 
     def _horizon_ns(self) -> int:

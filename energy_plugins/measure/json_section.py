@@ -7,11 +7,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NoReturn, TypeAlias, cast
+from typing import NoReturn, TypeAlias, TypeVar, cast
 
 import numpy as np
 
 from energy_plugins.errors import ReportError
+
+_E = TypeVar("_E", bound=Enum)
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -52,6 +54,10 @@ class Section:
     source: str
     prefix: str = ""
 
+    def has(self, key: str) -> bool:
+        """Tell whether there is such a key: reports of earlier versions lack some."""
+        return key in self.values
+
     def text(self, key: str) -> str:
         """Read text."""
         value = self._value(key)
@@ -60,6 +66,14 @@ class Section:
     def maybe_text(self, key: str) -> str | None:
         """Read text, or null."""
         return None if self._value(key) is None else self.text(key)
+
+    def one_of(self, key: str, kinds: type[_E]) -> _E:
+        """Read the value of a member of an enumeration."""
+        value = self._value(key)
+        for member in kinds:
+            if member.value == value:
+                return member
+        return self._refuse(key, f"one of {', '.join(str(member.value) for member in kinds)}")
 
     def flag(self, key: str) -> bool:
         """Read true or false."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from energy_plugins.errors import EnergyError
+from energy_plugins.measure.baseline import Baseline, measure_baseline
 from energy_plugins.measure.collector import Live
 from energy_plugins.measure.cpu_estimate import CpuEstimate
 from energy_plugins.measure.devices import Gpu
@@ -87,6 +88,20 @@ class EnergyMeter:
         """The open window: for framework modules and tests."""
         self._final: Report | None = None
         self._seen: Live | None = None
+
+    @staticmethod
+    def baseline(seconds: float = 10.0, devices: Sequence[int | str | Gpu] | None = None) -> Baseline:
+        """Measure what GPUs draw while nothing runs on them, all visible ones if ``devices`` are left out.
+
+        It is remembered on this node for this user, and reports of later runs say how much of their joules is above
+        it. Do it before CUDA is used, or in a process of its own: a CUDA context alone draws more.
+
+        Raises:
+            ValueError: ``seconds`` is no number from 2 on.
+            BusyError: a GPU is at work, or a process has it open.
+            DeviceError: a GPU is not there, or cannot be measured.
+        """
+        return measure_baseline(seconds, devices)
 
     @property
     def running(self) -> bool:
@@ -181,6 +196,18 @@ class EnergyMeter:
         if not peek:
             self._seen = now
         return Progress.between(now, before, run.own, run.start_ns)
+
+    def drawn_j(self) -> float:
+        """Return about how many joules were drawn since the window opened, 0 if none is open.
+
+        Those of the last second or so are a guess by the mean power: it is for decisions, not for reports.
+        """
+        return 0.0 if self.run is None else self.run.drawn_j()
+
+    def stopped_because(self, reason: str) -> None:
+        """Have the report say why the training was ended early."""
+        if self.run is not None:
+            self.run.stopped = reason
 
     def report(self) -> Report:
         """Return the report: of the window that was closed last, or of what has been settled of the open one.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from energy_plugins.measure.collector import Live
+from energy_plugins.measure.forecast import Spent
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Progress:
     stall_j: float | None
     gpu_j: Mapping[str, float]
     gpu_power_w: Mapping[str, float]
+    spent: Spent
+    """What was spent until the end of the last step that is resolved."""
 
     @classmethod
     def between(cls, now: Live, before: Live | None, uuids: tuple[str, ...], start_ns: int) -> Self | None:
@@ -48,4 +51,11 @@ class Progress:
             stall_j=(now.stall_j - before.stall_j) / steps if steps else None,
             gpu_j=dict(zip(uuids, now.gpu_j, strict=True)),
             gpu_power_w=dict(zip(uuids, now.gpu_power_w, strict=True)),
+            spent=Spent(
+                t_s=(now.stepped_ns - start_ns) * 1e-9 if now.steps else 0.0,
+                energy_j=now.stepped_j,
+                steps=now.steps,
+                step_s=now.step_s,
+                step_j=now.step_j,
+            ),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import datetime
 
 _PREFIXES = {-3: "n", -2: "u", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
 _DIGITS = 4
@@ -45,6 +46,18 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     minutes, hours = whole // 60, whole // 3600
     return f"{minutes} min {whole % 60:02d} s" if hours == 0 else f"{hours:,} h {minutes % 60:02d} min"
+
+
+def age_at(then: str, now: str) -> str:
+    """Return how long before ``now`` it was ``then``: ``3 days``, ``2 h 07 min``; nothing if that cannot be told.
+
+    Both are times in ISO 8601.
+    """
+    try:
+        age = datetime.fromisoformat(now) - datetime.fromisoformat(then)
+    except (ValueError, TypeError):  # no time at all, or only one of them has a zone
+        return ""
+    return f"{age.days} days" if age.days > 1 else duration(max(age.total_seconds(), 0.0))
 
 
 def bar(fraction: float, width: int = 20) -> str:

@@ -38,12 +38,15 @@ from energy_plugins.measure.report_parts import (
     SPAN_COLUMNS,
     STATE_COLUMNS,
     STEP_COLUMNS,
+    Company,
     CpuDomain,
     DeviceInfo,
     GpuState,
     KindActivity,
     KindTotal,
     Observer,
+    Others,
+    ProcessInfo,
     Work,
 )
 from energy_plugins.measure.summary import text_table
@@ -55,12 +58,15 @@ __all__ = [
     "SPAN_COLUMNS",
     "STATE_COLUMNS",
     "STEP_COLUMNS",
+    "Company",
     "CpuDomain",
     "DeviceInfo",
     "GpuState",
     "KindActivity",
     "KindTotal",
     "Observer",
+    "Others",
+    "ProcessInfo",
     "Report",
     "Work",
     "activity_folder",
@@ -122,6 +128,7 @@ class Report:
     coverage: float = 0.0
     """Fraction of the window that readings cover."""
     idle_j: float | None = None
+    """What the measured GPUs would have drawn doing nothing for as long, by their idle baseline."""
     stall_j: float | None = None
     peer_wait_j: float | None = None
     underfilled_j: float | None = None
@@ -154,6 +161,8 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, JSON] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    stopped: str = ""
+    """Why the training was ended early, where this package did it."""
     extra: Mapping[str, JSON] = field(default_factory=dict)
     """Sections of ``report.json`` that this version does not know, kept through load and save."""
 
@@ -161,6 +170,11 @@ class Report:
     def avg_power_w(self) -> float | None:
         """Mean power over the window in watts."""
         return _ratio(self.total_j, self.duration_s)
+
+    @property
+    def above_idle_j(self) -> float | None:
+        """Joules beyond what the same GPUs would have drawn doing nothing; None without a baseline."""
+        return None if self.total_j is None or self.idle_j is None else self.total_j - self.idle_j
 
     @property
     def joules_per_sample(self) -> float | None:
@@ -235,6 +249,8 @@ def _json(value: object) -> JSON:
             return {"rows": value.rows, "columns": dict(value.schema)}
         case Work() | Observer() | CpuDomain() | DeviceInfo() | KindTotal() | GpuState() | KindActivity():
             return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        case Others() | ProcessInfo():
+            return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
         case Mapping():
             return {str(name): _json(item) for name, item in value.items()}
         case tuple():
@@ -308,6 +324,7 @@ def _read(section: Section, folder: Path) -> Report:
         versions=section.text_by_name("versions"),
         config=section.json_by_name("config"),
         warnings=section.texts("warnings") + losses,
+        stopped=section.text("stopped") if section.has("stopped") else "",
         extra=section.others({_VERSION_KEY, *_KEYS}),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from energy_plugins.measure.columns import Schema
 from energy_plugins.measure.json_section import Section
@@ -79,7 +80,7 @@ class Observer:
     mark_s: float = 0.0
     """Time the training thread spent in marks."""
     collect_s: float = 0.0
-    """CPU time spent on turning samples into joules."""
+    """CPU time spent on turning samples into joules, and on looking for other processes on the GPUs."""
     dropped: int = 0
     """Samples and marks lost because a ring was full."""
     marks: int = 0
@@ -101,6 +102,47 @@ class Observer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProcessInfo:
+    """A process on this node."""
+
+    pid: int
+    name: str
+
+    @classmethod
+    def read(cls, section: Section) -> ProcessInfo:
+        """Read it from JSON; raises ReportError."""
+        return cls(pid=section.count("pid"), name=section.text("name"))
+
+
+class Company(Enum):
+    """Whether others computed on a GPU while it was measured."""
+
+    NONE = "none"
+    SOME = "some"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Others:
+    """Who else computed on a GPU while it was measured, whose joules are then in its numbers."""
+
+    company: Company = Company.UNKNOWN
+    processes: tuple[ProcessInfo, ...] = ()
+    """Those seen, if there were some."""
+    reason: str = "nobody looked"
+    """Why it is not known."""
+
+    @classmethod
+    def read(cls, section: Section) -> Others:
+        """Read it from JSON; raises ReportError."""
+        return cls(
+            company=section.one_of("company", Company),
+            processes=tuple(ProcessInfo.read(process) for process in section.sections("processes")),
+            reason=section.text("reason"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceInfo:
     """A GPU that was measured, the sensors it has, and why it lacks others."""
 
@@ -110,6 +152,11 @@ class DeviceInfo:
     driver: str
     sensors: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    others: Others = field(default_factory=Others)
+    idle_w: float | None = None
+    """Power of this GPU when idle, from the baseline that was remembered; `Report.missing` says why there is none."""
+    idle_measured: str = ""
+    """When that baseline was measured: wall time in UTC, ISO 8601."""
 
     @classmethod
     def read(cls, section: Section) -> DeviceInfo:
@@ -121,6 +168,9 @@ class DeviceInfo:
             driver=section.text("driver"),
             sensors=section.texts("sensors"),
             reasons=section.text_by_name("reasons"),
+            others=Others.read(section.section("others")) if section.has("others") else Others(),
+            idle_w=section.maybe_number("idle_w") if section.has("idle_w") else None,
+            idle_measured=section.text("idle_measured") if section.has("idle_measured") else "",
         )
 
 

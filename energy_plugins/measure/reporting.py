@@ -5,23 +5,26 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from energy_plugins import __version__, _native
 from energy_plugins.measure.attribution import SpanEnergy
+from energy_plugins.measure.baseline_store import Remembered
 from energy_plugins.measure.collector import Collector
 from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
+from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.report import (
     ACTIVITY_COLUMNS,
     POWER_COLUMNS,
     SPAN_COLUMNS,
     STATE_COLUMNS,
     STEP_COLUMNS,
+    Company,
     DeviceInfo,
     KindTotal,
     Observer,
@@ -41,7 +44,6 @@ _VERSIONED = ("torch", "lightning", "pytorch_lightning", "transformers", "accele
 _WORTH_SAYING_S = 0.5
 
 _NOT_YET = {
-    "idle_j": "no idle baseline was measured",
     "peer_wait_j": "needs the reports of several ranks side by side",
 }
 
@@ -58,10 +60,10 @@ class Facts:
     plan: SensorPlan
     folder: Path
     """Where its columns are."""
+    baselines: Remembered
+    """Idle power of its GPUs."""
     activity: bool = False
     """Whether the activity lane is on."""
-    idle_w: Mapping[str, float] = field(default_factory=dict)
-    """Power of an idle GPU by UUID, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class State:
     sampler: _native.SamplerStats | None
     cpu: CpuEnergy
     warnings: tuple[str, ...]
+    neighbours: Neighbours
+    stopped: str
 
 
 def compose(facts: Facts, collector: Collector, state: State) -> Report:
@@ -85,8 +89,10 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
     gpus = collector.settlement.window(end_ns)
     whole = _sum(gpus)
     gpu_j = {gpu.uuid: _measured(energy.joules[0]) for gpu, energy in zip(plan.gpus, gpus, strict=True)}
-    lanes = collector.lanes.report(state.names, facts.idle_w)
+    lanes = collector.lanes.report(state.names, facts.baselines.idle_w)
+    devices = _devices(facts, state)
     missing = {**state.cpu.missing, **_NOT_YET, **_waste_missing(totals.steps), **lanes.missing}
+    missing |= _devices_missing(devices)
     if whole is None:
         missing["total_j"] = plan.nothing_because or (
             "no power samples arrived" if plan.gpus else "this process has only slices of GPUs"
@@ -118,6 +124,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         cpu_estimate_label=state.cpu.estimate_label,
         error_bound_j=whole.bound if whole else None,
         coverage=whole.coverage if whole else 0.0,
+        idle_j=_idle_j(devices, (end_ns - start_ns) * 1e-9),
         stall_j=totals.steps.stall_j if totals.steps.saw_stalls and whole else None,
         data_wait_j=totals.steps.data_wait_j if totals.steps.saw_waits and whole else None,
         underfilled_j=lanes.underfilled.energy_j,
@@ -141,11 +148,12 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
             samples=totals.steps.samples if totals.steps.saw_samples else None,
             tokens=totals.steps.tokens if totals.steps.saw_tokens else None,
         ),
-        observer=_observer(collector, state.marks, state.sampler),
-        devices=_devices(plan),
+        observer=_observer(collector, state),
+        devices=devices,
         versions=_versions(),
         config=facts.config,
         warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9),
+        stopped=state.stopped,
         extra={"shared_gpu_j": shared} if shared else {},
     )
 
@@ -203,19 +211,21 @@ def _kinds(sums: Mapping[int, KindSum], names: tuple[str, ...], *, measured: boo
     )
 
 
-def _observer(collector: Collector, marks: _native.MarkStats, sampler: _native.SamplerStats | None) -> Observer:
+def _observer(collector: Collector, state: State) -> Observer:
+    marks, sampler = state.marks, state.sampler
     return Observer(
         thread_cpu_s=sampler.thread_cpu_s if sampler else 0.0,
         driver_call_s=sampler.driver_call_s if sampler else 0.0,
         mark_s=marks.mark_ns * 1e-9,
-        collect_s=collector.collect_s,
+        collect_s=collector.collect_s + state.neighbours.cpu_s,
         dropped=marks.dropped + (sampler.dropped if sampler else 0),
         marks=marks.marks,
         events=marks.events,
     )
 
 
-def _devices(plan: SensorPlan) -> tuple[DeviceInfo, ...]:
+def _devices(facts: Facts, state: State) -> tuple[DeviceInfo, ...]:
+    plan, idle = facts.plan, facts.baselines.idle
     return tuple(
         DeviceInfo(
             uuid=gpu.mig or gpu.uuid,
@@ -226,9 +236,30 @@ def _devices(plan: SensorPlan) -> tuple[DeviceInfo, ...]:
             reasons=plan.reasons.get(gpu.uuid, {})
             if gpu.mig is None
             else {"power": "a MIG slice has no sensor of its own"},
+            others=state.neighbours.others(gpu.uuid),
+            idle_w=idle[gpu.uuid].power_w if gpu.mig is None and gpu.uuid in idle else None,
+            idle_measured=idle[gpu.uuid].measured if gpu.mig is None and gpu.uuid in idle else "",
         )
         for gpu in (*plan.gpus, *plan.slices)
     )
+
+
+def _idle_j(devices: tuple[DeviceInfo, ...], duration_s: float) -> float | None:
+    watts = [device.idle_w for device in devices]
+    return sum(idle_w * duration_s for idle_w in watts if idle_w is not None) if watts and None not in watts else None
+
+
+def _devices_missing(devices: tuple[DeviceInfo, ...]) -> dict[str, str]:
+    missing = {
+        f"others {device.uuid}": device.others.reason for device in devices if device.others.company is Company.UNKNOWN
+    }
+    without = [device.uuid for device in devices if device.idle_w is None]
+    if without or not devices:
+        missing["idle_j"] = (
+            f"no idle baseline is remembered here for {', '.join(without) or 'any GPU'}: "
+            "EnergyMeter.baseline() measures one while nothing runs"
+        )
+    return missing
 
 
 def _versions() -> dict[str, str]:

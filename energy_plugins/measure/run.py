@@ -17,6 +17,7 @@ from pathlib import Path
 from energy_plugins import _native
 from energy_plugins.errors import DeviceError, EnergyError
 from energy_plugins.measure.activity import plan_activity
+from energy_plugins.measure.baseline_store import recall
 from energy_plugins.measure.collector import Collector, Live
 from energy_plugins.measure.cpu import CpuMeter, plan_cpu
 from energy_plugins.measure.cpu_estimate import CpuEstimate
@@ -25,6 +26,7 @@ from energy_plugins.measure.drivers import Drivers, current_drivers
 from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.lanes import Lanes
+from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.report import Report, write_header
 from energy_plugins.measure.reporting import Facts, State, compose
 from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, LIVE_DRAIN_PERIOD_NS, SensorPlan, plan_sensors
@@ -85,8 +87,14 @@ class Run:
             plan=self._plan,
             folder=self._folder,
             activity=self._activity.on,
+            baselines=recall(self.own),
         )
+        self._note_doubts()
+        self.stopped = ""
+        """Why the training was ended early: for framework modules."""
         lanes = Lanes(self._plan, self._activity)
+        self._neighbours = Neighbours(self.uuids, self._clock)
+        self._neighbours.begin()
         self.start_ns = self._clock.now_ns()
         self._cpu = CpuMeter(self._cpu_plan, self.start_ns, options.cpu_estimate)
         self._marks.mark(KindCodes.RUN, begin=True)
@@ -152,17 +160,25 @@ class Run:
                 self._sampler.drain_every(LIVE_DRAIN_PERIOD_NS)
         return self._collector.live
 
+    def drawn_j(self) -> float:
+        """Return about what was drawn until now: what is known, and the mean power for the second or so that is not."""
+        live = self.live()
+        known_j, known_ns = sum(live.gpu_j), live.t_ns - self.start_ns
+        return known_j * (self._clock.now_ns() - self.start_ns) / known_ns if known_ns > 0 else 0.0
+
     def finish(self) -> Report:
         """Close the window and return its report."""
         self._end_ns = self._clock.now_ns()
         self._cpu.look(self._end_ns)
         self._marks.mark_at(KindCodes.RUN, False, self._end_ns)
+        self._neighbours.end()
         if self._sampler is not None:
             self._sampler.read_counter()
             self._clock.attach(self._tick)  # virtual time learns that something is due at once
             self._clock.sleep(max(_STOP_WAIT_S - (self._clock.now_ns() - self._end_ns) * 1e-9, 0.0))
             self._pump()
         self._end_collecting()
+        self._neighbours.join()
         with self._lock:
             if self._sampler is not None:
                 self._sampler.stop()
@@ -207,6 +223,8 @@ class Run:
             sampler=self._sampler.stats() if self._sampler is not None else None,
             cpu=self._cpu.energy(self._collector.settlement.settled_ns if final_ns is None else final_ns),
             warnings=tuple(self._warned),
+            neighbours=self._neighbours,
+            stopped=self.stopped,
         )
         return compose(self._facts, self._collector, state)
 
@@ -278,7 +296,8 @@ class Run:
                 self._collect(self._clock.now_ns())
 
     def _tick(self, now_ns: int) -> int:
-        """Virtual time's stand-in for both threads."""
+        """Virtual time's stand-in for all threads."""
+        self._neighbours.tick(now_ns)
         if self._sampler is None:
             self._marks.resolve()
             self._collect(now_ns)
@@ -336,7 +355,18 @@ class Run:
         except EnergyError as error:
             self._warn(f"the report could not be written: {error}")
 
+    def _note_doubts(self) -> None:
+        """Say what speaks against the idle baselines that are remembered."""
+        baselines, drivers = self._facts.baselines, {gpu.uuid: gpu.driver for gpu in self._plan.gpus}
+        doubts = [idle.doubts(self._facts.started, drivers[uuid]) for uuid, idle in baselines.idle.items()]
+        for text in ([baselines.trouble] if baselines.trouble else []) + [text for texts in doubts for text in texts]:
+            self._warn(text)
+
     def _note_errors(self) -> None:
+        # Events were recorded on the GPU of this process, and with several it is not known here which that is.
+        self._neighbours.computing = self._marks.stats.events > 0 and len(self.uuids) == 1
+        for text in self._neighbours.warnings():
+            self._warn(text)
         if self._sampler is not None:
             for device, text in self._sampler.take_errors():
                 self._warn(f"{self.uuids[device]}: {text}" if device >= 0 else text)

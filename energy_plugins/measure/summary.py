@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from energy_plugins.errors import ColumnError
-from energy_plugins.measure.quantity import bar, bounded, duration, percent, quantity, shares
+from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
 from energy_plugins.measure.state import NO_THROTTLING
 from energy_plugins.units import JOULES_PER_WH
 
@@ -84,7 +84,19 @@ def _energy(report: Report) -> list[str]:
         *_entry("energy", f"{joules} = {quantity(total / JOULES_PER_WH, 'Wh')}"),
         *_entry("duration", f"{duration(report.duration_s)}{mean}; {seen}"),
         *_entry("accuracy", accuracy),
+        *_above_idle(report),
     ]
+
+
+def _above_idle(report: Report) -> list[str]:
+    if report.idle_j is None or report.above_idle_j is None:
+        return []
+    known = [device for device in report.devices if device.idle_w is not None]
+    idle_w = sum(device.idle_w or 0.0 for device in known)
+    ages = sorted({age for device in known if (age := age_at(device.idle_measured, report.started))})
+    when = f"; idle power measured {' and '.join(ages)} before" if ages else ""
+    how = f" ({quantity(idle_w, 'W')}{when})" if known else ""
+    return _entry("above idle", f"{quantity(report.above_idle_j, 'J')} more than idle GPUs would have drawn{how}")
 
 
 def _work(report: Report) -> list[str]:
@@ -95,8 +107,10 @@ def _work(report: Report) -> list[str]:
         _rate(report.samples_per_j, "samples/J"),
         _rate(report.tokens_per_j, "tokens/J"),
     ]
+    ended = _entry("stopped", _clean(report.stopped)) if report.stopped else []
     lines = [", ".join(part for part in done if part), ", ".join(part for part in rates if part), _mean_step(report)]
-    return [line for i, text in enumerate(filter(None, lines)) for line in _entry("work" if i == 0 else "", text)]
+    work_lines = [line for i, text in enumerate(filter(None, lines)) for line in _entry("work" if i == 0 else "", text)]
+    return work_lines + ended
 
 
 def _mean_step(report: Report) -> str:

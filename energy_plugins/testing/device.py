@@ -12,6 +12,7 @@ from energy_plugins.testing.faults import (
     Fault,
     GpuLost,
     Hang,
+    HiddenProcesses,
     MissingSymbol,
     NoCounter,
     NoPermission,
@@ -93,7 +94,7 @@ def _uuid(index: int) -> str:
     return text.value.decode()
 
 
-def _describe(fault: Fault, now_ns: int) -> library.CFault:
+def _describe(fault: Fault, now_ns: int) -> library.CFault:  # noqa: C901 - a case for each fault
     call, at_s, back_s, seconds = "", 0.0, None, 0.0
     match fault:
         case NoPermission():
@@ -112,6 +113,8 @@ def _describe(fault: Fault, now_ns: int) -> library.CFault:
             kind, call = library.FaultKind.NOT_SUPPORTED, fault.call
         case CounterReset():
             kind, at_s = library.FaultKind.COUNTER_RESET, fault.at_s
+        case HiddenProcesses():
+            kind = library.FaultKind.FOREIGN_PIDS if fault.foreign_pids else library.FaultKind.NO_PROCESSES
         case WallClockStep():
             raise TypeError("the wall clock belongs to no GPU")
     from_ns = now_ns + round(at_s * 1e9)

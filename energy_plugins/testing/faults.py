@@ -60,6 +60,13 @@ class CounterReset:
 
 
 @dataclass(frozen=True)
+class HiddenProcesses:
+    """As in a container, the driver does not tell who computes: it lists nobody, or another namespace's numbers."""
+
+    foreign_pids: bool = False
+
+
+@dataclass(frozen=True)
 class WallClockStep:
     """The wall clock jumps by ``seconds``, at once and for all processes. Healing does not undo it."""
 
@@ -75,5 +82,6 @@ Fault = (
     | NoSampleBuffer
     | NoCounter
     | CounterReset
+    | HiddenProcesses
     | WallClockStep
 )

@@ -55,6 +55,8 @@ class FaultKind(IntEnum):
     NO_COUNTER = 5
     COUNTER_RESET = 6
     NOT_SUPPORTED = 7
+    NO_PROCESSES = 8
+    FOREIGN_PIDS = 9
 
 
 class CFault(ctypes.Structure):

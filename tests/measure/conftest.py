@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,12 +21,15 @@ from energy_plugins.measure.report import (
     SPAN_COLUMNS,
     STATE_COLUMNS,
     STEP_COLUMNS,
+    Company,
     CpuDomain,
     DeviceInfo,
     GpuState,
     KindActivity,
     KindTotal,
     Observer,
+    Others,
+    ProcessInfo,
     Report,
     Work,
 )
@@ -159,6 +163,14 @@ def any_report() -> st.SearchStrategy[Report]:
         driver=names,
         sensors=st.lists(names, max_size=2).map(tuple),
         reasons=by_name(texts),
+        others=st.builds(
+            Others,
+            company=st.sampled_from(Company),
+            processes=st.lists(st.builds(ProcessInfo, pid=counts, name=names), max_size=2).map(tuple),
+            reason=texts,
+        ),
+        idle_w=maybe_numbers,
+        idle_measured=names | st.datetimes().map(datetime.isoformat),
     )
     domains = st.builds(CpuDomain, name=texts, kind=names, source=names, energy_j=maybe_numbers, coverage=numbers)
     states = st.builds(
@@ -231,6 +243,7 @@ def any_report() -> st.SearchStrategy[Report]:
         versions=by_name(names),
         config=by_name(json_values),
         warnings=st.lists(texts, max_size=12).map(tuple),
+        stopped=texts,
         extra=st.dictionaries(names.map("x_".__add__), json_values, max_size=2),
     )
 

@@ -409,3 +409,25 @@ def test_a_header_that_could_not_be_read_again_is_never_written(tmp_path: Path, 
     with pytest.raises(ReportError, match="coverage must be a number"):
         write_header(tmp_path, dataclasses.replace(running, coverage=float("nan")))
     assert Report.load(tmp_path).coverage == running.coverage
+
+
+def test_a_report_of_an_earlier_version_is_read(saved: Path, typical_report: Report) -> None:
+    def forget(values: dict[str, Any]) -> None:
+        del values["stopped"]
+        for name in ("others", "idle_w", "idle_measured"):
+            del values["devices"][0][name]
+
+    edit(saved, forget)
+    assert Report.load(saved) == typical_report
+
+
+def test_an_unknown_company_is_refused(saved: Path) -> None:
+    edit(saved, lambda values: values["devices"][0]["others"].update(company="plenty"))
+    with pytest.raises(ReportError, match=r"devices\[0\].others.company must be one of none, some, unknown"):
+        Report.load(saved)
+
+
+def test_above_idle_needs_both(typical_report: Report) -> None:
+    assert typical_report.above_idle_j is None
+    assert dataclasses.replace(typical_report, idle_j=2351.0).above_idle_j == 10_000
+    assert dataclasses.replace(typical_report, idle_j=2351.0, total_j=None).above_idle_j is None

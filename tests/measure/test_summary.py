@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from energy_plugins.measure.columns import Columns
-from energy_plugins.measure.quantity import bar, bounded, duration, percent, quantity, shares
+from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
 from energy_plugins.measure.report import STEP_COLUMNS, GpuState, KindActivity, KindTotal, Report, Work
 
 TYPICAL = """\
@@ -284,3 +284,30 @@ def test_percent_and_bars() -> None:
     assert bar(-1.0, 2) == ".."
     assert bar(7.0, 2) == "##"
     assert bar(math.nan) == percent(math.nan) == ""
+
+
+def test_what_is_above_idle_and_how_old_the_baseline_is(typical_report: Report) -> None:
+    (device,) = typical_report.devices
+    device = dataclasses.replace(device, idle_w=120.0, idle_measured="2026-11-18T09:00:00+00:00")
+    text = str(dataclasses.replace(typical_report, idle_j=7477.2, devices=(device,)))
+    assert "above idle    4.874 kJ more than idle GPUs would have drawn (120.0 W; idle power measured 3 days" in text
+    assert "  idle       7.477 kJ  60.5 %" in text
+
+
+def test_why_it_was_stopped(typical_report: Report) -> None:
+    text = str(dataclasses.replace(typical_report, stopped="energy budget of 0.2 kWh spent"))
+    assert "\nstopped       energy budget of 0.2 kWh spent\n" in text
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "age"),
+    [
+        ("2026-11-01T00:00:00+00:00", "2026-11-21T10:00:00Z", "20 days"),
+        ("2026-11-21T08:53:00+01:00", "2026-11-21T10:00:00Z", "2 h 07 min"),
+        ("2026-11-21T11:00:00Z", "2026-11-21T10:00:00Z", "0 s"),
+        ("2026-11-21T11:00:00", "2026-11-21T10:00:00Z", ""),
+        ("lately", "2026-11-21T10:00:00Z", ""),
+    ],
+)
+def test_ages(then: str, now: str, age: str) -> None:
+    assert age_at(then, now) == age

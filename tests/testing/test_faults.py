@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from energy_plugins.testing import (
     Fault,
     GpuLost,
     Hang,
+    HiddenProcesses,
     MissingSymbol,
     NoCounter,
     NoPermission,
@@ -113,3 +115,20 @@ def test_faults_given_at_the_start_hold_for_every_gpu(simulated: Simulated) -> N
             counter_j(index)
     epoch_ns = simulation.clock.wall_ns() - simulation.clock.now_ns()
     assert epoch_ns % 10**12 == 5 * 10**9  # one step, not one for each GPU
+
+
+@pytest.mark.parametrize(("fault", "shown"), [(HiddenProcesses(), 0), (HiddenProcesses(foreign_pids=True), 1)])
+def test_hidden_processes_are_not_listed_or_by_numbers_that_nobody_has(
+    simulation: Simulation, fault: HiddenProcesses, shown: int
+) -> None:
+    def listed() -> list[int]:
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(gpu)]
+
+    simulation.gpus[0].launch(ops=1e9)
+    assert listed() == [os.getpid()]
+    simulation.gpus[0].inject(fault)
+    assert len(listed()) == shown
+    assert not [pid for pid in listed() if os.path.exists(f"/proc/{pid}")]  # noqa: PTH110 - a number
+    simulation.gpus[0].heal()
+    assert listed() == [os.getpid()]
