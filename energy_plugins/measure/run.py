@@ -40,7 +40,13 @@ class Run:
     """One window of a meter, from its start to its report."""
 
     def __init__(
-        self, name: str, devices: Sequence[int | str | Gpu] | None, folder: Path | None, config: Mapping[str, JSON]
+        self,
+        name: str,
+        devices: Sequence[int | str | Gpu] | None,
+        folder: Path | None,
+        config: Mapping[str, JSON],
+        *,
+        keep_power: bool = True,
     ) -> None:
         drivers = current_drivers()
         self.owner = os.getpid()
@@ -68,7 +74,7 @@ class Run:
         self.start_ns = self._clock.now_ns()
         self._marks.mark(KindCodes.RUN, begin=True)
         self._end_ns: int | None = None
-        self._spill = Spill(self._folder, self.uuids, self.start_ns)
+        self._spill = Spill(self._folder, self.uuids if keep_power else (), self.start_ns)
         self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill)
         self._header_ns = self.start_ns
         self._drains = 0

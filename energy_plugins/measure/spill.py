@@ -70,7 +70,9 @@ class Spill:
         )
 
     def power(self, gpu: int, t_ns: NDArray[np.int64], power_w: NDArray[np.float64]) -> None:
-        """Append power samples of a GPU."""
+        """Append power samples of a GPU, if they are kept."""
+        if not self._power:
+            return
         self._append(self._power[gpu], {"t_s": (t_ns - self._start_ns) * 1e-9, "power_w": power_w})
 
     def close(self) -> None:
