@@ -22,6 +22,9 @@ from energy_plugins.cli.check import Check
 Say = Callable[[str], None]
 """Tells what is about to be done: ``reading the energy counter of GPU 0``."""
 
+_FIRST_WORD_S = 10.0
+"""A child that has not said a word still imports what it needs, from a slow disk perhaps: no driver is to blame."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -37,7 +40,6 @@ class Probe:
 
     def __init__(self, work: Callable[[Say], Iterator[Check]]) -> None:
         reader, writer = os.pipe()
-        self._began_s = time.monotonic()
         self._pid = os.fork()
         if self._pid == 0:
             os.close(reader)
@@ -46,11 +48,13 @@ class Probe:
         self._reader = reader
 
     def answer(self, within_s: float) -> Answer:
-        """Return what was found within ``within_s`` seconds of its making. Never waits longer; ends the child."""
+        """Return what is found within ``within_s`` seconds of the child's first word. Never waits longer; ends it."""
         received, ended = bytearray(), False
-        while not ended and (left_s := self._began_s + within_s - time.monotonic()) > 0:
+        end_s = time.monotonic() + _FIRST_WORD_S
+        while not ended and (left_s := end_s - time.monotonic()) > 0:
             if select.select([self._reader], [], [], left_s)[0]:
                 part = os.read(self._reader, 1 << 16)
+                end_s = end_s if received else time.monotonic() + within_s
                 received += part
                 ended = not part
         os.close(self._reader)
