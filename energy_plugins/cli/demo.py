@@ -31,8 +31,9 @@ def command(folder: Path, *, quick: bool) -> None:
     try:
         from energy_plugins.demo import demo  # noqa: PLC0415 - takes seconds, and needs what may not be installed
     except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
         raise click.ClickException(
-            f"the demo needs {str(error.name).partition('.')[0]}, which is not installed: pip install 'energy-plugins[lightning]' scikit-learn"
+            f"the demo needs {package}, which is not installed: pip install 'energy-plugins[lightning]' scikit-learn"
         ) from error
     click.echo("loading a small data set and training on it; this takes up to a minute and a half", err=True)
     demo(folder, quick=quick)

@@ -57,7 +57,8 @@ def command(*, interval: float, once: bool, as_json: bool) -> None:
     Exit codes: 0 ended by Ctrl-C or --once, 1 there is no GPU to watch, 2 wrong use, 128+N ended by signal N.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup it lives on
+            signal.signal(number, _leave)
     try:
         reader = GpuReader(interval)
         gpus = reader.gpus(_DRIVER_ANSWERS_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, Simulated, call, first_line, started, surroundings
+from commands import COMMAND, Simulated, call, first_line, started, surroundings, wait_until
 from terminal import at_terminal
 
 from energy_plugins.measure.report import Report
-from energy_plugins.testing import Constant, GpuLost
+from energy_plugins.testing import Constant, GpuLost, Hang
 
 TELLS_OF_SIGNALS = """
 import signal, sys, time
@@ -113,7 +114,7 @@ def test_the_command_starts_with_the_signals_that_we_started_with(tmp_path: Path
 def signal_sets(status: str) -> dict[str, int]:
     """Return sets of signals by name, less the two that glibc keeps to itself: its posix_spawn always ignores them."""
     own = 1 << (32 - 1) | 1 << (33 - 1)
-    lines = (line.split(":") for line in status.splitlines())
+    lines = (line.split(":") for line in status.splitlines() if re.match("Sig(Blk|Ign)|ShdPnd", line))
     return {name: int(value, 16) & ~own for name, value in lines}
 
 
@@ -123,7 +124,7 @@ def signal_sets(status: str) -> dict[str, int]:
     ids=lambda number: number.name,
 )
 def test_a_signal_sent_to_us_is_passed_on(simulated: Simulated, tmp_path: Path, number: signal.Signals) -> None:
-    arguments = ("run", "--quiet", "-o", tmp_path / "out", *python(TELLS_OF_SIGNALS, "1"))
+    arguments = ("run", "--quiet", "-o", str(tmp_path / "out"), *python(TELLS_OF_SIGNALS, "1"))
     with started(*arguments, on=simulated()) as process:
         assert first_line(process) == "ready\n"
         process.send_signal(number)
@@ -133,7 +134,7 @@ def test_a_signal_sent_to_us_is_passed_on(simulated: Simulated, tmp_path: Path, 
 
 
 def test_a_command_that_does_not_end_gets_every_signal_and_is_never_killed(tmp_path: Path) -> None:
-    arguments = ("run", "--quiet", "-o", tmp_path / "out", *python(TELLS_OF_SIGNALS, "3"))
+    arguments = ("run", "--quiet", "-o", str(tmp_path / "out"), *python(TELLS_OF_SIGNALS, "3"))
     with started(*arguments) as process:
         assert first_line(process) == "ready\n"
         heard = Path(f"/proc/{child_of(process)}/status")
@@ -150,6 +151,19 @@ def child_of(process: subprocess.Popen[str]) -> int:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 1
     return int(children[0])
+
+
+def test_a_signal_that_comes_before_the_command_runs_is_not_lost(simulated: Simulated, tmp_path: Path) -> None:
+    slow = simulated(faults=[Hang("nvmlDeviceGetName", 1.0)])
+    arguments = ("run", "--quiet", "-o", str(tmp_path / "out"), "--", "touch", str(tmp_path / "marker"))
+    with started(*arguments, on=slow) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        term = 1 << (signal.SIGTERM - 1)
+        wait_until(lambda: signal_sets(status.read_text())["SigBlk"] & term != 0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    assert not (tmp_path / "marker").exists()
+    assert Report.load(tmp_path / "out").complete
 
 
 def test_ctrl_c_reaches_the_command_once_and_the_report_is_written(simulated: Simulated, tmp_path: Path) -> None:
