@@ -239,12 +239,14 @@ def test_a_driver_that_does_not_start(broken_driver: Path, how: str, name: str, 
 def test_a_hanging_probe_leaves_no_process_and_no_open_output() -> None:
     def hang(say: Say) -> Iterator[Check]:
         yield Check("pid", Status.OK, str(os.getpid()))
+        yield from (Check("stream", Status.OK, str(Path(f"/proc/self/fd/{number}").readlink())) for number in range(3))
         say("hanging")
         time.sleep(3600)
 
     answer = Probe(hang).answer(0.5)
     assert (answer.unfinished, answer.died) == ("hanging", False)
-    (check,) = answer.checks
+    check, *streams = answer.checks
+    assert [stream.found for stream in streams] == [os.devnull] * 3
     with suppress(ChildProcessError):  # it was reaped already
         os.waitpid(int(check.found), 0)  # killed: this returns
 
