@@ -74,7 +74,7 @@ class Run:
         self.start_ns = self._clock.now_ns()
         self._marks.mark(KindCodes.RUN, begin=True)
         self._end_ns: int | None = None
-        self._spill = Spill(self._folder, self.uuids if keep_power else (), self.start_ns)
+        self._spill = Spill(self._folder, self.uuids, self.start_ns, keep_power=keep_power)
         self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill)
         self._header_ns = self.start_ns
         self._drains = 0

@@ -29,13 +29,14 @@ class Spill:
     A disk that fails ends it, once, with the error kept.
     """
 
-    def __init__(self, folder: Path, uuids: Sequence[str], start_ns: int) -> None:
+    def __init__(self, folder: Path, uuids: Sequence[str], start_ns: int, *, keep_power: bool = True) -> None:
         self.folder = folder
         self.error: ColumnError | None = None
         self._start_ns = start_ns
         self._steps = ColumnWriter(steps_folder(folder), STEP_COLUMNS)
         self._spans = ColumnWriter(spans_folder(folder), SPAN_COLUMNS)
-        self._power = [ColumnWriter(power_folder(folder, uuid), POWER_COLUMNS) for uuid in uuids]
+        kept = uuids if keep_power else ()
+        self._power = [ColumnWriter(power_folder(folder, uuid), POWER_COLUMNS) for uuid in kept]
 
     def steps(self, first: int, rows: StepRows) -> None:
         """Append settled steps, numbered from ``first``."""
