@@ -20,15 +20,21 @@ LEVELS = {
     "_native": 1,
     "measure": 2,
     "lightning": 3,
-    # For tests, examples, the demo and benchmarks: above everything, so that no other room may import it.
     "testing": 4,
+    # A training to look at: it may use a framework, and simulated GPUs where there are no others.
+    "demo": 5,
+    "cli": 6,
+    "__main__": 7,
 }
+
+# For tests, examples, benchmarks and the demo: nothing else of ours may import it, wherever it stands.
+RESERVED = {"testing": {"testing", "demo"}}
 
 FRAMEWORK_ROOMS = {
     # Who may import a framework. Whatever is not listed here is no framework.
-    "lightning": {"lightning"},
+    "lightning": {"lightning", "demo"},
     "pytorch_lightning": {"lightning"},
-    "torch": {"lightning"},
+    "torch": {"lightning", "demo"},
     "transformers": set[str](),
     "accelerate": set[str](),
     "optuna": set[str](),
@@ -83,6 +89,8 @@ def complaints(room: str, imports: Iterable[str]) -> list[str]:
             found.append(f"{room} imports {module}, not a room: import the module that holds the name")
         elif target in LEVELS and target != room and LEVELS[target] >= LEVELS[room]:
             found.append(f"{room} imports {module}, which is not below it")
+        elif room not in RESERVED.get(target, {room}):
+            found.append(f"{room} imports {module}, which it may not")
     return found
 
 
@@ -134,6 +142,9 @@ def test_modules_of_a_room_do_not_form_a_circle() -> None:
         ("units", "from energy_plugins.errors import EnergyError", "not below it"),
         ("measure", "from energy_plugins.testing import simulated_gpus", "not below it"),
         ("testing", "import pytorch_lightning", "only its own plugin"),
+        ("cli", "def late() -> None:\n    from energy_plugins.testing import simulated_gpus", "which it may not"),
+        ("cli", "import torch", "only its own plugin"),
+        ("demo", "from energy_plugins.cli.main import main", "not below it"),
     ],
 )
 def test_an_import_upward_is_found(room: str, source: str, complaint: str) -> None:
@@ -150,6 +161,8 @@ def test_an_import_upward_is_found(room: str, source: str, complaint: str) -> No
         ("testing", "from energy_plugins.measure.drivers import use_drivers"),
         ("testing", "from energy_plugins.testing.loads import Constant"),
         ("measure", "from energy_plugins import __version__"),
+        ("demo", "import torch\nfrom energy_plugins.testing import simulated_gpus"),
+        ("cli", "from energy_plugins.demo import demo\nfrom energy_plugins.measure.meter import EnergyMeter"),
     ],
 )
 def test_an_import_downward_is_fine(room: str, source: str) -> None:

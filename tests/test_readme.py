@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/measuring.md")
+DOCUMENTS = ("README.md", "docs/measuring.md", "docs/commands.md")
 PLACEHOLDER = "<<?>>"
 
 QUOTE = re.compile(r"(<<\?>>|[-+]?[\d.]+%?) <!-- results/(\w+\.json) (.+?) (\S+) -->")

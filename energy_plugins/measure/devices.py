@@ -70,14 +70,11 @@ def _mixed(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
 
 def installed_gpus() -> tuple[Gpu, ...]:
     """Return every GPU the driver shows. Raises DeviceError when there is no driver."""
-    library = current_drivers().nvml
     try:
-        if Path(library).is_absolute():
-            ctypes.CDLL(library, ctypes.RTLD_GLOBAL)  # nvidia-ml-py then finds it by its SONAME
-        pynvml.nvmlInit()
+        open_nvml()
     except (pynvml.NVMLError, OSError) as error:
         message = (
-            f"cannot open the NVIDIA driver library {library}: {error}. "
+            f"cannot open the NVIDIA driver library {current_drivers().nvml}: {error}. "
             "Is a driver installed, and are /dev/nvidia* visible here?"
         )
         raise DeviceError(message) from error
@@ -89,6 +86,19 @@ def installed_gpus() -> tuple[Gpu, ...]:
         raise DeviceError(message) from error
     finally:
         pynvml.nvmlShutdown()
+
+
+def open_nvml() -> None:
+    """Load the driver library in force and initialise NVML for nvidia-ml-py; the caller shuts it down.
+
+    Raises:
+        OSError: the library is not there.
+        pynvml.NVMLError: it does not start.
+    """
+    library = current_drivers().nvml
+    if Path(library).is_absolute():
+        ctypes.CDLL(library, ctypes.RTLD_GLOBAL)  # nvidia-ml-py then finds it by its SONAME
+    pynvml.nvmlInit()
 
 
 def select(visible: str | None, gpus: Sequence[Gpu], mig_parents: dict[str, str] | None = None) -> tuple[Gpu, ...]:

@@ -62,6 +62,7 @@ class EnergyMeter:
         cpu_estimate: what to estimate the CPU's energy from where nothing measures it; it is in no total.
         activity: whether to read how busy the GPUs' parts are, once a second (Hopper and newer; 0.3 ms each); not done
         beside a running DCGM profiler, which the report then says.
+        keep_power: whether the report has power and state over time, about 80 MB a day for each GPU on disk.
     """
 
     def __init__(  # noqa: PLR0913 - each is a separate wish of the user
@@ -74,6 +75,7 @@ class EnergyMeter:
         power_sensor: str | None = None,
         cpu_estimate: CpuEstimate | None = None,
         activity: bool = False,
+        keep_power: bool = True,
     ) -> None:
         self._options = Options(
             name=name or "run",
@@ -83,6 +85,7 @@ class EnergyMeter:
             power_sensor=power_sensor,
             cpu_estimate=cpu_estimate,
             activity=activity,
+            keep_power=keep_power,
         )
         self.run: Run | None = None
         """The open window: for framework modules and tests."""

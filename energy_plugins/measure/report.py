@@ -221,6 +221,10 @@ class Report:
                 move_report(Path(aside), target)
         return target
 
+    def header(self) -> dict[str, JSON]:
+        """Return what ``report.json`` holds: every field, and of columns the number of rows and their types."""
+        return _header(self)
+
     def __str__(self) -> str:
         return text_table(self)
 

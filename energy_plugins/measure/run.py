@@ -54,6 +54,7 @@ class Options:
     power_sensor: str | None = None
     cpu_estimate: CpuEstimate | None = None
     activity: bool = False
+    keep_power: bool = True
 
 
 class Run:
@@ -99,7 +100,9 @@ class Run:
         self._cpu = CpuMeter(self._cpu_plan, self.start_ns, options.cpu_estimate)
         self._marks.mark(KindCodes.RUN, begin=True)
         self._end_ns: int | None = None
-        self._spill = Spill(self._folder, self.uuids, self.start_ns, activity=self._activity.on)
+        self._spill = Spill(
+            self._folder, self.uuids, self.start_ns, keep_power=options.keep_power, activity=self._activity.on
+        )
         lanes.open(self.start_ns, self._spill)
         self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill, lanes=lanes)
         self._header_ns = self.start_ns

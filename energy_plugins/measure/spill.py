@@ -36,15 +36,18 @@ class Spill:
     A disk that fails ends it, once, with the error kept.
     """
 
-    def __init__(self, folder: Path, uuids: Sequence[str], start_ns: int, *, activity: bool = False) -> None:
+    def __init__(
+        self, folder: Path, uuids: Sequence[str], start_ns: int, *, keep_power: bool = True, activity: bool = False
+    ) -> None:
         self.folder = folder
         self.error: ColumnError | None = None
         self._start_ns = start_ns
         self._steps = ColumnWriter(steps_folder(folder), STEP_COLUMNS)
         self._spans = ColumnWriter(spans_folder(folder), SPAN_COLUMNS)
-        self._power = [ColumnWriter(power_folder(folder, uuid), POWER_COLUMNS) for uuid in uuids]
-        self._state = [ColumnWriter(state_folder(folder, uuid), STATE_COLUMNS) for uuid in uuids]
-        busy = uuids if activity else ()
+        kept = uuids if keep_power else ()
+        self._power = [ColumnWriter(power_folder(folder, uuid), POWER_COLUMNS) for uuid in kept]
+        self._state = [ColumnWriter(state_folder(folder, uuid), STATE_COLUMNS) for uuid in kept]
+        busy = kept if activity else ()
         self._activity = [ColumnWriter(activity_folder(folder, uuid), ACTIVITY_COLUMNS) for uuid in busy]
 
     def steps(self, first: int, rows: StepRows) -> None:
@@ -80,16 +83,19 @@ class Spill:
         )
 
     def power(self, gpu: int, t_ns: NDArray[np.int64], power_w: NDArray[np.float64]) -> None:
-        """Append power samples of a GPU."""
-        self._append(self._power[gpu], {"t_s": (t_ns - self._start_ns) * 1e-9, "power_w": power_w})
+        """Append power samples of a GPU, if they are kept."""
+        if self._power:
+            self._append(self._power[gpu], {"t_s": (t_ns - self._start_ns) * 1e-9, "power_w": power_w})
 
     def state(self, gpu: int, rows: NDArray[np.void]) -> None:
-        """Append state readings of a GPU (the columns of ``_native.Sampler.state``)."""
-        self._append(self._state[gpu], self._columns(rows, STATE_COLUMNS))
+        """Append state readings of a GPU, if they are kept (the columns of ``_native.Sampler.state``)."""
+        if self._state:
+            self._append(self._state[gpu], self._columns(rows, STATE_COLUMNS))
 
     def activity(self, gpu: int, rows: NDArray[np.void]) -> None:
-        """Append activity readings of a GPU (the columns of ``_native.Sampler.activity``)."""
-        self._append(self._activity[gpu], self._columns(rows, ACTIVITY_COLUMNS))
+        """Append activity readings of a GPU, if they are kept (the columns of ``_native.Sampler.activity``)."""
+        if self._activity:
+            self._append(self._activity[gpu], self._columns(rows, ACTIVITY_COLUMNS))
 
     def close(self) -> None:
         """Close the files."""

@@ -375,6 +375,16 @@ def test_the_report_knows_its_name_config_and_folder(steady: Simulation, tmp_pat
     assert "SIMULATED" in str(loaded)
 
 
+def test_power_need_not_be_kept(steady: Simulation, tmp_path: Path) -> None:
+    with EnergyMeter(folder=tmp_path, keep_power=False) as meter:
+        steady.advance(30)
+    report = meter.report()
+    assert report.total_j == pytest.approx(30 * POWER_W, rel=0.01)
+    assert [power.rows for power in report.power.values()] == [0]
+    assert list(tmp_path.glob("power/*/*")) == []
+    assert Report.load(tmp_path).complete
+
+
 def test_a_report_before_start_is_an_error(steady: Simulation) -> None:
     with pytest.raises(EnergyError, match="start the meter first"):
         EnergyMeter().report()

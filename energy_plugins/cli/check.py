@@ -1,0 +1,65 @@
+"""What `doctor` finds: one value for each thing looked at, and the verdict over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum, IntEnum
+from typing import Self
+
+DRIVER = "driver"
+ANSWER = "answer"
+"""The check that is there only when the driver stopped answering."""
+VISIBLE = "visible GPUs"
+JOULES = "joules"
+"""The check, one for each GPU, that says what its joules come from."""
+CPU = "CPU energy"
+
+_NEEDED = frozenset({DRIVER, ANSWER, VISIBLE, JOULES})
+"""Without these a GPU is not measured; all else is good to have."""
+
+
+class Status(Enum):
+    """How a thing is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """It works with less, or something about it should be known."""
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; ``why`` and ``remedy`` where it is not as it should be, ``gpu`` a UUID."""
+
+    name: str
+    status: Status
+    found: str
+    why: str = ""
+    remedy: str = ""
+    gpu: str = ""
+
+    def plain(self) -> dict[str, str]:
+        """Return it as JSON has it."""
+        return {**asdict(self), "status": self.status.value}
+
+    @classmethod
+    def read(cls, plain: dict[str, str]) -> Self:
+        """Return what `plain` was made of."""
+        return cls(**{**plain, "status": Status(plain["status"])})  # type: ignore[arg-type]
+
+
+class Verdict(IntEnum):
+    """What all checks together say; the value is the exit code."""
+
+    READY = 0
+    INCOMPLETE = 1
+    NOTHING = 3
+
+    @classmethod
+    def of(cls, checks: Sequence[Check]) -> Verdict:
+        """Judge: nothing can be measured, something needed is missing, or all that GPU energy needs is there."""
+        if not any(check.name in {JOULES, CPU} and check.status is not Status.MISSING for check in checks):
+            return cls.NOTHING
+        lacking = any(check.name in _NEEDED and check.status is Status.MISSING for check in checks)
+        return cls.INCOMPLETE if lacking else cls.READY
