@@ -10,6 +10,7 @@ namespace {
 // Between readings where the phase of the refresh is not known: the last of three comes after the next refresh for
 // certain, and one is far from any.
 constexpr int64_t kSpreadNs = 55'000'000;
+constexpr int64_t kFirstPeriodNs = 10'000'000'000;
 // A refresh drifts by 7e-6 at most (H200): by less than a tenth of its period in this time.
 constexpr int64_t kPhaseKeptNs = 600'000'000'000;
 // A reading a second takes less room than fifty samples.
@@ -125,9 +126,11 @@ void Device::advance_search(const CounterReading& reading) {
     if (!search_->done()) return;
     if (const auto& edge = search_->edge()) {
         energy.ring.push(*edge);
-        // The search is a reading, too. Later ones keep half a period away from the refresh.
+        // The search is a reading, too. Later ones keep half a period away from the refresh; the first comes soon, so
+        // that something is settled early.
+        const int64_t wait_ns = edge_ns_ == 0 ? std::min(counter_period_ns_, kFirstPeriodNs) : counter_period_ns_;
         edge_ns_ = (edge->before_ns + edge->after_ns) / 2;
-        next_periodic_ns_ = edge_ns_ - kRefreshNs / 2 + counter_period_ns_;
+        next_periodic_ns_ = edge_ns_ - kRefreshNs / 2 + wait_ns;
     }
     search_.reset();
 }

@@ -229,11 +229,12 @@ void SamplerCore::note_pending() {
 }
 
 void SamplerCore::do_due(int64_t now_ns) {
-    bool drain = false;
+    bool requested = false;
     {
         const Lock lock(mutex_);
-        drain = std::exchange(drain_requested_, false);
+        requested = std::exchange(drain_requested_, false);
     }
+    bool drain = requested;
     if (marks_ && (drain || now_ns >= next_resolve_ns_)) {
         marks_->resolve();
         const uint64_t before = std::exchange(resolved_marks_, marks_->stats().marks);
@@ -250,7 +251,7 @@ void SamplerCore::do_due(int64_t now_ns) {
     // Before the driver is called, which may hang.
     if (std::exchange(cpu_requested_, false) || drain) read_cpu();
     if (drain) drain_all();
-    if (now_ns >= next_slow_ns_) {
+    if (requested || now_ns >= next_slow_ns_) {
         read_slow_lanes();
         next_slow_ns_ = next_deadline(next_slow_ns_, kSlowPeriodNs, now_ns);
     }
