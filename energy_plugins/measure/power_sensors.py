@@ -25,9 +25,9 @@ class PowerSensor:
     """How far samples must reach past the end of a block before it is settled."""
     extend_s: float
     """How far the last sample may stand in for what came after it: the longest delivery delay and some."""
-    counter_period_s: float = 30.0
-    """Between readings of the energy counter, each 3-17 ms of CPU on an H200. Read faster than once a second it is
-    falsified on consumer cards (HotCarbon'26)."""
+    counter_period_s: float = 12.0
+    """Between readings of the energy counter, at least; more where reads are slow (`csrc/device.cpp`), since each burns
+    3-17 ms of CPU on an H200. Read faster than once a second it is falsified on consumer cards (HotCarbon'26)."""
     model: ErrorModel = field(default_factory=ErrorModel)
 
     @property
