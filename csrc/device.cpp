@@ -13,6 +13,7 @@ constexpr int kRequestedReadings = 3;
 constexpr int64_t kRequestedPeriodNs = 55'000'000;
 // A refresh drifts by 7e-6 at most (H200): by less than a tenth of its period in this time.
 constexpr int64_t kPhaseKeptNs = 600'000'000'000;
+constexpr const char* kShutDown = "NVML was shut down by other code in this process; it was opened again";
 
 }  // namespace
 
@@ -29,7 +30,6 @@ Device::News Device::begin() {
     const int64_t now = clock_.now_ns();
     power_health_ = energy_health_ = Health();
     next_periodic_ns_ = now + counter_period_ns_;
-    edge_ns_ = 0;
     end_requests();
     try {
         open();
@@ -111,20 +111,30 @@ void Device::advance_search(const CounterReading& reading) {
 template <class Call>
 Device::News Device::attempt(Health& health, Call call) {
     if (!health.may_try(clock_.now_ns())) return std::nullopt;
+    News news;
     try {
-        if (health.failing()) open();  // the handle may have died with the GPU
-        call();
+        try {
+            if (health.failing()) open();  // the handle may have died with the GPU
+            call();
+        } catch (const NvmlError& error) {
+            if (error.code() != abi::kUninitialized) throw;
+            nvml_.reopen();
+            open();
+            news = kShutDown;
+            call();
+        }
         health.worked();
     } catch (const NvmlError& error) {
-        if (health.failed(error, clock_.now_ns())) return error.what();
+        if (health.failed(error, clock_.now_ns())) news = error.what();
     }
-    return std::nullopt;
+    return news;
 }
 
 void Device::open() {
     const abi::Device handle = nvml_.device(uuid_);
     power.open(handle);
     energy.open(handle);
+    edge_ns_ = 0;  // a GPU that was reset may have another phase
 }
 
 }  // namespace energy

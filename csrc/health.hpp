@@ -1,5 +1,6 @@
-// When a lane may work. After an error it pauses, 1 s doubling to 30 s, because a lost GPU may come back; what this
-// driver or this user can never do ends it. Owned by the thread that drives the lane.
+// When a lane may work. After an error it pauses, 1 s doubling to 3.5 s, because a lost GPU may come back, and so may
+// a sensor that once worked; what this driver or this user could never do ends it. Owned by the thread that drives the
+// lane.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,9 @@
 
 from energy_plugins.testing.device import SimulatedDevice
 from energy_plugins.testing.faults import (
+    CounterJump,
     CounterReset,
+    DriverMismatch,
     Fault,
     GpuLost,
     Hang,
@@ -20,7 +22,9 @@ from energy_plugins.testing.simulation import Simulation, simulated_gpus
 __all__ = [
     "H200",
     "Constant",
+    "CounterJump",
     "CounterReset",
+    "DriverMismatch",
     "Fault",
     "GpuLost",
     "Hang",
