@@ -66,7 +66,12 @@ void Device::find_edge() {
 }
 
 void Device::request_readings(int64_t now_ns) {
-    if (!energy_health_.may_try(clock_.now_ns())) return;
+    if (energy_health_.failing()) {  // whoever asks cannot wait: one more try for what can be had
+        energy_health_.hurry();
+        power_health_.hurry();
+        return;
+    }
+    if (energy_health_.ended()) return;
     const int64_t since_edge = now_ns - edge_ns_;
     if (search_ || !edge_ns_ || since_edge > kPhaseKeptNs) {
         requests_left_ = kRequestedReadings;

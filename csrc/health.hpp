@@ -16,6 +16,7 @@ class Health {
     bool failing() const noexcept { return pause_ns_ > 0; }
     int64_t retry_ns() const noexcept { return retry_ns_; }
 
+    void hurry() noexcept { retry_ns_ = INT64_MIN; }  // cuts the pause short
     void worked() noexcept;
     // True when the error is news: another one than at the try before. "Not supported" from the start is none, because
     // probe() has already said so.

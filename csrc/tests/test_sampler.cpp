@@ -245,6 +245,64 @@ void a_lost_gpu_comes_back() {
     CHECK(rig.sampler->take_errors().empty());
 }
 
+void a_gpu_that_is_back_is_noticed_within_5_s() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(kSecond);
+    for (const auto call : {fake::Call::samples, fake::Call::counter, fake::Call::handle}) {
+        fake::fail(call, abi::kGpuIsLost);
+    }
+    rig.run(200 * kSecond);
+    rig.sampler->power(0);
+    rig.sampler->counter(0);
+    fake::heal();
+    rig.run(5 * kSecond);
+    CHECK(!rig.sampler->power(0).empty() && !rig.sampler->counter(0).empty());
+}
+
+void a_reading_asked_for_is_tried_while_the_counter_pauses() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(kSecond);
+    fake::fail(fake::Call::counter, abi::kGpuIsLost);
+    rig.run(40 * kSecond);
+    fake::heal();
+    rig.sampler->counter(0);
+    rig.sampler->read_counter();
+    rig.sampler->tick(rig.clock->now_ns());
+    rig.sampler->tick(rig.clock->now_ns());
+    CHECK(rig.sampler->counter(0).size() == 1);
+}
+
+void a_sensor_that_once_worked_is_tried_again() {
+    for (const int code : {abi::kNotSupported, abi::kNoPermission}) {
+        Rig rig;
+        rig.sampler->start(false);
+        rig.run(3 * kSecond);
+        fake::fail(fake::Call::samples, code);
+        rig.run(30 * kSecond);
+        CHECK(rig.sampler->take_errors().size() == 1);
+        rig.sampler->power(0);
+        fake::heal();
+        rig.run(6 * kSecond);
+        CHECK(!rig.sampler->power(0).empty());
+    }
+}
+
+void one_shutdown_too_many_is_made_good() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(3 * kSecond);
+    rig.sampler->power(0);
+    nvmlShutdown();
+    rig.run(30 * kSecond);
+    check_unbroken(rig.sampler->power(0));
+    CHECK(rig.sampler->stats().lost_samples == 0);
+    CHECK(fake::users() == 1);
+    const auto errors = rig.sampler->take_errors();
+    CHECK(errors.size() == 1 && errors[0].second.find("shut down by other code") != std::string::npos);
+}
+
 void what_can_never_work_is_asked_once() {
     Rig rig;
     fake::fail(fake::Call::counter, abi::kNotSupported);
@@ -384,6 +442,10 @@ int main() {
     RUN(a_stepped_wall_clock_starves_nothing);
     RUN(a_late_drain_counts_what_was_overwritten);
     RUN(a_lost_gpu_comes_back);
+    RUN(a_gpu_that_is_back_is_noticed_within_5_s);
+    RUN(a_reading_asked_for_is_tried_while_the_counter_pauses);
+    RUN(a_sensor_that_once_worked_is_tried_again);
+    RUN(one_shutdown_too_many_is_made_good);
     RUN(what_can_never_work_is_asked_once);
     RUN(an_unknown_device_is_refused);
     RUN(starts_and_stops_a_hundred_times);

@@ -143,7 +143,7 @@ def _unmeasured(whole: _Whole | None, duration_s: float, collector: Collector) -
     unknown_s = sum(track.ledger.lost_s() for track in tracks) / len(tracks)
     text = f"{lost_s:.1f} s of the window had no power samples"
     if unknown_s < _WORTH_SAYING_S:
-        return (f"{text}; their joules, which the energy counter tells, are in the total and in no step",)
+        return (f"{text}; the energy counter tells their joules, which are in the total",)
     return (f"{text}; the joules of {unknown_s:.1f} s of them are missing from the total",)
 
 

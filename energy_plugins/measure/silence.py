@@ -70,16 +70,17 @@ class Ledger:
         Where some of what it tells lies in silences that were settled before, the joules are `recovered` instead.
 
         Raises:
-            ValueError: the counter tells more than any GPU draws.
+            ValueError: the counter tells more than any GPU draws, or less than nothing.
         """
         owed = self.owed(anchor) if anchor is not None else None
         quiet = [*self.given, *silences]
         self.given = quiet
         if owed is None or not quiet:
             return [unknown(silence) for silence in silences]
-        energy_j, error_j = max(owed[0], 0.0), owed[1]
-        if energy_j > MOST_W * _length_s(quiet) + 2 * error_j:
-            raise ValueError("the energy counter leapt ahead while the GPU gave no samples; its joules are not known")
+        energy_j, error_j = owed
+        if not -3 * error_j <= energy_j <= MOST_W * _length_s(quiet) + 3 * error_j:
+            raise ValueError("the energy counter leapt while the GPU gave no power samples; its joules are not known")
+        energy_j = max(energy_j, 0.0)
         self.given = []
         if len(quiet) > len(silences):
             self.recovered.append(Recovered(quiet[0][0], quiet[-1][1], energy_j, error_j))
