@@ -50,13 +50,13 @@ std::shared_ptr<State> driver() { return initialised.load() > 0 ? sim::attached(
 template <typename Look>
 void hang(State& state, std::int64_t ns, Look look) {
     constexpr std::int64_t kNapNs = 2'000'000;
-    const auto hanging = [&] {
-        const sim::Lock lock(state);
-        return look(sim::now_ns(state)).delay_ns > 0;
-    };
     if (state.config.virtual_time != 0) return sim::rest(state, ns);
-    const std::int64_t until_ns = sim::now_ns(state) + ns;
-    while (sim::now_ns(state) < until_ns && hanging()) {
+    const std::int64_t began_ns = sim::now_ns(state), until_ns = began_ns + ns;
+    const auto healed = [&] {
+        const sim::Lock lock(state);
+        return look(began_ns).delay_ns == 0;
+    };
+    while (sim::now_ns(state) < until_ns && !healed()) {
         sim::rest(state, std::min(kNapNs, until_ns - sim::now_ns(state)));
     }
 }
