@@ -207,6 +207,25 @@ void a_stepped_wall_clock_starves_nothing() {
     }
 }
 
+void a_small_step_shifts_no_sample() {
+    for (const int64_t step : {kSecond / 8, -kSecond / 8, 3 * kSecond / 2, -3 * kSecond / 2, 20 * kSecond,
+                               -20 * kSecond, kSecond / 100, -kSecond / 100}) {
+        Rig rig;
+        rig.sampler->start(false);
+        rig.run(10 * kSecond + kSecond / 2);
+        fake::step_wall_clock(step);  // half a second after a drain, half a second before the next
+        const int64_t stepped = rig.clock->now_ns();
+        rig.run(10 * kSecond);
+        const auto samples = rig.sampler->power(0);
+        for (const PowerSample& sample : samples) CHECK(sample.t_ns % fake::kSamplePeriod == 0);
+        CHECK(samples.back().t_ns > stepped + 8 * kSecond);
+        const auto whole =
+            static_cast<uint64_t>((samples.back().t_ns - samples.front().t_ns) / fake::kSamplePeriod) + 1;
+        CHECK(samples.size() + 125 > whole);
+        if (std::abs(step) > kSecond / 10) check_unbroken(samples);
+    }
+}
+
 void a_late_drain_counts_what_was_overwritten() {
     Rig rig;
     rig.sampler->start(false);
@@ -440,6 +459,7 @@ int main() {
     RUN(searches_of_several_devices_interleave);
     RUN(nothing_newer_is_no_error);
     RUN(a_stepped_wall_clock_starves_nothing);
+    RUN(a_small_step_shifts_no_sample);
     RUN(a_late_drain_counts_what_was_overwritten);
     RUN(a_lost_gpu_comes_back);
     RUN(a_gpu_that_is_back_is_noticed_within_5_s);
