@@ -2,16 +2,18 @@
 
     python benchmarks/hung_driver.py        three minutes; exits with 1 if a bar is missed
 
-A loop marks steps as fast as it can and notes how long each took. In half of the rounds, in random order, a call of
-the (simulated) driver hangs from the start of the loop on; in a third kind of rounds there is no meter at all, which
-tells what the machine itself does to such a loop. A delay is what a step took beyond the loop's median. The longest of
-a round is at the mercy of the machine's scheduler, so the rounds' longest are compared as well as looked at.
+A loop marks steps and notes how long each took. In half of the rounds, in random order, a call of the (simulated)
+driver hangs from the start of the loop on; in some there is no meter at all, which tells what the machine itself does
+to such a loop. A delay is what a step took beyond the loop's median. Steps in which the kernel took the processor away
+from a thread that was willing to run (an involuntary context switch) say nothing of the meter, which can only make a
+thread wait: they are counted, and left out.
 """
 
 from __future__ import annotations
 
 import gc
 import math
+import resource
 import sys
 import time
 import warnings
@@ -20,7 +22,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-from _common import Bar, bootstrap, finish, print_table, progress
+from _common import Bar, Table, bootstrap, finish, print_table, progress
 from numpy.typing import NDArray
 
 from energy_plugins import EnergyMeter
@@ -43,6 +45,7 @@ class Round:
 
     kind: str
     delays_s: Delays
+    preempted: int
     start_s: float
     stop_s: float
 
@@ -52,21 +55,32 @@ class Round:
         return float(self.delays_s.max())
 
 
-def looped(meter: EnergyMeter | None) -> Delays:
-    """Mark steps for a while; return by how much each was longer than the median."""
-    taken_ns = []
+def switches() -> int:
+    """Return how often this thread has lost the processor against its will."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+
+
+def looped(meter: EnergyMeter | None) -> tuple[Delays, int]:
+    """Mark steps for a while; return by how much each was longer than the median, and how many were left out."""
+    taken_ns, preempted = [], 0
     end_ns = time.perf_counter_ns() + round(LOOP_S * 1e9)
     gc.disable()
     try:
-        while (began_ns := time.perf_counter_ns()) < end_ns:
+        while time.perf_counter_ns() < end_ns:
+            before = switches()
+            began_ns = time.perf_counter_ns()
             with meter.step() if meter is not None else nullcontext():
                 pass
-            taken_ns.append(time.perf_counter_ns() - began_ns)
+            step_ns = time.perf_counter_ns() - began_ns
+            if switches() == before:
+                taken_ns.append(step_ns)
+            else:
+                preempted += 1
             time.sleep(PAUSE_S)
     finally:
         gc.enable()
     taken_s = np.array(taken_ns) * 1e-9
-    return np.maximum(taken_s - np.median(taken_s), 0.0)
+    return np.maximum(taken_s - np.median(taken_s), 0.0), preempted
 
 
 def play(kind: str) -> Round:
@@ -74,16 +88,16 @@ def play(kind: str) -> Round:
     with warnings.catch_warnings(), simulated_gpus(Constant(300.0)) as simulation:
         warnings.simplefilter("ignore")
         if kind == "no meter":
-            return Round(kind, looped(None), 0.0, 0.0)
+            return Round(kind, *looped(None), 0.0, 0.0)
         began_s = time.perf_counter()
         meter = EnergyMeter().start()
         start_s = time.perf_counter() - began_s
         if kind in CALLS:
             simulation.gpus[0].inject(Hang(kind, math.inf))
-        delays_s = looped(meter)
+        delays_s, preempted = looped(meter)
         began_s = time.perf_counter()
         meter.stop()
-        return Round(kind, delays_s, start_s, time.perf_counter() - began_s)
+        return Round(kind, delays_s, preempted, start_s, time.perf_counter() - began_s)
 
 
 def hung_start() -> float:
@@ -110,17 +124,23 @@ def main() -> int:
 
     hung, free, bare = longest(*CALLS), longest("no hang"), longest("no meter")
     stop_s = max(one.stop_s for one in rounds if one.kind in CALLS)
-    rows = [("", "steps", "median round's longest", "longest of all", "99.9 %")]
+    rows = [("", "steps", "left out", "median round's longest", "longest of all", "99.9 %")]
     for kind in (*CALLS, "no hang", "no meter"):
         steps = sum(len(one.delays_s) for one in rounds if one.kind == kind)
         high_s = median_of(lambda delays_s: float(np.quantile(delays_s, 0.999)), kind)
         cells = (f"{np.median(longest(kind)) * 1e3:.3f} ms", f"{longest(kind).max() * 1e3:.3f} ms")
-        rows.append((kind, str(steps), *cells, f"{high_s * 1e3:.3f} ms"))
+        left_out = sum(one.preempted for one in rounds if one.kind == kind)
+        rows.append((kind, str(steps), str(left_out), *cells, f"{high_s * 1e3:.3f} ms"))
     print("SIMULATED")
     print_table(rows)
     bars = (
         Bar("longest delay of a step while a call hangs (s)", float(hung.max()), at_most=1e-3, show=".6f"),
-        Bar("median round, less that without a hang (s)", float(np.median(hung) - np.median(free)), at_most=2e-4, show=".6f"),
+        Bar(
+            "median round, less that without a hang (s)",
+            float(np.median(hung) - np.median(free)),
+            at_most=2e-4,
+            show=".6f",
+        ),
         Bar("stop() while a call hangs (s)", stop_s, at_most=2.0, show=".3f"),
         Bar("start() where the driver does not open (s)", start_s, at_most=2.5, show=".3f"),
     )
@@ -128,7 +148,9 @@ def main() -> int:
         "longest_delay_s": {
             name: {
                 "median": float(np.median(values)),
-                "median_interval": bootstrap([np.array([value]) for value in values], lambda drawn: float(np.median(drawn))),
+                "median_interval": bootstrap(
+                    [np.array([value]) for value in values], lambda drawn: float(np.median(drawn))
+                ),
                 "largest": float(values.max()),
             }
             for name, values in (("hang", hung), ("no_hang", free), ("no_meter", bare))
@@ -137,9 +159,10 @@ def main() -> int:
         "stop_s": stop_s,
         "start_s": start_s,
     }
-    table = {
+    table: Table = {
         "kind": [one.kind for one in rounds],
         "steps": [len(one.delays_s) for one in rounds],
+        "preempted": [one.preempted for one in rounds],
         "longest_s": [one.longest_s for one in rounds],
         "stop_s": [one.stop_s for one in rounds],
     }

@@ -236,7 +236,10 @@ class Collector:
         return min((one for one in horizons if one > latest_ns - _SILENT_NS), default=latest_ns)
 
     def _before_j(self, row: int) -> float:
-        """Return what a curve holds from before the window opened (it begins at the counter's last refresh), less what it lacks."""
+        """Return what a curve holds too much, from before the window opened, less what was recovered beside it.
+
+        A curve begins at the counter's last refresh.
+        """
         track = self.settlement.tracks[row]
         if not track.curve.started:
             return 0.0

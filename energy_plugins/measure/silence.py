@@ -87,8 +87,7 @@ class Ledger:
             return [unknown(silence) for silence in silences]
         shares = [_length_s([silence]) / _length_s(silences) for silence in silences]
         return [
-            bridged(silence, energy_j * share, error_j * share)
-            for silence, share in zip(silences, shares, strict=True)
+            bridged(silence, energy_j * share, error_j * share) for silence, share in zip(silences, shares, strict=True)
         ]
 
     def close(self, anchor: Anchor) -> None:

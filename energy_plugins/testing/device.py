@@ -24,6 +24,18 @@ from energy_plugins.testing.loads import Load
 
 _FOREVER_NS = 2**63 - 1
 _FOREVER_S = 1e9
+_KINDS: dict[type[Fault], library.FaultKind] = {
+    NoPermission: library.FaultKind.NO_PERMISSION,
+    GpuLost: library.FaultKind.GPU_LOST,
+    Hang: library.FaultKind.HANG,
+    MissingSymbol: library.FaultKind.MISSING_SYMBOL,
+    NoSampleBuffer: library.FaultKind.NO_SAMPLE_BUFFER,
+    NoCounter: library.FaultKind.NO_COUNTER,
+    CounterReset: library.FaultKind.COUNTER_RESET,
+    CounterJump: library.FaultKind.COUNTER_JUMP,
+    DriverMismatch: library.FaultKind.DRIVER_MISMATCH,
+}
+"""All but `WallClockStep`, which belongs to no GPU."""
 
 
 class SimulatedDevice:
@@ -100,28 +112,19 @@ def _uuid(index: int) -> str:
 def _describe(fault: Fault, now_ns: int) -> library.CFault:
     call, at_s, back_s, amount = "", 0.0, None, 0.0
     match fault:
-        case NoPermission():
-            kind, call = library.FaultKind.NO_PERMISSION, fault.call
-        case GpuLost():
-            kind = library.FaultKind.GPU_LOST
-        case Hang():
-            kind, call, amount = library.FaultKind.HANG, fault.call, min(fault.seconds, _FOREVER_S)
+        case NoPermission() | Hang():
+            call = fault.call
         case MissingSymbol():
-            kind, call = library.FaultKind.MISSING_SYMBOL, fault.name
-        case NoSampleBuffer():
-            kind = library.FaultKind.NO_SAMPLE_BUFFER
-        case NoCounter():
-            kind = library.FaultKind.NO_COUNTER
-        case CounterReset():
-            kind, at_s = library.FaultKind.COUNTER_RESET, fault.at_s
+            call = fault.name
+        case CounterReset() | CounterJump():
+            at_s = fault.at_s
+    match fault:
+        case Hang():
+            amount = min(fault.seconds, _FOREVER_S)
         case CounterJump():
-            kind, at_s, amount = library.FaultKind.COUNTER_JUMP, fault.at_s, fault.energy_j
-        case DriverMismatch():
-            kind = library.FaultKind.DRIVER_MISMATCH
-        case WallClockStep():
-            raise TypeError("the wall clock belongs to no GPU")
+            amount = fault.energy_j
     if isinstance(fault, NoPermission | GpuLost | Hang | NoSampleBuffer | NoCounter):
         at_s, back_s = fault.at_s, fault.back_s
     from_ns = now_ns + round(at_s * 1e9)
     until_ns = _FOREVER_NS if back_s is None else now_ns + round(back_s * 1e9)
-    return library.CFault(kind, call.encode(), from_ns, until_ns, amount)
+    return library.CFault(_KINDS[type(fault)], call.encode(), from_ns, until_ns, amount)

@@ -24,7 +24,6 @@ USED_BY_PYTHON = [
 ]
 
 
-
 class TestMissingSymbols:
     def test_the_list_is_that_of_the_source(self) -> None:
         assert {"nvmlInit_v2", "nvmlShutdown", SAMPLES, COUNTER} <= set(USED)

@@ -114,7 +114,9 @@ def test_a_wall_clock_that_is_set_costs_next_to_nothing(simulated: Simulated, se
     seed=st.integers(0, 10**6),
     faults=st.lists(
         st.builds(lambda at_s, back_s: GpuLost(at_s, at_s + back_s), st.floats(0.0, 50.0), st.floats(0.5, 30.0))
-        | st.builds(lambda at_s, back_s: NoSampleBuffer(at_s, at_s + back_s), st.floats(2.0, 50.0), st.floats(0.5, 30.0))
+        | st.builds(
+            lambda at_s, back_s: NoSampleBuffer(at_s, at_s + back_s), st.floats(2.0, 50.0), st.floats(0.5, 30.0)
+        )
         | st.builds(lambda at_s, back_s: NoCounter(at_s, at_s + back_s), st.floats(2.0, 50.0), st.floats(0.5, 30.0))
         | st.builds(lambda s, at_s, for_s: Hang(SAMPLES, s, at_s, at_s + for_s), *[st.floats(0.1, 6.0)] * 3),
         max_size=4,
@@ -134,7 +136,7 @@ def test_whatever_is_lost_and_when_no_number_is_wrong(seed: int, faults: list[Fa
             assert outcome.true_j - outcome.total_j <= outcome.bound_j + missing_s * 700
 
 
-GONE = {
+GONE: dict[str, tuple[Fault, ...]] = {
     "samples and counter": (),
     "samples alone": (NoCounter(),),
     "samples alone, by an old driver": (MissingSymbol(COUNTER),),

@@ -44,7 +44,7 @@ SAMPLES, COUNTER = "nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption"
 
 def some_load(rng: random.Random) -> Script:
     """Return two hours of random levels, over and over."""
-    pieces = []
+    pieces: list[tuple[float, float]] = []
     while sum(length_s for length_s, _ in pieces) < 7200:
         pieces.append((rng.choice([0.2, 1.0, 5.0, 60.0]) * rng.uniform(0.5, 2.0), rng.uniform(100.0, 700.0)))
     return Script(pieces)
@@ -54,15 +54,14 @@ def some_fault(rng: random.Random) -> Fault:
     """Return one that passes: of seconds mostly, of minutes at times."""
     lasts_s = 10 ** rng.uniform(0.0, 2.3)
     call = rng.choice([SAMPLES, COUNTER])
-    return rng.choice(
-        [
-            GpuLost(back_s=lasts_s),
-            NoSampleBuffer(back_s=lasts_s),
-            NoCounter(back_s=lasts_s),
-            NoPermission(call, back_s=lasts_s),
-            Hang(call, rng.uniform(0.05, 8.0), back_s=min(lasts_s, 10.0)),
-        ]
-    )
+    faults: list[Fault] = [
+        GpuLost(back_s=lasts_s),
+        NoSampleBuffer(back_s=lasts_s),
+        NoCounter(back_s=lasts_s),
+        NoPermission(call, back_s=lasts_s),
+        Hang(call, rng.uniform(0.05, 8.0), back_s=min(lasts_s, 10.0)),
+    ]
+    return rng.choice(faults)
 
 
 @dataclass
@@ -93,7 +92,7 @@ class Weather:
         }
 
     def _upset_counter(self, gpu: SimulatedDevice) -> None:
-        gpu.inject(self.rng.choice([CounterReset(), CounterJump(1e7)]))
+        gpu.inject(CounterReset() if self.rng.random() < 0.5 else CounterJump(1e7))
 
     def _upset_clock(self, gpu: SimulatedDevice) -> None:
         seconds = 10 ** self.rng.uniform(-1.0, 4.0)
@@ -171,7 +170,11 @@ def live_through(seed: int, folder: Path) -> Day:
             end_ns = simulation.clock.now_ns()
         report = meter.report()
         bounds = np.rint(np.stack([report.steps["start_s"], report.steps["end_s"]], axis=1) * 1e9).astype(np.int64)
-        lost = [(gpu, *one) for gpu, track in zip(simulation.gpus, tracks, strict=True) for one in [*track.ledger.lost, *track.ledger.given]]
+        lost = [
+            (gpu, *one)
+            for gpu, track in zip(simulation.gpus, tracks, strict=True)
+            for one in [*track.ledger.lost, *track.ledger.given]
+        ]
         return Day(
             report=report,
             true_j=truth_j(simulation, start_ns, end_ns),
