@@ -145,17 +145,17 @@ def main() -> int:
         Bar("start() where the driver does not open (s)", start_s, at_most=2.5, show=".3f"),
     )
     figures = {
-        "longest_delay_s": {
+        "longest_delay_ms": {
             name: {
-                "median": float(np.median(values)),
+                "median": float(np.median(values)) * 1e3,
                 "median_interval": bootstrap(
-                    [np.array([value]) for value in values], lambda drawn: float(np.median(drawn))
+                    [np.array([value]) for value in values], lambda drawn: float(np.median(drawn)) * 1e3
                 ),
-                "largest": float(values.max()),
+                "largest": float(values.max()) * 1e3,
             }
             for name, values in (("hang", hung), ("no_hang", free), ("no_meter", bare))
         },
-        "rounds": {"each": ROUNDS, "loop_s": LOOP_S, "pause_s": PAUSE_S},
+        "rounds": {"each": ROUNDS, "hung": len(hung), "loop_s": LOOP_S, "pause_s": PAUSE_S},
         "stop_s": stop_s,
         "start_s": start_s,
     }

@@ -126,6 +126,7 @@ def main() -> int:
             "lasted_s": lasted_s,
             "bytes_on_disk": disk,
             "resident_bytes": sizes,
+            "grown_mib": (max(half) - half[0]) / 2**20,
             "load_s": load_s,
         },
     }
