@@ -37,6 +37,7 @@ _PATIENCE_S = 2.0
 _STUCK_ROUNDS = 2
 """Rounds of `_ROUND_S` without a drain from which on the driver is said to hang."""
 _ROUND_S = 2.0
+"""How long the collector waits for a drain, of which there is one every 1.2 s."""
 _SLEPT_NS = 100_000_000
 """The two clocks that tell how long the machine slept are read one after the other."""
 _HEADER_PERIOD_NS = 30_000_000_000

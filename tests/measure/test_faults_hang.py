@@ -94,6 +94,7 @@ def test_a_call_that_hangs_for_ever_holds_up_neither_steps_nor_stop(simulated: S
     report = meter.report()
     assert report.complete
     assert report.steps.rows == report.work.steps > 300
+    assert ["its thread was left behind" in text for text in report.warnings].count(True) == 1
     known = report.steps["coverage"] == 1
     assert known[:100].all()
     assert report.steps["energy_j"][known].sum() == pytest.approx(
