@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,11 @@ FOR_EVER = math.inf
 
 
 def threads() -> list[str]:
-    return sorted(task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            names.append(task.joinpath("comm").read_text().strip())
+    return sorted(names)
 
 
 @pytest.fixture
