@@ -1,6 +1,6 @@
 """SIMULATED: what one meter costs at its limits: 64 GPUs, and ten million spans.
 
-    python benchmarks/limits.py         six minutes; exits with 1 if a bar is missed
+    python benchmarks/limits.py         three minutes; exits with 1 if a bar is missed
 
 Both run in virtual time. The cost of a driver call is the simulator's, as recorded on an H200; the CPU time of the
 sampling thread beside it is real, and so are the memory and the time that a report of ten million spans takes.
