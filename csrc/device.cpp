@@ -20,6 +20,7 @@ constexpr int64_t kRemembered = 8;  // reads that the mean is of
 constexpr int64_t kPhaseKeptNs = 600'000'000'000;
 // A reading a second takes less room than fifty samples.
 constexpr size_t kSamplesPerReading = 32;
+constexpr const char* kShutDown = "NVML was shut down by other code in this process; it was opened again";
 
 }  // namespace
 
@@ -40,7 +41,6 @@ Device::News Device::begin() {
     power_health_ = energy_health_ = state_health_ = activity_health_ = Health();
     state.forget();
     next_periodic_ns_ = now + counter_period_ns_;
-    edge_ns_ = 0;
     end_requests();
     try {
         open();
@@ -99,7 +99,12 @@ void Device::find_edge() {
 }
 
 void Device::request_readings(int64_t now_ns) {
-    if (!energy_health_.may_try(clock_.now_ns())) return;
+    if (energy_health_.failing()) {  // whoever asks cannot wait: one more try for what can be had
+        energy_health_.hurry();
+        power_health_.hurry();
+        return;
+    }
+    if (energy_health_.ended()) return;
     const int64_t since_edge = now_ns - edge_ns_;
     if (search_ || edge_ns_ == 0 || since_edge > kPhaseKeptNs) {
         requested_ns_ = {now_ns, now_ns + kSpreadNs, now_ns + 2 * kSpreadNs};
@@ -150,14 +155,23 @@ void Device::advance_search(const CounterReading& reading) {
 template <class Call>
 Device::News Device::attempt(Health& health, Call call) {
     if (!health.may_try(clock_.now_ns())) return std::nullopt;
+    News news;
     try {
-        if (health.failing()) open();  // the handle may have died with the GPU
-        call();
+        try {
+            if (health.failing()) open();  // the handle may have died with the GPU
+            call();
+        } catch (const NvmlError& error) {
+            if (error.code() != abi::kUninitialized) throw;
+            nvml_.reopen();
+            open();
+            news = kShutDown;
+            call();
+        }
         health.worked();
     } catch (const NvmlError& error) {
-        if (health.failed(error, clock_.now_ns())) return error.what();
+        if (health.failed(error, clock_.now_ns())) news = error.what();
     }
-    return std::nullopt;
+    return news;
 }
 
 void Device::open() {
@@ -166,6 +180,7 @@ void Device::open() {
     energy.open(handle);
     state.open(handle);
     activity.open(handle);
+    edge_ns_ = 0;  // a GPU that was reset may have another phase
 }
 
 }  // namespace energy

@@ -43,7 +43,7 @@ class Device {
     News read_if_due(int64_t now_ns);       // once at most
     int64_t next_read_ns() const noexcept;  // INT64_MAX when the counter will never be read again
 
-    // These two ask for reads of the counter, unless it is failing; an error ends them.
+    // These two ask for reads of the counter; an error ends them. One that is failing is at most tried once more.
     void find_edge();  // joins a search that is under way
     void request_readings(int64_t now_ns);
     void end_requests() noexcept;
