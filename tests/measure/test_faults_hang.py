@@ -87,7 +87,7 @@ def test_a_call_that_hangs_for_ever_holds_up_neither_steps_nor_stop(simulated: S
     simulation = simulated(Constant(POWER_W))
     with quietly():
         meter = EnergyMeter().start()
-        short_training(meter, 1.6)
+        short_training(meter, 2.6)
         simulation.gpus[0].inject(Hang(call, FOR_EVER))
         if call == BY_UUID:
             shut_down()  # so that handles are asked for anew
