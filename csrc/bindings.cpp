@@ -210,8 +210,9 @@ void bind_sampler(py::module_& module) {
              "Joins a search under way. Found, it is a row with edge = 1; the first read is a plain row.")
         .def("edge_pending", &Sampler::edge_pending, Released(), "Whether such a search is asked for or under way.")
         .def("read_counter", &Sampler::read_counter, Released(),
-             "Asks for a counter reading per device, half a period after its next refresh; where the phase of the "
-             "refresh is unknown, for three: now, and 55 and 110 ms later.")
+             "Asks for two counter readings per device: now, and half a period after its next refresh; where the phase "
+             "of "
+             "the refresh is unknown, for three: now, and 55 and 110 ms later.")
         .def("reads_pending", &Sampler::reads_pending, Released(),
              "Whether such readings, or a search, are asked for or under way.")
         .def("drain_now", &Sampler::drain_now, Released(),

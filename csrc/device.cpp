@@ -110,9 +110,8 @@ void Device::request_readings(int64_t now_ns) {
         requested_ns_ = {now_ns, now_ns + kSpreadNs, now_ns + 2 * kSpreadNs};
         return;
     }
-    requested_ns_ = {edge_ns_ + (since_edge / kRefreshNs + 1) * kRefreshNs + kRefreshNs / 2};
-    // Where samples do not tell the power between two refreshes, the one before counts, too.
-    if (target_.source != PowerSource::kSampleBuffer) requested_ns_.insert(requested_ns_.begin(), now_ns);
+    // One shows the refresh before, the other, half a period after it, the next: what was drawn between them is known.
+    requested_ns_ = {now_ns, edge_ns_ + (since_edge / kRefreshNs + 1) * kRefreshNs + kRefreshNs / 2};
 }
 
 void Device::end_requests() noexcept {

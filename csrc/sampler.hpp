@@ -52,7 +52,7 @@ class Sampler {
     int64_t tick(int64_t now_ns);  // does what is due and returns the next deadline; only when not threaded
     void find_edge();              // per device about eight reads of its counter in 0.4 s, 40 at most
     bool edge_pending() const;
-    void read_counter();         // after its next refresh: a reading per device, or three where the phase is unknown
+    void read_counter();         // per device: now and after its next refresh, or three where the phase is unknown
     bool reads_pending() const;  // requested readings, or a search
     void drain_now();
     void drain_every(int64_t period_ns);  // from now on

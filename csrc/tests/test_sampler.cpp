@@ -69,7 +69,7 @@ void an_hour_in_virtual_time() {
     const SamplerStats stats = rig.sampler->stats();
     CHECK(stats.drains >= 3599 && stats.drains <= 3602);
     CHECK(stats.dropped == 0 && stats.late_ticks == 0 && stats.lost_samples == 0);
-    CHECK(stats.driver_call_s > 1 && stats.driver_call_s < 2);
+    CHECK(stats.driver_call_s > 0.8 && stats.driver_call_s < 2);
     CHECK(rig.sampler->take_errors().empty());
 }
 
@@ -110,7 +110,7 @@ void a_search_blocks_no_tick() {
     CHECK(rig.sampler->edge_pending());
 }
 
-void a_requested_reading_comes_half_a_period_after_the_next_refresh() {
+void requested_readings_come_on_either_side_of_the_next_refresh() {
     Rig rig;
     rig.sampler->start(false);
     rig.run(kSecond);
@@ -118,14 +118,14 @@ void a_requested_reading_comes_half_a_period_after_the_next_refresh() {
     const int64_t asked = rig.clock->now_ns();
     rig.sampler->read_counter();
     CHECK(rig.sampler->reads_pending() && !rig.sampler->edge_pending());
-    CHECK(rig.sampler->tick(asked) <= asked + kRefreshNs * 3 / 2);
     rig.next = asked;
     rig.run(kSecond);
     CHECK(!rig.sampler->reads_pending());
     const auto readings = rig.sampler->counter(0);
-    CHECK(readings.size() == 1 && readings[0].edge == 0);
-    CHECK(std::abs(readings[0].before_ns % fake::kCounterPeriod - fake::kCounterPeriod / 2) < 5'000'000);
-    CHECK(readings[0].before_ns / fake::kCounterPeriod == asked / fake::kCounterPeriod + 1);
+    CHECK(readings.size() == 2 && readings[0].edge == 0 && readings[1].edge == 0);
+    CHECK(readings[0].before_ns - asked < 5'000'000);
+    CHECK(std::abs(readings[1].before_ns % fake::kCounterPeriod - fake::kCounterPeriod / 2) < 5'000'000);
+    CHECK(readings[1].before_ns / fake::kCounterPeriod == asked / fake::kCounterPeriod + 1);
     rig.run(10 * kSecond);
     CHECK(rig.sampler->counter(0).size() == 1);  // the periodic one
 }
@@ -444,8 +444,8 @@ void a_lane_that_fails_alone_says_so() {
     rig.sampler->state(0);
     rig.sampler->activity(0);
     rig.run(20 * kSecond);
-    CHECK(!rig.sampler->state(0).empty());    // tried again
-    CHECK(rig.sampler->activity(0).empty());  // and this not, for want of permission
+    CHECK(!rig.sampler->state(0).empty());  // what once worked is tried again
+    CHECK(!rig.sampler->activity(0).empty());
     CHECK(rig.sampler->power(0).size() > 1500);
 }
 
@@ -609,7 +609,7 @@ int main() {
     RUN(an_hour_in_virtual_time);
     RUN(an_edge_is_bracketed);
     RUN(a_search_blocks_no_tick);
-    RUN(a_requested_reading_comes_half_a_period_after_the_next_refresh);
+    RUN(requested_readings_come_on_either_side_of_the_next_refresh);
     RUN(without_a_phase_three_readings_are_spread_over_a_period);
     RUN(a_polled_reading_is_read_once_a_period);
     RUN(a_polled_gpu_that_is_lost_comes_back);
