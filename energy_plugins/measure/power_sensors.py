@@ -135,20 +135,26 @@ def usage_sensor(compute_capability: tuple[int, int] | None) -> PowerSensor:
     return SNAPSHOT if compute_capability >= _SNAPSHOT_SINCE else QUICK
 
 
-def usable_sensors(found: _native.Capabilities, compute_capability: tuple[int, int] | None) -> tuple[PowerSensor, ...]:
-    """Return the power sensors that a GPU has, the best first.
+def ranking(compute_capability: tuple[int, int] | None, *, counter: bool) -> tuple[PowerSensor, ...]:
+    """Return the power sensors that such a GPU may have, the best first.
 
     Beside a counter, which gives the sum, the one that shows the most of the shape is best. Without one it is the one
     that leaves nothing out: what a snapshot misses falsifies the sum.
     """
+    by_shape = (SAMPLE_BUFFER, QUICK, INSTANT, SNAPSHOT, AVERAGE, AVERAGE_USAGE, COUNTER)
+    by_sum = (SAMPLE_BUFFER, QUICK, AVERAGE, AVERAGE_USAGE, INSTANT, SNAPSHOT)
     usage = usage_sensor(compute_capability)
+    ranked = by_shape if counter else by_sum
+    return tuple(sensor for sensor in ranked if sensor.source is not Source.USAGE or sensor is usage)
+
+
+def usable_sensors(found: _native.Capabilities, compute_capability: tuple[int, int] | None) -> tuple[PowerSensor, ...]:
+    """Return the power sensors that a GPU has, the best first (`ranking`)."""
     there: Mapping[str, bool] = {
         SAMPLE_BUFFER.name: found.power_samples,
         INSTANT.name: found.power_instant,
         AVERAGE.name: found.power_average,
-        usage.name: found.power_usage,
+        usage_sensor(compute_capability).name: found.power_usage,
         COUNTER.name: found.energy_counter,
     }
-    by_shape = (SAMPLE_BUFFER, QUICK, INSTANT, SNAPSHOT, AVERAGE, AVERAGE_USAGE, COUNTER)
-    by_sum = (SAMPLE_BUFFER, QUICK, AVERAGE, AVERAGE_USAGE, INSTANT, SNAPSHOT)
-    return tuple(sensor for sensor in (by_shape if found.energy_counter else by_sum) if there.get(sensor.name))
+    return tuple(sensor for sensor in ranking(compute_capability, counter=found.energy_counter) if there[sensor.name])
