@@ -255,6 +255,7 @@ void SamplerCore::do_due(int64_t now_ns) {
         read_slow_lanes();
         next_slow_ns_ = next_deadline(next_slow_ns_, kSlowPeriodNs, now_ns);
     }
+    if (drain) announce_drain();  // last: who waits for it then finds all that was read
     for (size_t i = 0; i < devices_.size(); ++i) {
         post(static_cast<int>(i), devices_[i]->poll_if_due(now_ns));
         post(static_cast<int>(i), devices_[i]->read_if_due(now_ns));
@@ -269,6 +270,9 @@ void SamplerCore::drain_all() {
     for (size_t i = 0; i < devices_.size() && !stopping_.load(std::memory_order_relaxed); ++i) {
         post(static_cast<int>(i), devices_[i]->drain());
     }
+}
+
+void SamplerCore::announce_drain() {
     const Lock lock(mutex_);
     drains_done_ = drains_begun_;
     changed_.notify_all();

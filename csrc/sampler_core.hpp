@@ -46,6 +46,7 @@ class SamplerCore {
     void note_pending();  // with mutex_ held
     void do_due(int64_t now_ns);
     void drain_all();
+    void announce_drain();
     void read_slow_lanes();
     void read_cpu();
     void post(int device, const Device::News& news);
