@@ -47,7 +47,7 @@ class SamplerCore {
     void do_due(int64_t now_ns);
     void drain_all();
     void announce_drain();
-    void read_slow_lanes();
+    int64_t read_slow_lanes();  // returns the ns that it took, per device
     void read_cpu();
     void post(int device, const Device::News& news);
 

@@ -13,7 +13,7 @@ from energy_plugins.measure.power_sensors import COUNTER, SAMPLE_BUFFER, PowerSe
 DRAIN_PERIOD_NS = 2_000_000_000
 """Between drains of the sample buffer, which holds 2.36 s on an H200; each costs 0.5 to 1.5 ms of CPU however much it
 brings."""
-LIVE_DRAIN_PERIOD_NS = 1_200_000_000
+LIVE_DRAIN_PERIOD_NS = 1_300_000_000
 """The same once somebody has asked for live figures, which are to be no more than 1.5 s late."""
 
 _NAMES = {
