@@ -12,7 +12,8 @@ constexpr int64_t kPatienceNs = 1'500'000'000;  // a constant power shows no ref
 constexpr int64_t kLongestLookNs = 60'000'000'000;
 constexpr int64_t kBehindNs = 3'000'000;    // reads so long after the refresh, which may be known to 2 ms only
 constexpr int64_t kShortestNs = 8'000'000;  // an H200 sometimes shows two values within a millisecond of one refresh
-constexpr int64_t kLongestNs = 1'000'000'000;
+// 100 ms is the longest known (arXiv:2312.02741): what changes less often stayed the same for some refreshes.
+constexpr int64_t kLongestNs = 180'000'000;
 
 int64_t nearest(int64_t span_ns, int64_t period_ns) { return (span_ns + period_ns / 2) / period_ns; }
 
