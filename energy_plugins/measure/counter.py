@@ -15,12 +15,15 @@ REFRESH_NS = 100_000_000
 class Anchor:
     """An instant at which the energy counter stood at ``energy_j``.
 
-    ``error_ns`` is the standard error of the instant.
+    ``error_ns`` is the standard error of the instant, ``relative_error`` that of what is counted. Only anchors of one
+    ``count`` may be subtracted.
     """
 
     t_ns: int
     energy_j: float
     error_ns: float
+    count: int = 0
+    relative_error: float = 0.0
 
 
 class RefreshPhase:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from energy_plugins.measure.attribution import Points, RunCurve
 from energy_plugins.measure.counter import REFRESH_NS, Anchor, RefreshPhase
 from energy_plugins.measure.curve import CurveBuilder, Stretch, Sum
+from energy_plugins.measure.mean_sums import MeanSums
 from energy_plugins.measure.power_sensors import COUNTER, PowerSensor
 from energy_plugins.measure.response import Segments
 from energy_plugins.measure.sums import SumBuilder
@@ -29,7 +30,14 @@ class GpuTrack:
     first one after it closes.
     """
 
-    def __init__(self, sensor: PowerSensor, start_ns: int, max_power_w: float | None = None) -> None:
+    def __init__(
+        self,
+        sensor: PowerSensor,
+        start_ns: int,
+        max_power_w: float | None = None,
+        *,
+        mean: PowerSensor | None = None,
+    ) -> None:
         self.curve = RunCurve(start_ns)
         self.sensor = sensor
         self.builder = SumBuilder(sensor) if sensor is COUNTER else CurveBuilder(sensor, max_power_w)
@@ -38,11 +46,15 @@ class GpuTrack:
         self._phase = RefreshPhase()
         self._undated: list[tuple[int, int, float, int]] = []
         self._anchors: list[Anchor] = []
+        self._means = MeanSums(start_ns) if mean else None
+        self._is_mean = mean is sensor
 
     def take(self, power: NDArray[np.void], counter: NDArray[np.void]) -> None:
         """Take what the sampler's rings held (the columns of ``_native.Sampler.power`` and ``counter``)."""
         if len(power):
             self.builder.add(power["t_ns"].copy(), power["power_w"].copy())
+            if self._is_mean:
+                self.take_means(power)
         self._undated += counter.tolist()
         for before_ns, after_ns, _, edge in self._undated:
             if edge:
@@ -51,6 +63,11 @@ class GpuTrack:
             for reading in self._undated:
                 self._date(*reading)
             self._undated = []
+
+    def take_means(self, means: NDArray[np.void]) -> None:
+        """Take samples of the mean power over a second (``_native.Sampler.mean``), which stand in for a counter."""
+        if self._means is not None:
+            self._anchors += self._means.take(means)
 
     def _date(self, before_ns: int, after_ns: int, energy_j: float, edge: int) -> None:
         dated = self._phase.seen(before_ns, after_ns) if edge else self._phase.reading(before_ns, after_ns)
@@ -100,7 +117,10 @@ class GpuTrack:
         if after:
             self._block(after[0].t_ns, segments, after[0])
         elif self.curve.settled_ns < end_ns:
-            self._block(end_ns, segments, None)
+            # Within a second a mean over a second shows no shape by which to divide it.
+            closing = self._means.close(end_ns, self.curve) if self._means and not self._is_mean else None
+            self._anchors += [closing] if closing else []
+            self._block(end_ns, segments, closing)
 
     def forget(self, before_ns: int) -> None:
         """Drop what no span that starts at or after ``before_ns`` needs."""
@@ -135,8 +155,9 @@ class GpuTrack:
         for begin in self._anchors:
             if begin.t_ns >= end.t_ns:
                 break
-            if begin.t_ns >= start_ns - 1:
-                return Sum(end.energy_j - begin.energy_j, max(begin.t_ns, start_ns), begin.error_ns, end.error_ns)
+            if begin.t_ns >= start_ns - 1 and begin.count == end.count:
+                counted_j = end.energy_j - begin.energy_j
+                return Sum(counted_j, max(begin.t_ns, start_ns), begin.error_ns, end.error_ns, end.relative_error)
         return None
 
     def _fault(self, text: str) -> None:
