@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from energy_plugins.measure.attribution import Z95, RunCurve, attribute
 from energy_plugins.measure.counter import Anchor
 
-SECOND_NS = 1_000_000_000
+_SECOND_NS = 1_000_000_000
 """What the driver's average is the mean over (arXiv:2312.02741)."""
 _APART_NS = 150_000_000
 """Refreshes of the average, every 100 ms, further apart than this lack one between them."""
@@ -54,7 +54,7 @@ class MeanSums:
         The mean over the last second tells it, and the shape how much of that second was before the last anchor. None
         where either is not known.
         """
-        mean_w, ago_ns, last = self._mean_w(end_ns), end_ns - SECOND_NS, self._last
+        mean_w, ago_ns, last = self._mean_w(end_ns), end_ns - _SECOND_NS, self._last
         if mean_w is None or last is None or last.t_ns != curve.settled_ns or ago_ns < self._origin_ns:
             return None
         shared = attribute(curve.at(np.array([ago_ns])), curve.at(np.array([last.t_ns])))
@@ -69,7 +69,7 @@ class MeanSums:
         if last is None:
             self._origin_ns = max(self._origin_ns, int(self._t_ns[0]))
             return Anchor(self._origin_ns, 0.0, _INSTANT_NS, relative_error=_RELATIVE)
-        t_ns = last.t_ns + SECOND_NS
+        t_ns = last.t_ns + _SECOND_NS
         if self._t_ns[-1] < t_ns:
             return None
         mean_w = self._mean_w(t_ns)

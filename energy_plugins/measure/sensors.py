@@ -88,8 +88,8 @@ def plan_sensors(library: str, gpus: Sequence[Gpu], wanted: str | None = None) -
     """Probe each GPU once and choose its sensors: one for the shape of the power, and the energy counter for the sum.
 
     Without a counter the sum may come from a mean of the power. ``wanted`` names a `PowerSensor` to be used instead of
-    the best one, and without such a mean. A library that does not open leaves the plan
-    that measures nothing, with the reason.
+    the best one, alone but for the counter. A library that does not open leaves the plan that measures nothing, with
+    the reason.
 
     Raises:
         DeviceError: the driver does not know one of the GPUs, or one lacks the sensor that is wanted.

@@ -27,7 +27,7 @@ class GpuTrack:
     """Collects samples and counter readings of one GPU and settles its energy curve block by block.
 
     The curve begins at the last refresh of the counter before the window opens, if that is known, and ends at the
-    first one after it closes.
+    first one after it closes. Without a counter, means over a second may stand in for it (`MeanSums`).
     """
 
     def __init__(
