@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo test check lint types stub warnings examples sanitize bench wheel wheel-check clean FORCE
+.PHONY: help install demo test soak check lint types stub warnings examples sanitize bench wheel wheel-check clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ demo: install  ## train a small network on real images and show where the joules
 
 test: install  ## run the tests (PYTEST_ARGS="-k name" to choose)
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+soak: install  ## a day of random faults in virtual time (a minute or two)
+	$(PY) -m pytest -m soak $(PYTEST_ARGS)
 
 check: lint types stub warnings examples  ## every gate that is not a test
 

@@ -72,7 +72,8 @@ def simulated(driver: str) -> Extension:
         depends=headers("csrc/sim"),
         language="c++",
         extra_compile_args=["-std=c++17", *COMPILE],
-        extra_link_args=["-pthread", "-ldl", *LINK, f"-Wl,-soname,{SIMULATED[driver]}"],
+        # A call inside a library stays in it, whatever other copy of the driver is loaded.
+        extra_link_args=["-pthread", "-ldl", *LINK, "-Wl,-Bsymbolic", f"-Wl,-soname,{SIMULATED[driver]}"],
     )
 
 

@@ -206,7 +206,7 @@ void bind_sampler(py::module_& module) {
             "Opens the devices and asks for a counter edge; restartable. NvmlError if a device is unknown; one that is "
             "lost at this moment is retried in the background, and is in take_errors().")
         .def("stop", &Sampler::stop, Released(),
-             "Ends the thread; idempotent. One that hangs in the driver is left behind after 2 s.")
+             "Ends the thread; idempotent. One that hangs in the driver is left behind after 1 s.")
         .def("tick", &Sampler::tick, "now_ns"_a, Released(),
              "Does what is due and returns the next deadline. RuntimeError while the sampler has a thread.")
         .def("find_edge", &Sampler::find_edge, Released(),

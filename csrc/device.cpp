@@ -11,10 +11,16 @@ namespace {
 // certain, and one is far from any.
 constexpr int64_t kSpreadNs = 55'000'000;
 constexpr int64_t kFirstPeriodNs = 10'000'000'000;
+// A read burns 3 ms or more of CPU in the driver: one in 4000 of them is what periodic reads may take, 0.025 % of a
+// core.
+constexpr int64_t kReadsShare = 4000;
+constexpr int64_t kLongestPeriodNs = 30'000'000'000;
+constexpr int64_t kRemembered = 8;  // reads that the mean is of
 // A refresh drifts by 7e-6 at most (H200): by less than a tenth of its period in this time.
 constexpr int64_t kPhaseKeptNs = 600'000'000'000;
 // A reading a second takes less room than fifty samples.
 constexpr size_t kSamplesPerReading = 32;
+constexpr const char* kShutDown = "NVML was shut down by other code in this process; it was opened again";
 
 int64_t next_poll_of(const PowerLane& lane, const Health& health) noexcept {
     const int64_t next = lane.next_poll_ns();
@@ -42,7 +48,6 @@ Device::News Device::begin() {
     power_health_ = mean_health_ = energy_health_ = state_health_ = activity_health_ = Health();
     state.forget();
     next_periodic_ns_ = now + counter_period_ns_;
-    edge_ns_ = 0;
     end_requests();
     try {
         open();
@@ -103,7 +108,12 @@ void Device::find_edge() {
 }
 
 void Device::request_readings(int64_t now_ns) {
-    if (!energy_health_.may_try(clock_.now_ns())) return;
+    if (energy_health_.failing()) {  // whoever asks cannot wait: one more try for what can be had
+        energy_health_.hurry();
+        power_health_.hurry();
+        return;
+    }
+    if (energy_health_.ended()) return;
     const int64_t since_edge = now_ns - edge_ns_;
     if (search_ || edge_ns_ == 0 || since_edge > kPhaseKeptNs) {
         requested_ns_ = {now_ns, now_ns + kSpreadNs, now_ns + 2 * kSpreadNs};
@@ -123,11 +133,18 @@ void Device::end_requests() noexcept {
 void Device::read(int64_t now_ns) {
     const bool for_search = search_ && now_ns >= search_->next_ns();
     const bool requested = readings_pending() && now_ns >= requested_ns_.front();
-    if (now_ns >= next_periodic_ns_) next_periodic_ns_ = next_deadline(next_periodic_ns_, counter_period_ns_, now_ns);
+    if (now_ns >= next_periodic_ns_) next_periodic_ns_ = next_deadline(next_periodic_ns_, counter_period_ns(), now_ns);
     const CounterReading reading = energy.read();
+    took_ns_ += (reading.after_ns - reading.before_ns - took_ns_) / (took_ns_ == 0 ? 1 : kRemembered);
     if (requested) requested_ns_.erase(requested_ns_.begin());
     energy.ring.push(reading);
     if (for_search) advance_search(reading);
+}
+
+int64_t Device::counter_period_ns() const noexcept {
+    if (target_.source == PowerSource::kNone) return counter_period_ns_;  // the counter is all there is
+    const int64_t affordable = std::min(kReadsShare * took_ns_, kLongestPeriodNs);
+    return (std::max(counter_period_ns_, affordable) + kRefreshNs - 1) / kRefreshNs * kRefreshNs;
 }
 
 void Device::advance_search(const CounterReading& reading) {
@@ -137,7 +154,7 @@ void Device::advance_search(const CounterReading& reading) {
         energy.ring.push(*edge);
         // The search is a reading, too. Later ones keep half a period away from the refresh; the first comes soon, so
         // that something is settled early.
-        const int64_t wait_ns = edge_ns_ == 0 ? std::min(counter_period_ns_, kFirstPeriodNs) : counter_period_ns_;
+        const int64_t wait_ns = edge_ns_ == 0 ? std::min(counter_period_ns(), kFirstPeriodNs) : counter_period_ns();
         edge_ns_ = (edge->before_ns + edge->after_ns) / 2;
         next_periodic_ns_ = edge_ns_ - kRefreshNs / 2 + wait_ns;
     }
@@ -147,14 +164,23 @@ void Device::advance_search(const CounterReading& reading) {
 template <class Call>
 Device::News Device::attempt(Health& health, Call call) {
     if (!health.may_try(clock_.now_ns())) return std::nullopt;
+    News news;
     try {
-        if (health.failing()) open();  // the handle may have died with the GPU
-        call();
+        try {
+            if (health.failing()) open();  // the handle may have died with the GPU
+            call();
+        } catch (const NvmlError& error) {
+            if (error.code() != abi::kUninitialized) throw;
+            nvml_.reopen();
+            open();
+            news = kShutDown;
+            call();
+        }
         health.worked();
     } catch (const NvmlError& error) {
-        if (health.failed(error, clock_.now_ns())) return error.what();
+        if (health.failed(error, clock_.now_ns())) news = error.what();
     }
-    return std::nullopt;
+    return news;
 }
 
 void Device::open() {
@@ -164,6 +190,7 @@ void Device::open() {
     energy.open(handle);
     state.open(handle);
     activity.open(handle);
+    edge_ns_ = 0;  // a GPU that was reset may have another phase
 }
 
 }  // namespace energy

@@ -44,7 +44,7 @@ class Device {
     News read_if_due(int64_t now_ns);       // once at most
     int64_t next_read_ns() const noexcept;  // INT64_MAX when the counter will never be read again
 
-    // These two ask for reads of the counter, unless it is failing; an error ends them.
+    // These two ask for reads of the counter; an error ends them. One that is failing is at most tried once more.
     void find_edge();  // joins a search that is under way
     void request_readings(int64_t now_ns);
     void end_requests() noexcept;
@@ -63,6 +63,7 @@ class Device {
     bool silent() const noexcept { return power_health_.failing() && !power_health_.ended(); }
     void open();
     void read(int64_t now_ns);
+    int64_t counter_period_ns() const noexcept;  // longer where reads are slow
     void advance_search(const CounterReading& reading);
 
     const Target target_;
@@ -72,6 +73,7 @@ class Device {
     const bool wants_activity_;
     Health power_health_, mean_health_, energy_health_, state_health_, activity_health_;
     int64_t next_periodic_ns_ = 0;
+    int64_t took_ns_ = 0;                // a read, lately
     int64_t edge_ns_ = 0;                // when a refresh of the counter was last seen; 0: never
     std::vector<int64_t> requested_ns_;  // when readings were asked for, in order
     std::optional<EdgeSearch> search_;

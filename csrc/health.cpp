@@ -9,7 +9,7 @@ namespace energy {
 namespace {
 
 constexpr int64_t kFirstPauseNs = 1'000'000'000;
-constexpr int64_t kLongestPauseNs = 30'000'000'000;
+constexpr int64_t kLongestPauseNs = 3'500'000'000;  // and a drain later, a GPU that is back is noticed within 5 s
 
 }  // namespace
 
@@ -21,7 +21,7 @@ void Health::worked() noexcept {
 
 bool Health::failed(const NvmlError& error, int64_t now_ns) {
     const bool unsupported = error.code() == abi::kNotSupported || error.code() == abi::kFunctionNotFound;
-    ended_ = unsupported || error.code() == abi::kNoPermission;
+    ended_ = !ever_worked_ && (unsupported || error.code() == abi::kNoPermission);
     pause_ns_ = std::clamp(2 * pause_ns_, kFirstPauseNs, kLongestPauseNs);
     retry_ns_ = now_ns + pause_ns_;
     if (unsupported && !ever_worked_) return false;

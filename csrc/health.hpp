@@ -1,5 +1,6 @@
-// When a lane may work. After an error it pauses, 1 s doubling to 30 s, because a lost GPU may come back; what this
-// driver or this user can never do ends it. Owned by the thread that drives the lane.
+// When a lane may work. After an error it pauses, 1 s doubling to 3.5 s, because a lost GPU may come back, and so may
+// a sensor that once worked; what this driver or this user could never do ends it. Owned by the thread that drives the
+// lane.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,7 @@ class Health {
     bool failing() const noexcept { return pause_ns_ > 0; }
     int64_t retry_ns() const noexcept { return retry_ns_; }
 
+    void hurry() noexcept { retry_ns_ = INT64_MIN; }  // cuts the pause short
     void worked() noexcept;
     // True when the error is news: another one than at the try before. "Not supported" from the start is none, because
     // probe() has already said so.

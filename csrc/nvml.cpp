@@ -112,6 +112,8 @@ Capabilities Nvml::probe(const std::string& uuid) const {
     return found;
 }
 
+void Nvml::reopen() const { call("nvmlInit_v2", symbols_->init); }
+
 abi::Device Nvml::device(const std::string& uuid) const {
     abi::Device device = nullptr;
     call("nvmlDeviceGetHandleByUUID", symbols_->handle_by_uuid, uuid.c_str(), &device);

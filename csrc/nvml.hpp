@@ -46,6 +46,8 @@ class Nvml {
     bool simulated() const noexcept;
     Capabilities probe(const std::string& uuid) const;
 
+    // Initialises again after other code has shut NVML down once too often; handles must then be asked for again.
+    void reopen() const;
     abi::Device device(const std::string& uuid) const;
     double energy_j(abi::Device device) const;
     double power_w(abi::Device device, PowerReading reading) const;

@@ -7,6 +7,7 @@ using Device = void*;  // nvmlDevice_t
 
 enum Code : int {  // nvmlReturn_t
     kSuccess = 0,
+    kUninitialized = 1,
     kInvalidArgument = 2,
     kNotSupported = 3,
     kNoPermission = 4,

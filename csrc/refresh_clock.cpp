@@ -10,10 +10,9 @@ constexpr int64_t kLookEveryNs = 1'930'000;  // divides no likely period, so tha
 constexpr size_t kFewChanges = 3;
 constexpr int64_t kPatienceNs = 1'500'000'000;  // a constant power shows no refresh
 constexpr int64_t kLongestLookNs = 60'000'000'000;
-constexpr int64_t kBehindNs = 3'000'000;    // reads so long after the refresh, which may be known to 2 ms only
-constexpr int64_t kShortestNs = 8'000'000;  // an H200 sometimes shows two values within a millisecond of one refresh
-// 100 ms is the longest known (arXiv:2312.02741): what changes less often stayed the same for some refreshes.
-constexpr int64_t kLongestNs = 180'000'000;
+constexpr int64_t kBehindNs = 3'000'000;     // reads so long after the refresh, which may be known to 2 ms only
+constexpr int64_t kShortestNs = 8'000'000;   // an H200 sometimes shows two values within a millisecond of one refresh
+constexpr int64_t kLongestNs = 150'000'000;  // no driver refreshes so seldom: values that repeat look like this
 
 int64_t nearest(int64_t span_ns, int64_t period_ns) { return (span_ns + period_ns / 2) / period_ns; }
 
@@ -84,8 +83,8 @@ void RefreshClock::fit_period() noexcept {
     // Some refreshes bring no new value: the shortest time between two changes tells how many periods the others are.
     int64_t shortest_ns = INT64_MAX;
     for (size_t i = 1; i < changes_; ++i) shortest_ns = std::min(shortest_ns, changes_ns_[i] - changes_ns_[i - 1]);
-    if (shortest_ns > kLongestNs) return;
     anchor_ns_ = changes_ns_[0];
+    if (shortest_ns > kLongestNs) return;  // they tell the phase, at least
     period_ns_ = (last_ns - anchor_ns_) / nearest(last_ns - anchor_ns_, shortest_ns);
 }
 

@@ -9,7 +9,7 @@
 namespace energy {
 namespace {
 
-constexpr auto kStopPatience = std::chrono::seconds(2);
+constexpr auto kStopPatience = std::chrono::seconds(1);
 
 // New threads inherit the mask: the sampler must not be the one that handles the process's signals.
 class SignalsBlocked {

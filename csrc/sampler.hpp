@@ -48,7 +48,7 @@ class Sampler {
     ~Sampler();
 
     void start(bool threaded);     // throws NvmlError for an unknown device; asks for an edge search. Restartable.
-    void stop();                   // idempotent; a thread hung in the driver is left behind after 2 s
+    void stop();                   // idempotent; a thread hung in the driver is left behind after 1 s
     int64_t tick(int64_t now_ns);  // does what is due and returns the next deadline; only when not threaded
     void find_edge();              // per device about eight reads of its counter in 0.4 s, 40 at most
     bool edge_pending() const;

@@ -104,7 +104,7 @@ void SamplerCore::finish() {
 }
 
 void SamplerCore::abandon() {
-    post(kNoDevice, "a driver call did not return within 2 s of stop(): its thread was left behind");
+    post(kNoDevice, "a driver call did not return within 1 s of stop(): its thread was left behind");
     const Lock lock(mutex_);
     abandoned_ = true;
     running_ = drain_requested_ = edge_requested_ = reads_requested_ = searching_ = reading_ = false;

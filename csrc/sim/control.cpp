@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "clock.hpp"
+#include "faults.hpp"
 #include "roofline.hpp"
 #include "state.hpp"
 #include "timeline.hpp"
@@ -77,6 +78,17 @@ int ep_sim_step_wall_clock(std::int64_t ns) {
     return 0;
 }
 
+int ep_sim_suspend(std::int64_t ns) {
+    const int error = ep_sim_step_wall_clock(ns);
+    if (error == 0) sim::attached()->suspended_ns.fetch_add(ns);
+    return error;
+}
+
+std::int64_t ep_sim_suspended_ns() {
+    const std::shared_ptr<sim::State> state = sim::attached();
+    return state == nullptr ? 0 : state->suspended_ns.load();
+}
+
 int ep_sim_uuid(std::uint32_t device, char* text, std::uint32_t size) {
     return with_device(device, [&](sim::State&, sim::Device& gpu) {
         return std::snprintf(text, size, "%s", gpu.uuid) < static_cast<int>(size) ? 0 : EINVAL;
@@ -129,9 +141,11 @@ double ep_sim_energy_j(std::uint32_t device, std::int64_t start_ns, std::int64_t
 }
 
 int ep_sim_inject(std::uint32_t device, const EpSimFault* fault) {
-    return with_device(device, [&](sim::State&, sim::Device& gpu) {
-        const auto free = std::find_if(std::begin(gpu.faults), std::end(gpu.faults),
-                                       [](const sim::Fault& slot) { return !slot.active; });
+    return with_device(device, [&](sim::State& state, sim::Device& gpu) {
+        const std::int64_t now_ns = sim::now_ns(state);
+        const auto free = std::find_if(std::begin(gpu.faults), std::end(gpu.faults), [&](const sim::Fault& slot) {
+            return !slot.active || slot.what.until_ns <= now_ns;
+        });
         if (free == std::end(gpu.faults)) return ENOSPC;
         free->what = *fault;
         free->active = true;
@@ -141,7 +155,7 @@ int ep_sim_inject(std::uint32_t device, const EpSimFault* fault) {
 
 int ep_sim_heal(std::uint32_t device) {
     return with_device(device, [](sim::State&, sim::Device& gpu) {
-        for (sim::Fault& fault : gpu.faults) fault.active = fault.active && fault.what.kind == kCounterReset;
+        for (sim::Fault& fault : gpu.faults) fault.active = fault.active && sim::lasts(fault.what.kind);
         return 0;
     });
 }

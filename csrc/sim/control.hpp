@@ -37,14 +37,16 @@ struct EpSimConfig {
 enum EpSimFaultKind : std::int32_t {
     kNoPermission,  // call: one function, or "" for every one that changes the device
     kGpuLost,
-    kHang,  // call takes `seconds` longer
+    kHang,  // call takes `amount` seconds longer
     kMissingSymbol,
     kNoSampleBuffer,
     kNoCounter,
-    kCounterReset,  // at from_ns
-    kNotSupported,  // call: one function, or the name of one field of nvmlDeviceGetFieldValues
-    kNoProcesses,   // none is listed, whoever computes
-    kForeignPids,   // they are listed by numbers of another pid namespace
+    kCounterReset,    // at from_ns
+    kNotSupported,    // call: one function, or the name of one field of nvmlDeviceGetFieldValues
+    kNoProcesses,     // none is listed, whoever computes
+    kForeignPids,     // they are listed by numbers of another pid namespace
+    kCounterJump,     // by `amount` joules, at from_ns
+    kDriverMismatch,  // NVML and the kernel's driver are of different versions
 };
 
 struct EpSimFault {
@@ -52,7 +54,7 @@ struct EpSimFault {
     char call[60];
     std::int64_t from_ns;
     std::int64_t until_ns;
-    double seconds;
+    double amount;
 };
 
 EP_SIM_API const char* ep_sim_version();
@@ -64,6 +66,9 @@ EP_SIM_API std::int64_t ep_sim_wall_ns();
 EP_SIM_API std::int64_t ep_sim_origin_ns();
 EP_SIM_API void ep_sim_advance(std::int64_t ns);  // virtual time only; negative is ignored
 EP_SIM_API int ep_sim_step_wall_clock(std::int64_t ns);
+// The machine sleeps: the monotonic clock stands still, the wall clock goes on.
+EP_SIM_API int ep_sim_suspend(std::int64_t ns);
+EP_SIM_API std::int64_t ep_sim_suspended_ns();  // in all
 
 EP_SIM_API int ep_sim_uuid(std::uint32_t device, char* text, std::uint32_t size);
 EP_SIM_API int ep_sim_play(std::uint32_t device, const std::int64_t* duration_ns, const double* power_w,
@@ -74,6 +79,6 @@ EP_SIM_API std::int64_t ep_sim_idle_at_ns(std::uint32_t device);  // when the qu
 // The truth. NaN where the timeline no longer reaches back that far.
 EP_SIM_API double ep_sim_energy_j(std::uint32_t device, std::int64_t start_ns, std::int64_t end_ns);
 EP_SIM_API int ep_sim_inject(std::uint32_t device, const EpSimFault* fault);
-EP_SIM_API int ep_sim_heal(std::uint32_t device);
+EP_SIM_API int ep_sim_heal(std::uint32_t device);  // lets go of calls that hang; what the counter did is done
 // For the test of what a killed process leaves behind: takes the state's lock and never gives it back.
 EP_SIM_API int ep_sim_seize_lock();

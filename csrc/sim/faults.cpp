@@ -32,10 +32,26 @@ Trouble trouble(const Device& device, const char* call, std::int64_t now_ns) {
         if (kind == kMissingSymbol && names(fault, call)) met.code = NVML_ERROR_FUNCTION_NOT_FOUND;
         if (kind == kNotSupported && names(fault, call)) met.code = NVML_ERROR_NOT_SUPPORTED;
         if (kind == kNoPermission && names(fault, call)) met.code = NVML_ERROR_NO_PERMISSION;
-        if (kind == kHang && names(fault, call)) met.delay_ns += static_cast<std::int64_t>(fault.what.seconds * 1e9);
+        if (kind == kHang && names(fault, call)) met.delay_ns += static_cast<std::int64_t>(fault.what.amount * 1e9);
     }
     return met;
 }
+
+Trouble system_trouble(const State& state, const char* call, std::int64_t now_ns) {
+    Trouble met = {NVML_SUCCESS, 0};
+    for (std::uint32_t index = 0; index < state.config.device_count; ++index) {
+        for (const Fault& fault : state.device(index).faults) {
+            if (!in_force(fault, now_ns)) continue;
+            const EpSimFaultKind kind = fault.what.kind;
+            if (kind == kDriverMismatch) met.code = NVML_ERROR_LIB_RM_VERSION_MISMATCH;
+            if (kind == kMissingSymbol && names(fault, call)) met.code = NVML_ERROR_FUNCTION_NOT_FOUND;
+            if (kind == kHang && names(fault, call)) met.delay_ns = static_cast<std::int64_t>(fault.what.amount * 1e9);
+        }
+    }
+    return met;
+}
+
+bool lasts(EpSimFaultKind kind) { return kind == kCounterReset || kind == kCounterJump; }
 
 bool has_fault(const Device& device, EpSimFaultKind kind, std::int64_t now_ns) {
     return std::any_of(std::begin(device.faults), std::end(device.faults),

@@ -14,6 +14,12 @@ struct Trouble {
 };
 Trouble trouble(const Device& device, const char* call, std::int64_t now_ns);
 
+// The same for a call that names no device: what is wrong with any of them is in its way.
+Trouble system_trouble(const State& state, const char* call, std::int64_t now_ns);
+
+// Whether healing leaves the fault as it is: what the counter has done is done.
+bool lasts(EpSimFaultKind kind);
+
 bool has_fault(const Device& device, EpSimFaultKind kind, std::int64_t now_ns);
 
 }  // namespace sim

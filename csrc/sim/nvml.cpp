@@ -51,6 +51,38 @@ std::uint32_t index_of(nvmlDevice_t handle) {
 
 std::shared_ptr<State> driver() { return initialised.load() > 0 ? sim::attached() : nullptr; }
 
+// Lets a call hang; in real time until its fault is healed at the latest.
+template <typename Look>
+void hang(State& state, std::int64_t ns, Look look) {
+    constexpr std::int64_t kNapNs = 2'000'000;
+    if (state.config.virtual_time != 0) return sim::rest(state, ns);
+    const std::int64_t began_ns = sim::now_ns(state), until_ns = began_ns + ns;
+    const auto healed = [&] {
+        const sim::Lock lock(state);
+        return look(began_ns).delay_ns == 0;
+    };
+    while (sim::now_ns(state) < until_ns && !healed()) {
+        sim::rest(state, std::min(kNapNs, until_ns - sim::now_ns(state)));
+    }
+}
+
+// What becomes of a call, after it has hung: an NVML return code. `look(now_ns)` says what is in its way.
+template <typename Look>
+nvmlReturn_t meet(State& state, Look look) {
+    sim::Trouble met = {};
+    {
+        const sim::Lock lock(state);
+        met = look(sim::now_ns(state));
+    }
+    if (met.delay_ns > 0) hang(state, met.delay_ns, look);
+    return met.code;
+}
+
+// The same for a call that names no device.
+nvmlReturn_t meet_system(State& state, const char* call) {
+    return meet(state, [&](std::int64_t now_ns) { return sim::system_trouble(state, call, now_ns); });
+}
+
 // Runs act(state, device, now_ns) -> nvmlReturn_t for a call that takes cost(device, now_ns) ns, unless a fault says
 // otherwise. The lock is not held while the time passes.
 template <typename Cost, typename Act>
@@ -61,16 +93,13 @@ nvmlReturn_t timed(nvmlDevice_t handle, const char* call, Cost cost, Act act) {
     if (index >= state->config.device_count) return NVML_ERROR_INVALID_ARGUMENT;
     Device& device = state->device(index);
 
-    sim::Trouble met = {};
+    const nvmlReturn_t code = meet(*state, [&](std::int64_t now_ns) { return sim::trouble(device, call, now_ns); });
+    if (code != NVML_SUCCESS) return code;
     std::int64_t cost_ns = 0;
     {
         const sim::Lock lock(*state);
-        const std::int64_t now_ns = sim::now_ns(*state);
-        met = sim::trouble(device, call, now_ns);
-        if (met.code == NVML_SUCCESS) cost_ns = cost(device, now_ns);
+        cost_ns = cost(device, sim::now_ns(*state));
     }
-    if (met.delay_ns > 0) sim::rest(*state, met.delay_ns);
-    if (met.code != NVML_SUCCESS) return met.code;
     sim::spend(*state, cost_ns);
     const sim::Lock lock(*state);
     return act(*state, device, sim::now_ns(*state));
@@ -236,16 +265,15 @@ void read_metric(const sim::Activity& activity, nvmlGpmMetric_t& metric) {
 }
 
 template <typename Matches>
-nvmlReturn_t find_device(nvmlDevice_t* out, Matches matches) {
+nvmlReturn_t find_device(nvmlDevice_t* out, const char* call, Matches matches) {
     const std::shared_ptr<State> state = driver();
     if (state == nullptr) return NVML_ERROR_UNINITIALIZED;
     if (out == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
     for (std::uint32_t index = 0; index < state->config.device_count; ++index) {
         if (!matches(*state, index)) continue;
-        const sim::Lock lock(*state);
-        const bool lost = sim::has_fault(state->device(index), kGpuLost, sim::now_ns(*state));
         *out = handle_of(index);
-        return lost ? NVML_ERROR_GPU_IS_LOST : NVML_SUCCESS;
+        const Device& device = state->device(index);
+        return meet(*state, [&](std::int64_t now_ns) { return sim::trouble(device, call, now_ns); });
     }
     return NVML_ERROR_NOT_FOUND;
 }
@@ -255,9 +283,11 @@ nvmlReturn_t find_device(nvmlDevice_t* out, Matches matches) {
 // The library and the system
 
 NVML_API nvmlInit_v2() {
-    if (sim::attached() == nullptr) return NVML_ERROR_DRIVER_NOT_LOADED;
-    ++initialised;
-    return NVML_SUCCESS;
+    const std::shared_ptr<State> state = sim::attached();
+    if (state == nullptr) return NVML_ERROR_DRIVER_NOT_LOADED;
+    const nvmlReturn_t code = meet_system(*state, __func__);
+    if (code == NVML_SUCCESS) ++initialised;
+    return code;
 }
 NVML_API nvmlInit() { return nvmlInit_v2(); }
 NVML_API nvmlInitWithFlags(unsigned) { return nvmlInit_v2(); }
@@ -290,6 +320,8 @@ extern "C" __attribute__((visibility("default"))) const char* nvmlErrorString(nv
             return "Function Not Found";
         case NVML_ERROR_GPU_IS_LOST:
             return "GPU is lost";
+        case NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+            return "Driver/library version mismatch";
         default:
             return "Unknown Error";
     }
@@ -309,12 +341,13 @@ NVML_API nvmlDeviceGetCount_v2(unsigned* count) {
     const std::shared_ptr<State> state = driver();
     if (state == nullptr) return NVML_ERROR_UNINITIALIZED;
     *count = state->config.device_count;
-    return NVML_SUCCESS;
+    return meet_system(*state, __func__);
 }
 NVML_API nvmlDeviceGetCount(unsigned* count) { return nvmlDeviceGetCount_v2(count); }
 
 NVML_API nvmlDeviceGetHandleByIndex_v2(unsigned wanted, nvmlDevice_t* device) {
-    const nvmlReturn_t found = find_device(device, [&](State&, std::uint32_t index) { return index == wanted; });
+    const nvmlReturn_t found =
+        find_device(device, __func__, [&](State&, std::uint32_t index) { return index == wanted; });
     return found == NVML_ERROR_NOT_FOUND ? NVML_ERROR_INVALID_ARGUMENT : found;
 }
 NVML_API nvmlDeviceGetHandleByIndex(unsigned wanted, nvmlDevice_t* device) {
@@ -322,12 +355,13 @@ NVML_API nvmlDeviceGetHandleByIndex(unsigned wanted, nvmlDevice_t* device) {
 }
 NVML_API nvmlDeviceGetHandleByUUID(const char* uuid, nvmlDevice_t* device) {
     if (uuid == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
-    return find_device(
-        device, [&](State& state, std::uint32_t index) { return std::strcmp(state.device(index).uuid, uuid) == 0; });
+    return find_device(device, __func__, [&](State& state, std::uint32_t index) {
+        return std::strcmp(state.device(index).uuid, uuid) == 0;
+    });
 }
 NVML_API nvmlDeviceGetHandleByPciBusId_v2(const char* bus_id, nvmlDevice_t* device) {
     if (bus_id == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
-    return find_device(device, [&](State&, std::uint32_t index) {
+    return find_device(device, __func__, [&](State&, std::uint32_t index) {
         char text[32];
         pci_bus_id(index, text, sizeof text);
         return strcasecmp(text, bus_id) == 0;

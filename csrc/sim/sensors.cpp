@@ -68,6 +68,16 @@ const Fault* last_reset(const Device& device, std::int64_t t_ns) {
     return reset;
 }
 
+// By how much the counter jumped in a stretch of time.
+double jumped_j(const Device& device, std::int64_t since_ns, std::int64_t until_ns) {
+    double sum_j = 0.0;
+    for (const Fault& fault : device.faults) {
+        const bool jump = fault.active && fault.what.kind == kCounterJump;
+        if (jump && since_ns <= fault.what.from_ns && fault.what.from_ns <= until_ns) sum_j += fault.what.amount;
+    }
+    return sum_j;
+}
+
 }  // namespace
 
 std::int64_t sample_stamp_ns(const State& state, const Device& device, std::int64_t number) {
@@ -100,7 +110,8 @@ double counter_j(const State& state, const Device& device, std::int64_t t_ns) {
     const std::int64_t refresh_ns = last_refresh_ns(state, device, t_ns);
     const Fault* reset = last_reset(device, refresh_ns);
     const double start_j = reset == nullptr ? -base_j(device) : energy_j(device, reset->what.from_ns);
-    return std::max(energy_j(device, refresh_ns) - start_j, 0.0);
+    const std::int64_t since_ns = reset == nullptr ? INT64_MIN : reset->what.from_ns;
+    return std::max(energy_j(device, refresh_ns) - start_j, 0.0) + jumped_j(device, since_ns, refresh_ns);
 }
 
 double mean_power_w(const State& state, const Device& device, std::int64_t t_ns, std::int64_t window_ns) {

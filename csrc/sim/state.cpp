@@ -16,7 +16,7 @@
 namespace sim {
 namespace {
 
-constexpr std::uint64_t kMagic = 0x31304d4953504531u;  // names the layout: change it whenever a struct here changes
+constexpr std::uint64_t kMagic = 0x31304d4953504532u;  // names the layout: change it whenever a struct here changes
 constexpr std::int64_t kVirtualEpochNs = 1'700'000'000'000'000'000;
 
 std::size_t size_for(std::uint32_t devices) { return sizeof(State) + devices * sizeof(Device); }

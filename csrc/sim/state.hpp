@@ -88,6 +88,7 @@ struct State {
     EpSimConfig config;
     std::int64_t origin_ns;
     std::atomic<std::int64_t> clock_ns;  // virtual time only
+    std::atomic<std::int64_t> suspended_ns;
     std::uint32_t wall_step_count;
     WallStep wall_steps[kMaxWallSteps];
     pthread_mutex_t mutex;

@@ -42,3 +42,5 @@ int events();              // created and not destroyed
 int queries();             // calls of cuEventQuery so far
 
 }  // namespace fake
+
+extern "C" int nvmlShutdown();  // also for the test of one shutdown too many

@@ -66,7 +66,7 @@ void an_hour_in_virtual_time() {
     CHECK(samples.front().t_ns == start - 119 * fake::kSamplePeriod);  // what the driver held before the start
     CHECK(samples.back().t_ns > start + 3598 * kSecond);
     const auto readings = rig.sampler->counter(0);
-    CHECK(readings.size() >= 360 && readings.size() <= 375);
+    CHECK(readings.size() >= 295 && readings.size() <= 315);
     const SamplerStats stats = rig.sampler->stats();
     CHECK(stats.drains >= 3599 && stats.drains <= 3602);
     CHECK(stats.dropped == 0 && stats.late_ticks == 0 && stats.lost_samples == 0);
@@ -203,9 +203,9 @@ void a_second_reading_that_fails_leaves_the_first() {
     rig.sampler->mean(0);
     CHECK(rig.sampler->power(0).size() >= 10 * kSecond / fake::kPolledPeriod - 2);
     CHECK(rig.sampler->take_errors().size() == 1);
-    fake::heal();  // for what this user may never do there is no second try
-    rig.run(60 * kSecond);
-    CHECK(rig.sampler->mean(0).empty());
+    fake::heal();
+    rig.run(20 * kSecond);
+    CHECK(rig.sampler->mean(0).size() > 100);
 }
 
 void a_second_reading_comes_back_with_the_gpu() {
@@ -295,6 +295,25 @@ void a_stepped_wall_clock_starves_nothing() {
     }
 }
 
+void a_small_step_shifts_no_sample() {
+    for (const int64_t step : {kSecond / 8, -kSecond / 8, 3 * kSecond / 2, -3 * kSecond / 2, 20 * kSecond,
+                               -20 * kSecond, kSecond / 100, -kSecond / 100}) {
+        Rig rig;
+        rig.sampler->start(false);
+        rig.run(10 * kSecond + kSecond / 2);
+        fake::step_wall_clock(step);  // half a second after a drain, half a second before the next
+        const int64_t stepped = rig.clock->now_ns();
+        rig.run(10 * kSecond);
+        const auto samples = rig.sampler->power(0);
+        for (const PowerSample& sample : samples) CHECK(sample.t_ns % fake::kSamplePeriod == 0);
+        CHECK(samples.back().t_ns > stepped + 8 * kSecond);
+        const auto whole =
+            static_cast<uint64_t>((samples.back().t_ns - samples.front().t_ns) / fake::kSamplePeriod) + 1;
+        CHECK(samples.size() + 125 > whole);
+        if (std::abs(step) > kSecond / 10) check_unbroken(samples);
+    }
+}
+
 void a_late_drain_counts_what_was_overwritten() {
     Rig rig;
     rig.sampler->start(false);
@@ -331,6 +350,64 @@ void a_lost_gpu_comes_back() {
     check_unbroken(rig.sampler->power(0));
     CHECK(rig.sampler->counter(0).size() >= 1);
     CHECK(rig.sampler->take_errors().empty());
+}
+
+void a_gpu_that_is_back_is_noticed_within_5_s() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(kSecond);
+    for (const auto call : {fake::Call::samples, fake::Call::counter, fake::Call::handle}) {
+        fake::fail(call, abi::kGpuIsLost);
+    }
+    rig.run(200 * kSecond);
+    rig.sampler->power(0);
+    rig.sampler->counter(0);
+    fake::heal();
+    rig.run(5 * kSecond);
+    CHECK(!rig.sampler->power(0).empty() && !rig.sampler->counter(0).empty());
+}
+
+void a_reading_asked_for_is_tried_while_the_counter_pauses() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(kSecond);
+    fake::fail(fake::Call::counter, abi::kGpuIsLost);
+    rig.run(40 * kSecond);
+    fake::heal();
+    rig.sampler->counter(0);
+    rig.sampler->read_counter();
+    rig.sampler->tick(rig.clock->now_ns());
+    rig.sampler->tick(rig.clock->now_ns());
+    CHECK(rig.sampler->counter(0).size() == 1);
+}
+
+void a_sensor_that_once_worked_is_tried_again() {
+    for (const int code : {abi::kNotSupported, abi::kNoPermission}) {
+        Rig rig;
+        rig.sampler->start(false);
+        rig.run(3 * kSecond);
+        fake::fail(fake::Call::samples, code);
+        rig.run(30 * kSecond);
+        CHECK(rig.sampler->take_errors().size() == 1);
+        rig.sampler->power(0);
+        fake::heal();
+        rig.run(6 * kSecond);
+        CHECK(!rig.sampler->power(0).empty());
+    }
+}
+
+void one_shutdown_too_many_is_made_good() {
+    Rig rig;
+    rig.sampler->start(false);
+    rig.run(3 * kSecond);
+    rig.sampler->power(0);
+    nvmlShutdown();
+    rig.run(30 * kSecond);
+    check_unbroken(rig.sampler->power(0));
+    CHECK(rig.sampler->stats().lost_samples == 0);
+    CHECK(fake::users() == 1);
+    const auto errors = rig.sampler->take_errors();
+    CHECK(errors.size() == 1 && errors[0].second.find("shut down by other code") != std::string::npos);
 }
 
 void what_can_never_work_is_asked_once() {
@@ -593,8 +670,13 @@ int main() {
     RUN(searches_of_several_devices_interleave);
     RUN(nothing_newer_is_no_error);
     RUN(a_stepped_wall_clock_starves_nothing);
+    RUN(a_small_step_shifts_no_sample);
     RUN(a_late_drain_counts_what_was_overwritten);
     RUN(a_lost_gpu_comes_back);
+    RUN(a_gpu_that_is_back_is_noticed_within_5_s);
+    RUN(a_reading_asked_for_is_tried_while_the_counter_pauses);
+    RUN(a_sensor_that_once_worked_is_tried_again);
+    RUN(one_shutdown_too_many_is_made_good);
     RUN(what_can_never_work_is_asked_once);
     RUN(state_is_read_once_a_second);
     RUN(a_field_that_fails_leaves_the_others);

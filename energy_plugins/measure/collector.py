@@ -82,18 +82,25 @@ class Collector:
         self._fresh: list[Step] = []
         self._edge_asked_ns = start_ns
         self._announced_ns: int | None = None
+        self._recovered = [0] * len(plan.gpus)
+        self._slept = False
         self.expected_ns: int | None = None
         """A time from which on a mark may still come, made in hindsight; written by the training thread."""
+
+    def slept(self) -> None:
+        """Take note that the machine slept since the last call of `collect`."""
+        self._slept = True
 
     def collect(self, now_ns: int) -> None:
         """Take what has arrived and settle what can be; ``now_ns`` is the present time."""
         began = time.thread_time()
         # Every mark made before the previous call has been through the log by now, and later ones lie after it.
         complete_ns, self._drained_ns = self._drained_ns, now_ns
+        before_ns = complete_ns
         # Marks announced until lately may be in the log but not resolved.
         announced, self._announced_ns = (self.expected_ns, self._announced_ns), self.expected_ns
         complete_ns = min([complete_ns, *(t_ns for t_ns in announced if t_ns is not None)])
-        self._take(now_ns)
+        self._take(now_ns, before_ns)
         segments = self._segments()
         for track in self.tracks:
             track.settle(complete_ns, segments)
@@ -109,7 +116,7 @@ class Collector:
     def finish(self, end_ns: int, names: tuple[str, ...], *, cut_short: bool = False) -> None:
         """Settle everything up to ``end_ns``, the end of the window; ``cut_short``: some marks will never be known."""
         began = time.thread_time()
-        self._take(end_ns)
+        self._take(end_ns, self._drained_ns)
         self.timeline.close(end_ns, names, cut_short=cut_short)
         self.timeline.clip(end_ns)
         segments = self._segments()
@@ -119,13 +126,15 @@ class Collector:
         self._publish()
         self.collect_s += time.thread_time() - began
 
-    def _take(self, now_ns: int) -> None:
+    def _take(self, now_ns: int, before_ns: int) -> None:
         for row, track in enumerate(self.tracks):
             if self._sampler is None:
                 break
             power = self._sampler.power(row)
             track.take(power, self._sampler.counter(row))
             track.take_means(self._sampler.mean(row))
+            if self._slept:
+                track.interrupt(before_ns)
             if self._spill and len(power):
                 inside = power[power["t_ns"] >= self._start_ns]
                 self._spill.power(row, inside["t_ns"], inside["power_w"])
@@ -133,6 +142,7 @@ class Collector:
             if track.wants_edge(now_ns) and now_ns - self._edge_asked_ns > _EDGE_PERIOD_NS:
                 self._edge_asked_ns = now_ns
                 self._sampler.find_edge()
+        self._slept = False
         known = len(self.timeline.steps)
         self.timeline.feed(self._marks.drain())
         self._fresh += self.timeline.steps[known:]
@@ -184,6 +194,11 @@ class Collector:
             segments.kinds[which], np.diff(cuts), replace(energy, joules=drawn_j), begun=np.isin(cuts[:-1], edges)
         )
         self.lanes.settle(self.settlement.tracks, cuts, segments.kinds[which], working)
+        for row, track in enumerate(self.settlement.tracks):
+            for one in track.ledger.recovered[self._recovered[row] :]:
+                if one.until_ns <= settled_ns:
+                    self.totals.add_recovered(KindCodes.UNATTRIBUTED, one)
+                    self._recovered[row] += 1
 
     def _rows(self, steps: Sequence[Step]) -> StepRows:
         stalls = [step.stall for step in steps if step.stall is not None]
@@ -241,10 +256,15 @@ class Collector:
         return min((one for one in horizons if one > latest_ns - _SILENT_NS), default=latest_ns)
 
     def _before_j(self, row: int) -> float:
-        """Return what a curve holds from before the window opened: it begins at the counter's last refresh."""
-        if not self.settlement.tracks[row].curve.started:
+        """Return what a curve holds too much, from before the window opened, less what was recovered beside it.
+
+        A curve begins at the counter's last refresh.
+        """
+        track = self.settlement.tracks[row]
+        if not track.curve.started:
             return 0.0
-        return float(self.settlement.points(row, np.array([self._start_ns])).energy_j[0])
+        before_j = float(self.settlement.points(row, np.array([self._start_ns])).energy_j[0])
+        return before_j - sum(one.energy_j for one in track.ledger.recovered)
 
     def _about(
         self, row: int, bounds: NDArray[np.int64], segments: Segments

@@ -16,7 +16,7 @@ class Anchor:
     """An instant at which the energy counter stood at ``energy_j``.
 
     ``error_ns`` is the standard error of the instant, ``relative_error`` that of what is counted. Only anchors of one
-    ``count`` may be subtracted.
+    ``count`` may be subtracted: between two counts the counter began anew, leapt, or went on while the machine slept.
     """
 
     t_ns: int

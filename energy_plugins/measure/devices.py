@@ -6,6 +6,7 @@ import ctypes
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,10 +74,7 @@ def installed_gpus() -> tuple[Gpu, ...]:
     try:
         open_nvml()
     except (pynvml.NVMLError, OSError) as error:
-        message = (
-            f"cannot open the NVIDIA driver library {current_drivers().nvml}: {error}. "
-            "Is a driver installed, and are /dev/nvidia* visible here?"
-        )
+        message = f"cannot open the NVIDIA driver library {current_drivers().nvml}: {error}. {_remedy(error)}"
         raise DeviceError(message) from error
     try:
         driver = pynvml.nvmlSystemGetDriverVersion()
@@ -85,7 +83,17 @@ def installed_gpus() -> tuple[Gpu, ...]:
         message = f"the NVIDIA driver does not list its GPUs: {error}"
         raise DeviceError(message) from error
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):  # a driver that cannot even do this has been asked all the same
+            pynvml.nvmlShutdown()
+
+
+def _remedy(error: Exception) -> str:
+    if getattr(error, "value", None) == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+        return (
+            "The library is of another version than the driver in the kernel, as after an update: "
+            "reboot, or reload the driver's kernel modules"
+        )
+    return "Is a driver installed, and are /dev/nvidia* visible here?"
 
 
 def open_nvml() -> None:
@@ -213,5 +221,6 @@ def _mig_parents(gpus: Sequence[Gpu]) -> dict[str, str]:
             except pynvml.NVMLError:
                 continue  # not in MIG mode, or no further slice
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):  # a driver that cannot even do this has been asked all the same
+            pynvml.nvmlShutdown()
     return parents

@@ -34,6 +34,9 @@ class Clock(Protocol):
     def wall_ns(self) -> int:
         """Nanoseconds since the Unix epoch."""
 
+    def suspended_ns(self) -> int:
+        """How long the machine has slept since it was started (ns); CLOCK_MONOTONIC stood still meanwhile."""
+
     def sleep(self, seconds: float) -> None:
         """Let ``seconds`` pass."""
 
@@ -54,6 +57,11 @@ class RealClock:
         self.now_ns = time.monotonic_ns
         self.wall_ns = time.time_ns
         self.sleep = time.sleep
+
+    @staticmethod
+    def suspended_ns() -> int:
+        """CLOCK_BOOTTIME, which goes on while the machine sleeps, less CLOCK_MONOTONIC; good to microseconds."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
 
     def attach(self, tick: Tick) -> None:
         """Nothing to do: the sampler's thread ticks."""

@@ -25,9 +25,9 @@ class PowerSensor:
     """How far samples must reach past the end of a block before it is settled."""
     extend_s: float
     """How far the last sample may stand in for what came after it: the longest delivery delay and some."""
-    counter_period_s: float = 30.0
-    """Between readings of the energy counter, each 3-17 ms of CPU on an H200. Read faster than once a second it is
-    falsified on consumer cards (HotCarbon'26)."""
+    counter_period_s: float = 12.0
+    """Between readings of the energy counter, at least; more where reads are slow (`csrc/device.cpp`), since each burns
+    3-17 ms of CPU on an H200. Read faster than once a second it is falsified on consumer cards (HotCarbon'26)."""
     model: ErrorModel = field(default_factory=ErrorModel)
 
     @property
@@ -63,7 +63,7 @@ INSTANT = PowerSensor(
     gap_s=0.35,
     settle_s=0.25,
     extend_s=0.35,
-    model=ErrorModel(spread=4.0, timing_s=0.0005, unwatched=0.75, doubt=2e-4, unseen=0.1, coherent_s=0.1),
+    model=ErrorModel(spread=4.0, timing_s=0.0003, unwatched=0.75, doubt=2e-4, unseen=0.03, coherent_s=0.1),
 )
 """Field 186 of the driver: a window of 25 ms, once in 100 ms (arXiv:2312.02741). What happens in the other 75 ms is not
 seen."""
@@ -97,7 +97,7 @@ AVERAGE = PowerSensor(
     gap_s=0.35,
     settle_s=0.6,
     extend_s=1.0,
-    model=ErrorModel(timing_s=0.0005, unanchored=0.01, doubt=1e-4, blurred_s=0.04, hidden_s=0.15, coherent_s=0.25),
+    model=ErrorModel(timing_s=0.0005, unanchored=0.01, doubt=1e-4, blurred_s=0.05, hidden_s=0.15, coherent_s=0.25),
 )
 """Field 185: the mean over a second, ten times a second. It shows half a second ago, which is taken out."""
 
@@ -120,7 +120,7 @@ COUNTER = PowerSensor(
     settle_s=0.0,
     extend_s=0.0,
     counter_period_s=4.0,
-    model=ErrorModel(unseen=0.25, coherent_s=1.0),
+    model=ErrorModel(unseen=0.3, coherent_s=1.0),
 )
 """No power at all: the energy counter alone tells the sum between two of its readings."""
 

@@ -152,7 +152,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         devices=devices,
         versions=_versions(),
         config=facts.config,
-        warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9),
+        warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9, collector),
         stopped=state.stopped,
         extra={"shared_gpu_j": shared} if shared else {},
     )
@@ -165,15 +165,16 @@ class _Whole:
     coverage: float
 
 
-def _unmeasured(whole: _Whole | None, duration_s: float) -> tuple[str, ...]:
+def _unmeasured(whole: _Whole | None, duration_s: float, collector: Collector) -> tuple[str, ...]:
     lost_s = (1.0 - whole.coverage) * duration_s if whole else 0.0
     if lost_s < _WORTH_SAYING_S:
         return ()
-    text = (
-        f"{lost_s:.1f} s of the window had no power samples: unless two readings of the energy counter enclose them, "
-        "their joules are missing from the total"
-    )
-    return (text,)
+    tracks = collector.settlement.tracks
+    unknown_s = sum(track.ledger.lost_s() for track in tracks) / len(tracks)
+    text = f"{lost_s:.1f} s of the window had no power samples"
+    if unknown_s < _WORTH_SAYING_S:
+        return (f"{text}; the energy counter tells their joules, which are in the total",)
+    return (f"{text}; the joules of {unknown_s:.1f} s of them are missing from the total",)
 
 
 def _sum(gpus: list[SpanEnergy]) -> _Whole | None:

@@ -27,6 +27,7 @@ from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.neighbours import Neighbours
+from energy_plugins.measure.patience import within
 from energy_plugins.measure.report import Report, write_header
 from energy_plugins.measure.reporting import Facts, State, compose
 from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, LIVE_DRAIN_PERIOD_NS, SensorPlan, plan_sensors
@@ -38,6 +39,14 @@ _STOP_WAIT_S = 0.25
 """Samples arrive 0.1-0.2 s late; `EnergyMeter.stop` waits this long for the last ones."""
 _IDLE_S = 0.2
 """Between looks of the collector when nothing tells it to wake."""
+_PATIENCE_S = 2.0
+"""How long `EnergyMeter.start` waits for a driver that does not answer, twice at most."""
+_STUCK_ROUNDS = 2
+"""Rounds of `_ROUND_S` without a drain from which on the driver is said to hang."""
+_ROUND_S = 2.0
+"""How long the collector waits for a drain, of which there is one every 1.2 s."""
+_SLEPT_NS = 100_000_000
+"""The two clocks that tell how long the machine slept are read one after the other."""
 _HEADER_PERIOD_NS = 30_000_000_000
 """How often ``report.json`` is brought up to date as the run goes, more often at first; the columns beside it are
 appended every few seconds."""
@@ -66,7 +75,7 @@ class Run:
         self._clock = drivers.clock
         self._codes = KindCodes()
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned: dict[str, None] = {}
         self._plan = self._sense(drivers, options)
@@ -105,8 +114,9 @@ class Run:
         )
         lanes.open(self.start_ns, self._spill)
         self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill, lanes=lanes)
-        self._header_ns = self.start_ns
+        self._header_ns: int | None = None
         self._drains = 0
+        self._slept_ns = self._clock.suspended_ns()
         self._begin_collecting()
 
     def begin_step(self) -> None:
@@ -180,11 +190,12 @@ class Run:
             self._clock.attach(self._tick)  # virtual time learns that something is due at once
             self._clock.sleep(max(_STOP_WAIT_S - (self._clock.now_ns() - self._end_ns) * 1e-9, 0.0))
             self._pump()
+            self._stopping.set()
+            self._sampler.stop()  # first: the collector may be waiting for a driver that hangs
         self._end_collecting()
         self._neighbours.join()
         with self._lock:
-            if self._sampler is not None:
-                self._sampler.stop()
+            self._note_sleep()
             if misses := self._missed_events():
                 self._warn(
                     f"{misses} marks had no CUDA event and took the host's time; their steps' ends are less sure"
@@ -232,20 +243,10 @@ class Run:
         return compose(self._facts, self._collector, state)
 
     def _sense(self, drivers: Drivers, options: Options) -> SensorPlan:
-        devices = options.devices
         try:
-            gpus = _chosen(devices)
-        except DeviceError as error:
-            if devices:
-                raise
-            self._warn(str(error))
-            return SensorPlan.nothing(str(error))
-        if gpus:
-            plan = plan_sensors(drivers.nvml, gpus, options.power_sensor)
-        elif devices is not None:
-            plan = SensorPlan.nothing("the list of devices to measure is empty")
-        else:
-            plan = SensorPlan.nothing("no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)")
+            plan = within(_PATIENCE_S, lambda: _planned(drivers, options))
+        except TimeoutError as error:
+            plan = _silent_driver(error)
         if plan.nothing_because is not None:
             self._warn(plan.nothing_because)
         for gpu in plan.blind:
@@ -268,7 +269,12 @@ class Run:
             cpu=[sensor.counter for sensor in self._cpu_plan.sensors],
             activity=self._activity.on,
         )
-        sampler.start(threaded=self._clock.threaded)
+        try:
+            within(_PATIENCE_S, lambda: sampler.start(threaded=self._clock.threaded))
+        except TimeoutError as error:
+            self._plan, self.uuids, self.own = _silent_driver(error), (), ()
+            self._warn(str(self._plan.nothing_because))
+            return None
         return sampler
 
     def _begin_collecting(self) -> None:
@@ -279,24 +285,27 @@ class Run:
         self._thread.start()
 
     def _end_collecting(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         if self._thread is None:
             self._clock.detach(self._tick)
             return
-        if self._sampler is not None:
-            self._sampler.drain_now()
-        self._thread.join(timeout=1.0)
+        self._thread.join(timeout=0.5)
 
     def _collect_forever(self) -> None:
-        while not self._stopping:
+        stuck = 0
+        while not self._stopping.is_set():
             if self._sampler is None:
-                self._clock.sleep(_IDLE_S)
+                self._stopping.wait(_IDLE_S)
                 self._marks.resolve()
-            elif (drains := self._sampler.wait_drained(2.0)) == self._drains:
-                self._clock.sleep(_IDLE_S)  # its thread has ended, or hangs
+            elif (drains := self._sampler.wait_drained(_ROUND_S)) == self._drains:
+                self._stopping.wait(_IDLE_S)
+                self._marks.resolve()  # its thread has ended, or hangs
+                stuck += 1
             else:
-                self._drains = drains
-            if not self._stopping:
+                self._drains, stuck = drains, 0
+            if stuck == _STUCK_ROUNDS:
+                self._warn("the driver did not answer for seconds; what it keeps of them when it does is measured")
+            if not self._stopping.is_set():
                 self._collect(self._clock.now_ns())
 
     def _tick(self, now_ns: int) -> int:
@@ -317,13 +326,22 @@ class Run:
             if self._end_ns is not None:
                 return  # it took so long to get here that the window has been closed
             self._cpu.take(self._sampler)
+            self._note_sleep()
             self._collector.collect(now_ns)
             self._cpu.forget(self._collector.settlement.settled_ns)
             self._note_errors()
-            settled_ns = self._collector.settlement.settled_ns
-            if settled_ns - self._header_ns > min(_HEADER_PERIOD_NS, (settled_ns - self.start_ns) // 3):
+            settled_ns, before_ns = self._collector.settlement.settled_ns, self._header_ns
+            wait_ns = min(_HEADER_PERIOD_NS, (settled_ns - self.start_ns) // 3)
+            if before_ns is None or settled_ns - before_ns > wait_ns:
                 self._header_ns = settled_ns
                 self._write_header(self._compose(complete=False))
+
+    def _note_sleep(self) -> None:
+        slept_ns = self._clock.suspended_ns()
+        if slept_ns - self._slept_ns > _SLEPT_NS:
+            self._slept_ns = slept_ns
+            self._collector.slept()
+            self._warn("the machine was suspended; that time is in no span, and what the GPUs drew in it in no joule")
 
     @contextmanager
     def _kept_from_training(self) -> Iterator[None]:
@@ -396,6 +414,25 @@ def _chosen(devices: Sequence[int | str | Gpu] | None) -> tuple[Gpu, ...]:
         return visible_gpus()
     visible = () if all(isinstance(one, Gpu) for one in devices) else visible_gpus()
     return tuple(dict.fromkeys(one if isinstance(one, Gpu) else find(one, visible, {}, "devices") for one in devices))
+
+
+def _planned(drivers: Drivers, options: Options) -> SensorPlan:
+    devices = options.devices
+    try:
+        gpus = _chosen(devices)
+    except DeviceError as error:
+        if devices:
+            raise
+        return SensorPlan.nothing(str(error))
+    if gpus:
+        return plan_sensors(drivers.nvml, gpus, options.power_sensor)
+    if devices is not None:
+        return SensorPlan.nothing("the list of devices to measure is empty")
+    return SensorPlan.nothing("no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)")
+
+
+def _silent_driver(error: TimeoutError) -> SensorPlan:
+    return SensorPlan.nothing(f"the NVIDIA driver hangs: {error}")
 
 
 def _open_cuda(drivers: Drivers) -> _native.Cuda | None:

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import Points, SpanEnergy, attribute
+from energy_plugins.measure.silence import with_recovered
 from energy_plugins.measure.track import GpuTrack
 
 Interval = tuple[int, int]
+_Rows = NDArray[np.int64] | slice
 
 
 class Settlement:
@@ -36,7 +38,7 @@ class Settlement:
         bounds = np.asarray(intervals, np.int64)
         times, back = np.unique(bounds.ravel(), return_inverse=True)
         start, end = back.reshape(bounds.shape).T
-        return _together([attribute(points.take(start), points.take(end)) for points in self._points(times)])
+        return _together(self._between(times, start, end))
 
     def window(self, end_ns: int) -> list[SpanEnergy]:
         """Return, for each GPU, the energy of the run from its start to ``end_ns``, one row each."""
@@ -44,7 +46,7 @@ class Settlement:
         if not all(track.curve.started for track in self.tracks):
             return [nothing] * len(self.tracks)
         times = np.array([self.start_ns, end_ns])
-        return [attribute(points.take(slice(0, 1)), points.take(slice(1, 2))) for points in self._points(times)]
+        return self._between(times, slice(0, 1), slice(1, 2))
 
     def advance(self, settled_ns: int, needed_ns: Iterable[int]) -> None:
         """Forget curves before ``settled_ns``, but for the points at ``needed_ns``."""
@@ -68,6 +70,13 @@ class Settlement:
         if not stashed.all():
             parts.append(self.tracks[row].at(times[~stashed]))
         return Points.join(parts).take(order)
+
+    def _between(self, times: NDArray[np.int64], start: _Rows, end: _Rows) -> list[SpanEnergy]:
+        parts = []
+        for track, points in zip(self.tracks, self._points(times), strict=True):
+            first, last = points.take(start), points.take(end)
+            parts.append(with_recovered(attribute(first, last), first, last, track.ledger.recovered))
+        return parts
 
     def _points(self, times: NDArray[np.int64]) -> list[Points]:
         return [self.points(row, times) for row in range(len(self.tracks))]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import Z95, SpanEnergy
+from energy_plugins.measure.silence import Recovered
 from energy_plugins.measure.spans import Closed, Step
 
 
@@ -99,6 +100,12 @@ class Totals:
             entry = self.phases.setdefault(code, KindSum())
             entry.count += int(rows.sum())
             entry.add(durations[rows], energy.take(rows))
+
+    def add_recovered(self, code: int, one: Recovered) -> None:
+        """Add joules that no segment holds."""
+        entry = self.kinds.setdefault(code, KindSum())
+        entry.energy_j += one.energy_j
+        entry.variance_j2 += one.error_j**2
 
     def add_segments(
         self,

@@ -2,7 +2,9 @@
 
 from energy_plugins.testing.device import SimulatedDevice
 from energy_plugins.testing.faults import (
+    CounterJump,
     CounterReset,
+    DriverMismatch,
     Fault,
     GpuLost,
     Hang,
@@ -25,7 +27,9 @@ __all__ = [
     "RTX_4090",
     "V100",
     "Constant",
+    "CounterJump",
     "CounterReset",
+    "DriverMismatch",
     "Fault",
     "GpuLost",
     "Hang",

@@ -25,6 +25,10 @@ class SimulatedClock:
         """Nanoseconds since the Unix epoch."""
         return int(library.nvml().ep_sim_wall_ns())
 
+    def suspended_ns(self) -> int:
+        """How long the simulated machine has slept, in nanoseconds."""
+        return int(library.nvml().ep_sim_suspended_ns())
+
     def sleep(self, seconds: float) -> None:
         """Let ``seconds`` pass."""
         time.sleep(max(seconds, 0.0))

@@ -8,7 +8,9 @@ from ctypes import byref, c_double, c_int64, create_string_buffer
 from energy_plugins.measure.drivers import Clock
 from energy_plugins.testing import library
 from energy_plugins.testing.faults import (
+    CounterJump,
     CounterReset,
+    DriverMismatch,
     Fault,
     GpuLost,
     Hang,
@@ -23,6 +25,21 @@ from energy_plugins.testing.faults import (
 from energy_plugins.testing.loads import Load
 
 _FOREVER_NS = 2**63 - 1
+_FOREVER_S = 1e9
+_KINDS: dict[type[Fault], library.FaultKind] = {
+    NoPermission: library.FaultKind.NO_PERMISSION,
+    GpuLost: library.FaultKind.GPU_LOST,
+    Hang: library.FaultKind.HANG,
+    MissingSymbol: library.FaultKind.MISSING_SYMBOL,
+    NoSampleBuffer: library.FaultKind.NO_SAMPLE_BUFFER,
+    NoCounter: library.FaultKind.NO_COUNTER,
+    NotSupported: library.FaultKind.NOT_SUPPORTED,
+    HiddenProcesses: library.FaultKind.NO_PROCESSES,
+    CounterReset: library.FaultKind.COUNTER_RESET,
+    CounterJump: library.FaultKind.COUNTER_JUMP,
+    DriverMismatch: library.FaultKind.DRIVER_MISMATCH,
+}
+"""All but `WallClockStep`, which belongs to no GPU."""
 
 
 class SimulatedDevice:
@@ -80,11 +97,13 @@ class SimulatedDevice:
         if isinstance(fault, WallClockStep):
             library.check(library.nvml().ep_sim_step_wall_clock(round(fault.seconds * 1e9)), "step the wall clock")
             return
+        if isinstance(fault, Hang) and math.isinf(fault.seconds) and not self._clock.threaded:
+            raise ValueError("virtual time has no for ever: nobody would be left to let go of the call")
         described = _describe(fault, self._clock.now_ns())
         library.check(library.nvml().ep_sim_inject(self.index, byref(described)), f"take on {fault}")
 
     def heal(self) -> None:
-        """End all faults of the device."""
+        """End all faults of the device, but for what its counter has done."""
         library.check(library.nvml().ep_sim_heal(self.index), "heal")
 
 
@@ -94,29 +113,25 @@ def _uuid(index: int) -> str:
     return text.value.decode()
 
 
-def _describe(fault: Fault, now_ns: int) -> library.CFault:  # noqa: C901 - a case for each fault
-    call, at_s, back_s, seconds = "", 0.0, None, 0.0
+def _describe(fault: Fault, now_ns: int) -> library.CFault:
+    call, at_s, back_s, amount = "", 0.0, None, 0.0
     match fault:
-        case NoPermission():
-            kind, call = library.FaultKind.NO_PERMISSION, fault.call
-        case GpuLost():
-            kind, at_s, back_s = library.FaultKind.GPU_LOST, fault.at_s, fault.back_s
-        case Hang():
-            kind, call, seconds = library.FaultKind.HANG, fault.call, fault.seconds
+        case NoPermission() | Hang() | NotSupported():
+            call = fault.call
         case MissingSymbol():
-            kind, call = library.FaultKind.MISSING_SYMBOL, fault.name
-        case NoSampleBuffer():
-            kind = library.FaultKind.NO_SAMPLE_BUFFER
-        case NoCounter():
-            kind = library.FaultKind.NO_COUNTER
-        case NotSupported():
-            kind, call = library.FaultKind.NOT_SUPPORTED, fault.call
-        case CounterReset():
-            kind, at_s = library.FaultKind.COUNTER_RESET, fault.at_s
-        case HiddenProcesses():
-            kind = library.FaultKind.FOREIGN_PIDS if fault.foreign_pids else library.FaultKind.NO_PROCESSES
-        case WallClockStep():
-            raise TypeError("the wall clock belongs to no GPU")
+            call = fault.name
+        case CounterReset() | CounterJump():
+            at_s = fault.at_s
+    match fault:
+        case Hang():
+            amount = min(fault.seconds, _FOREVER_S)
+        case CounterJump():
+            amount = fault.energy_j
+    if isinstance(fault, NoPermission | GpuLost | Hang | NoSampleBuffer | NoCounter):
+        at_s, back_s = fault.at_s, fault.back_s
     from_ns = now_ns + round(at_s * 1e9)
     until_ns = _FOREVER_NS if back_s is None else now_ns + round(back_s * 1e9)
-    return library.CFault(kind, call.encode(), from_ns, until_ns, seconds)
+    kind = _KINDS[type(fault)]
+    if isinstance(fault, HiddenProcesses) and fault.foreign_pids:
+        kind = library.FaultKind.FOREIGN_PIDS
+    return library.CFault(kind, call.encode(), from_ns, until_ns, amount)

@@ -1,4 +1,7 @@
-"""What can go wrong with a simulated GPU. Times (``at_s``) count from the moment a fault is injected."""
+"""What can go wrong with a simulated GPU.
+
+Times (``at_s``, ``back_s``) count from the moment a fault is injected; ``back_s=None`` is for good.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ class NoPermission:
     """``call`` is refused with "Insufficient Permissions"; without a name, every call that changes the GPU."""
 
     call: str = ""
+    at_s: float = 0.0
+    back_s: float | None = None
 
 
 @dataclass(frozen=True)
 class GpuLost:
-    """Every call on the GPU answers "GPU is lost" from ``at_s`` until ``back_s`` (``None``: for good)."""
+    """Every call on the GPU answers "GPU is lost" from ``at_s`` until ``back_s``."""
 
     at_s: float = 0.0
     back_s: float | None = None
@@ -22,15 +27,23 @@ class GpuLost:
 
 @dataclass(frozen=True)
 class Hang:
-    """``call`` takes ``seconds`` longer, each time."""
+    """``call`` takes ``seconds`` longer, each time; in real time it may be ``math.inf``.
+
+    In real time healing, and the end of the simulation, let go of it.
+    """
 
     call: str
     seconds: float
+    at_s: float = 0.0
+    back_s: float | None = None
 
 
 @dataclass(frozen=True)
 class MissingSymbol:
-    """``name`` answers "Function Not Found", as a driver too old to know it does through its stub."""
+    """``name`` answers "Function Not Found", as a driver too old to know it does through its stub.
+
+    `Simulation.lacking` gives a library in which the symbol is really not there.
+    """
 
     name: str
 
@@ -46,10 +59,16 @@ class NotSupported:
 class NoSampleBuffer:
     """The driver keeps no power samples: "Not Supported"."""
 
+    at_s: float = 0.0
+    back_s: float | None = None
+
 
 @dataclass(frozen=True)
 class NoCounter:
     """The GPU has no energy counter: "Not Supported"."""
+
+    at_s: float = 0.0
+    back_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,19 @@ class HiddenProcesses:
     """As in a container, the driver does not tell who computes: it lists nobody, or another namespace's numbers."""
 
     foreign_pids: bool = False
+
+
+@dataclass(frozen=True)
+class CounterJump:
+    """The energy counter leaps ahead by ``energy_j`` at ``at_s``. Healing does not undo it."""
+
+    energy_j: float
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class DriverMismatch:
+    """NVML is of another version than the driver in the kernel, as after an update without a reboot."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +114,8 @@ Fault = (
     | NoSampleBuffer
     | NoCounter
     | CounterReset
+    | CounterJump
+    | DriverMismatch
     | HiddenProcesses
     | WallClockStep
 )

@@ -57,6 +57,8 @@ class FaultKind(IntEnum):
     NOT_SUPPORTED = 7
     NO_PROCESSES = 8
     FOREIGN_PIDS = 9
+    COUNTER_JUMP = 10
+    DRIVER_MISMATCH = 11
 
 
 class CFault(ctypes.Structure):
@@ -67,7 +69,7 @@ class CFault(ctypes.Structure):
         ("call", c_char * 60),
         ("from_ns", c_int64),
         ("until_ns", c_int64),
-        ("seconds", c_double),
+        ("amount", c_double),
     )
 
 
@@ -82,6 +84,8 @@ _SIGNATURES: dict[str, tuple[type, tuple[type, ...]]] = {
     "ep_sim_origin_ns": (c_int64, ()),
     "ep_sim_advance": (type(None), (c_int64,)),
     "ep_sim_step_wall_clock": (c_int, (c_int64,)),
+    "ep_sim_suspend": (c_int, (c_int64,)),
+    "ep_sim_suspended_ns": (c_int64, ()),
     "ep_sim_uuid": (c_int, (c_uint32, c_char_p, c_uint32)),
     "ep_sim_play": (c_int, (c_uint32, _INT64_P, _DOUBLE_P, c_uint32, c_int, c_int64)),
     "ep_sim_launch": (c_int64, (c_uint32, c_double, c_double)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -23,8 +24,9 @@ from energy_plugins.measure.drivers import (
 from energy_plugins.testing import library
 from energy_plugins.testing.clocks import SimulatedClock, VirtualClock
 from energy_plugins.testing.device import SimulatedDevice
-from energy_plugins.testing.faults import Fault, WallClockStep
+from energy_plugins.testing.faults import CounterJump, Fault, WallClockStep
 from energy_plugins.testing.loads import Constant, Load
+from energy_plugins.testing.old_driver import without_symbols
 from energy_plugins.testing.profiles import H200, Profile
 from energy_plugins.testing.python_nvml import python_nvml
 
@@ -58,6 +60,30 @@ class Simulation:
         if not self.virtual:
             raise RuntimeError("real time advances by itself; ask for simulated_gpus(virtual=True)")
         self.clock.sleep(seconds)
+
+    def suspend(self, seconds: float, power_w: float = 0.0) -> None:
+        """Let the machine sleep for ``seconds``, while each GPU's counter counts ``power_w``.
+
+        The monotonic clock stands still meanwhile, and so do the loads that the GPUs play; the wall clock goes on.
+        """
+        library.check(library.nvml().ep_sim_suspend(round(seconds * 1e9)), "suspend")
+        for gpu in self.gpus:
+            gpu.inject(CounterJump(seconds * power_w))
+
+    @contextmanager
+    def lacking(self, *symbols: str) -> Iterator[Path]:
+        """Let this process open an NVML library without ``symbols``, on the same GPUs; give its path.
+
+        Raises:
+            ValueError: the simulated library does not have one of them anyway.
+        """
+        name = library.NVML_PATH.name
+        with ExitStack() as undo:
+            folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="energy-sim-")))
+            path = without_symbols(library.NVML_PATH, symbols, folder / name)
+            undo.enter_context(python_nvml(ctypes.CDLL(str(path))))
+            undo.enter_context(use_drivers(Drivers(nvml=str(path), cuda=self.cuda_path, clock=self.clock)))
+            yield path
 
     def capturing(self, status: int) -> int:
         """Set the capture status of this process's streams (0 none, 1 active) and return the one before (2: broken)."""
@@ -132,7 +158,14 @@ def simulated_gpus(  # noqa: PLR0913 - each is a separate fact about the machine
             event_sources=str(simulation.event_sources),
         )
         undo.enter_context(use_drivers(drivers))
+        undo.callback(_heal, simulation)
         yield simulation
+
+
+def _heal(simulation: Simulation) -> None:
+    """Let go of threads that hang in a call: nobody else would."""
+    for gpu in simulation.gpus:
+        gpu.heal()
 
 
 _attachments: list[Path] = []

@@ -119,7 +119,7 @@ def test_a_report_in_mid_run_has_the_joules_of_its_time(machine: Simulation, tmp
     with counters_of(tree), EnergyMeter() as meter:
         machine.advance(40.0)
         report = meter.report()
-        assert 10 < report.duration_s < 40
+        assert 9 < report.duration_s < 40
         assert report.cpu_j == pytest.approx(533.0 * report.duration_s, rel=0.01)
         assert [domain.coverage for domain in report.cpu_domains] == [1.0] * 4
 

@@ -84,21 +84,20 @@ def test_in_real_time_joules_are_right(real: Simulation) -> None:
 
 
 def test_memory_is_flat_over_a_long_run(virtual: Simulation) -> None:
-    steps, sizes = 36_000, []  # looked at every 60 s, two blocks: equally much waits to be settled
+    steps, sizes = 36_000, []  # how much waits to be settled at a look is chance: the largest of several is not
     tracemalloc.start()
     try:
         with EnergyMeter() as meter:
             for number in range(1, steps + 1):
                 with meter.step(samples=4), meter.span("forward"):
-                    virtual.advance(0.005)
-                if number % (steps // 3) == 0:
+                    virtual.advance(0.01)
+                if number % (steps // 30) == 0:
                     gc.collect()
                     sizes.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
     assert meter.report().steps.rows == steps
-    assert abs(sizes[2] - sizes[1]) < 300_000, sizes  # 12,000 steps in memory would be 2 MB
-    assert abs(sizes[1] - sizes[0]) < 500_000, sizes
+    assert max(sizes[20:]) - max(sizes[10:20]) < 300_000, sizes  # 12,000 steps in memory would be 3 MB
 
 
 def test_memory_is_flat_where_nothing_can_be_measured(virtual: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,7 @@ def test_forgetting_keeps_the_memory_of_a_long_run_flat() -> None:
         track.take(gpu.samples(now_ns - SECOND, now_ns), counter_rows(*readings))
         track.settle(now_ns - SECOND, WHOLE)
         track.forget(track.curve.settled_ns)
-    assert len(track._anchors) < 6
+    assert len(track.anchors.dated) < 6
     assert isinstance(track.builder, CurveBuilder)
     assert len(track.builder._t_ns) < 50 * 25
     assert len(track.curve._blocks) <= 2

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -9,7 +11,9 @@ import pytest
 
 from energy_plugins.testing import (
     Constant,
+    CounterJump,
     CounterReset,
+    DriverMismatch,
     Fault,
     GpuLost,
     Hang,
@@ -132,3 +136,92 @@ def test_hidden_processes_are_not_listed_or_by_numbers_that_nobody_has(
     assert not [pid for pid in listed() if os.path.exists(f"/proc/{pid}")]  # noqa: PTH110 - a number
     simulation.gpus[0].heal()
     assert listed() == [os.getpid()]
+
+
+def test_faults_begin_and_end_on_time(simulation: Simulation) -> None:
+    simulation.gpus[0].inject(NoSampleBuffer(at_s=1.0, back_s=3.0))
+    simulation.gpus[0].inject(NoPermission("nvmlDeviceGetPowerUsage", at_s=2.0, back_s=4.0))
+    for fails_a, fails_b in [(False, False), (True, False), (True, True), (False, True), (False, False)]:
+        for call, fails in [(samples, fails_a), (power_usage, fails_b)]:
+            try:
+                call()
+            except pynvml.NVMLError:
+                assert fails
+            else:
+                assert not fails
+        simulation.advance(1.0 + 1e-6)
+
+
+def test_slots_of_faults_that_have_passed_are_free_again(simulation: Simulation) -> None:
+    for _ in range(500):
+        simulation.gpus[0].inject(GpuLost(back_s=0.5))
+        simulation.advance(0.6)
+    power_usage()
+
+
+def test_a_counter_leaps_and_a_reset_undoes_it(simulation: Simulation) -> None:
+    before_j = counter_j()
+    simulation.gpus[0].inject(CounterJump(5000.0, at_s=1.0))
+    simulation.advance(0.5)
+    assert counter_j() - before_j < 500
+    simulation.advance(1.0)
+    assert counter_j() - before_j == pytest.approx(5000 + 1.5 * 300, abs=60)
+    simulation.gpus[0].heal()
+    assert counter_j() - before_j > 5000
+    simulation.gpus[0].inject(CounterReset())
+    simulation.advance(1.0)
+    assert counter_j() == pytest.approx(300, abs=60)
+
+
+def test_a_library_of_another_version_does_not_open(simulation: Simulation) -> None:
+    simulation.gpus[1].inject(DriverMismatch())
+    with pytest.raises(pynvml.NVMLError_LibRmVersionMismatch):
+        pynvml.nvmlInit()
+    simulation.gpus[1].heal()
+    pynvml.nvmlInit()
+
+
+def test_a_suspended_machine_keeps_its_monotonic_time(simulation: Simulation) -> None:
+    clock, before_j = simulation.clock, counter_j()
+    now_ns, wall_ns = clock.now_ns(), clock.wall_ns()
+    simulation.suspend(600.0, power_w=20.0)
+    assert clock.suspended_ns() == 600 * 10**9
+    assert clock.now_ns() == now_ns
+    assert clock.wall_ns() - wall_ns == 600 * 10**9
+    simulation.advance(0.2)
+    assert counter_j() - before_j == pytest.approx(12_000 + 0.2 * 300, abs=60)
+
+
+@pytest.mark.parametrize("ends", ["heal", "leave"])
+def test_a_call_that_hangs_for_ever_is_let_go(simulated: Simulated, ends: str) -> None:
+    from energy_plugins.testing import simulated_gpus
+
+    with simulated_gpus(Constant(300)) as simulation:
+        pynvml.nvmlInit()
+        simulation.gpus[0].inject(Hang("nvmlDeviceGetPowerUsage", math.inf))
+        thread = threading.Thread(target=power_usage)
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+        if ends == "heal":
+            simulation.gpus[0].heal()
+            thread.join(1.0)
+            assert not thread.is_alive()
+    thread.join(1.0)
+    assert not thread.is_alive()
+
+
+def test_virtual_time_has_no_for_ever(simulation: Simulation) -> None:
+    with pytest.raises(ValueError, match="nobody would be left"):
+        simulation.gpus[0].inject(Hang("nvmlDeviceGetPowerUsage", math.inf))
+
+
+def test_a_lacking_library_lacks_what_it_should_and_nothing_else(simulation: Simulation) -> None:
+    with simulation.lacking("nvmlDeviceGetSamples"):
+        pynvml.nvmlInit()
+        with pytest.raises(pynvml.NVMLError_FunctionNotFound):
+            samples()
+        power_usage()
+    samples()
+    with pytest.raises(ValueError, match="has no symbol nvmlNothing"), simulation.lacking("nvmlNothing"):
+        pass
