@@ -169,10 +169,11 @@ SamplerStats SamplerCore::stats() const {
     int64_t driver_ns = 0;
     for (const auto& device : devices_) {
         driver_ns += device->power->driver_ns + device->energy.driver_ns + device->state.driver_ns;
-        driver_ns += device->activity.driver_ns;
+        driver_ns += device->activity.driver_ns + device->mean->driver_ns;
         stats.counter_reads += device->energy.reads;
         stats.dropped += device->power->ring.dropped() + device->energy.ring.dropped();
         stats.dropped += device->state.ring.dropped() + device->activity.ring.dropped();
+        stats.dropped += device->mean->ring.dropped();
         stats.lost_samples += device->power->lost;
     }
     for (const auto& lane : cpu_) stats.dropped += lane->ring.dropped();
