@@ -169,7 +169,8 @@ class GpuTrack:
 
     def _block(self, end_ns: int, segments: Segments, anchor: Anchor | None) -> None:
         start_ns = self.curve.settled_ns
-        silences = self._silent(start_ns, end_ns)
+        total = self._sum(start_ns, anchor) if anchor else None
+        silences = self._silent(start_ns, end_ns, total)
         if anchor is not None and silences and (begin := self._beginning(start_ns, silences[0][0], anchor)):
             self._block(begin.t_ns, segments, begin)
             self._block(end_ns, segments, anchor)
@@ -177,7 +178,6 @@ class GpuTrack:
         if silences or self.ledger.given:
             self._around(silences, Stretch(start_ns, end_ns, segments), anchor)
         else:
-            total = self._sum(start_ns, anchor) if anchor else None
             block = self.builder.settle(Stretch(start_ns, end_ns, segments, total))
             if total is not None and block.trust == 0.0 and end_ns - total.start_ns >= _MIN_BLOCK_NS:
                 self._fault("the energy counter contradicts the power samples; that stretch rests on them alone")
@@ -185,10 +185,10 @@ class GpuTrack:
         if anchor is not None:
             self.ledger.close(anchor)
 
-    def _silent(self, start_ns: int, end_ns: int) -> list[Silence]:
+    def _silent(self, start_ns: int, end_ns: int, total: Sum | None) -> list[Silence]:
         """Return the silences in a stretch, the one that may still last among them."""
-        if isinstance(self.builder, SumBuilder):
-            return []  # there are no samples to miss
+        if isinstance(self.builder, SumBuilder):  # there are no samples to miss, only the sum
+            return [] if total is not None and not self.ledger.given else [(start_ns, end_ns)]
         clipped = [
             (max(since_ns, start_ns), min(until_ns, end_ns))
             for since_ns, until_ns in [*self._silences, (self._heard_ns, end_ns)]
