@@ -41,8 +41,10 @@ Step = Callable[[], None]
 
 RESOLVE_PERIOD_NS = 600_000_000
 """How often the sampler times events that have completed."""
+OFTEN_NS = 900_000_000
+"""How often this run drains the buffer, so that there are 100 drains to compare; charged at the default rate."""
 OFTEN_S = 0.73
-"""Of the extra sampler that reads the counter often enough to compare 100 steps; its default is 15 s."""
+"""Of the extra sampler that reads the counter often enough to compare 100 steps; its default is 12 s or more."""
 _WARM = 60
 """Steps at the start that are not compared; an even number, since pairs begin with the first."""
 _LONGER = {"gpu_bound": 1.0, "launch_bound": 1.6}
@@ -160,6 +162,7 @@ def one_run(step: Step, seconds: float, seed: int) -> dict[str, Any]:
     assert run is not None
     sampler = run._sampler  # noqa: SLF001
     assert sampler is not None
+    sampler.drain_every(OFTEN_NS)
     drains = sampler.stats().drains
     while sampler.stats().drains == drains:
         time.sleep(0.0005)
@@ -169,6 +172,7 @@ def one_run(step: Step, seconds: float, seed: int) -> dict[str, Any]:
         list(run.uuids),
         drivers.clock.native,
         drain_period_ns=3_600_000_000_000,
+        sources=[_native.PowerSource.NONE] * len(run.uuids),  # with no power to read, its period is kept to
         counter_period_ns=round(OFTEN_S * 1e9),
     )
     often.start()
@@ -231,7 +235,7 @@ def analyse(run: dict[str, Any]) -> dict[str, Any]:
     parts = {"marks": _share(_paired(took, marked, usual), step_ns, 1.0)}
     plain = _share(_difference(took[body & marked], took[body & ~marked]), step_ns, 1.0)
     first, last = gpu_ns[_WARM + 1], gpu_ns[-1]
-    drains = np.arange(run["drain_phase_ns"], last, DRAIN_PERIOD_NS, dtype=np.float64)
+    drains = np.arange(run["drain_phase_ns"], last, OFTEN_NS, dtype=np.float64)
     resolves = np.arange(run["drain_phase_ns"], last, RESOLVE_PERIOD_NS, dtype=np.float64)
     apart = np.abs(resolves - drains[np.clip(np.searchsorted(drains, resolves + 20e6) - 1, 0, None)])
     resolves = resolves[apart > 20e6]  # those that come with a drain are counted there

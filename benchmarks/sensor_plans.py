@@ -51,6 +51,8 @@ LENGTHS_S = (0.02, 0.08, 0.125, 0.3, 1.0, 1.5, 4.0)
 STEPS_S = (0.004, 0.02, 0.1, 0.4)
 
 _NO_FIELDS = NotSupported("nvmlDeviceGetFieldValues")
+_NO_INSTANT = NotSupported("NVML_FI_DEV_POWER_INSTANT")
+_NO_AVERAGE = NotSupported("NVML_FI_DEV_POWER_AVERAGE")
 _NO_USAGE = NotSupported("nvmlDeviceGetPowerUsage")
 _POLLED = (NoSampleBuffer(),)
 
@@ -69,7 +71,10 @@ WITHOUT_COUNTER: Mapping[str, Sensors] = {
         for name, sensors in WITH_COUNTER.items()
         if name != "energy counter"
     },
+    "average power": Sensors(H200, (*_POLLED, _NO_INSTANT, NoCounter())),
     "instant power": Sensors(H200, (*_POLLED, NoCounter()), power="instant power"),
+    "instant power and its average": Sensors(H200, (*_POLLED, NoCounter())),
+    "instant power and power usage": Sensors(RTX_4090, (*_POLLED, _NO_AVERAGE, NoCounter())),
 }
 
 SLOW_MS = (250, 500, 1000, 2000)

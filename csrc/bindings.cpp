@@ -62,11 +62,14 @@ py::class_<T> value_class(py::module_& module, const char* name, const char* doc
 }
 
 std::vector<Target> to_targets(const std::vector<std::string>& uuids,
-                               const std::optional<std::vector<PowerSource>>& sources) {
+                               const std::optional<std::vector<PowerSource>>& sources,
+                               const std::optional<std::vector<PowerSource>>& means) {
     if (sources && sources->size() != uuids.size()) throw std::invalid_argument("as many sources as uuids are needed");
+    if (means && means->size() != uuids.size()) throw std::invalid_argument("as many means as uuids are needed");
     std::vector<Target> targets;
     for (size_t i = 0; i < uuids.size(); ++i) {
-        targets.push_back({uuids[i], sources ? (*sources)[i] : PowerSource::kSampleBuffer});
+        targets.push_back(
+            {uuids[i], sources ? (*sources)[i] : PowerSource::kSampleBuffer, means ? (*means)[i] : PowerSource::kNone});
     }
     return targets;
 }
@@ -184,19 +187,20 @@ void bind_sampler(py::module_& module) {
     shared_class<Sampler>(module, "Sampler",
                           "Reads power samples and energy counters in the background, and has the marks resolved. "
                           "Without devices it needs no NVML.")
-        .def(py::init([](std::shared_ptr<Nvml> nvml, const std::vector<std::string>& uuids,
-                         std::shared_ptr<Clock> clock, std::shared_ptr<MarkLog> marks,
-                         const std::optional<std::vector<PowerSource>>& sources, int64_t drain_period_ns,
-                         int64_t counter_period_ns, size_t ring_capacity, bool activity, CpuCounters cpu) {
-                 return std::make_shared<Sampler>(
-                     nvml, to_targets(uuids, sources), clock, marks,
-                     SamplerOptions{drain_period_ns, counter_period_ns, ring_capacity, activity}, std::move(cpu));
-             }),
-             "nvml"_a, "uuids"_a, py::arg("clock").none(false), py::kw_only(), "marks"_a = py::none(),
-             "sources"_a = py::none(), "drain_period_ns"_a = SamplerOptions().drain_period_ns,
-             "counter_period_ns"_a = SamplerOptions().counter_period_ns,
-             "ring_capacity"_a = SamplerOptions().ring_capacity, "activity"_a = SamplerOptions().activity,
-             "cpu"_a = CpuCounters())
+        .def(
+            py::init([](std::shared_ptr<Nvml> nvml, const std::vector<std::string>& uuids, std::shared_ptr<Clock> clock,
+                        std::shared_ptr<MarkLog> marks, const std::optional<std::vector<PowerSource>>& sources,
+                        const std::optional<std::vector<PowerSource>>& means, int64_t drain_period_ns,
+                        int64_t counter_period_ns, size_t ring_capacity, bool activity, CpuCounters cpu) {
+                return std::make_shared<Sampler>(
+                    nvml, to_targets(uuids, sources, means), clock, marks,
+                    SamplerOptions{drain_period_ns, counter_period_ns, ring_capacity, activity}, std::move(cpu));
+            }),
+            "nvml"_a, "uuids"_a, py::arg("clock").none(false), py::kw_only(), "marks"_a = py::none(),
+            "sources"_a = py::none(), "means"_a = py::none(), "drain_period_ns"_a = SamplerOptions().drain_period_ns,
+            "counter_period_ns"_a = SamplerOptions().counter_period_ns,
+            "ring_capacity"_a = SamplerOptions().ring_capacity, "activity"_a = SamplerOptions().activity,
+            "cpu"_a = CpuCounters())
         .def(
             "start", &Sampler::start, "threaded"_a = true, Released(),
             "Opens the devices and asks for a counter edge; restartable. NvmlError if a device is unknown; one that is "
@@ -228,6 +232,9 @@ void bind_sampler(py::module_& module) {
         .def(
             "power", [](Sampler& sampler, size_t i) { return to_array(sampler.power(i)); }, "i"_a,
             "New power samples of device i: t_ns i8 (strictly increasing), power_w f8.")
+        .def(
+            "mean", [](Sampler& sampler, size_t i) { return to_array(sampler.mean(i)); }, "i"_a,
+            "The same of the second reading of device i, of a sampler made with means: none where that is NONE.")
         .def(
             "counter", [](Sampler& sampler, size_t i) { return to_array(sampler.counter(i)); }, "i"_a,
             "New counter readings of device i: before_ns i8, after_ns i8, energy_j f8, edge u1. The counter stood at "

@@ -17,10 +17,11 @@
 
 namespace energy {
 
-// A device by its UUID, and where its power samples are to come from.
+// A device by its UUID, and where its power samples are to come from; `mean` is a second reading, polled beside them.
 struct Target {
     std::string uuid;
     PowerSource source = PowerSource::kSampleBuffer;
+    PowerSource mean = PowerSource::kNone;
 };
 
 class Device {
@@ -36,7 +37,7 @@ class Device {
     // Throws NvmlError when there is no such device; one that is lost just now may come back, and is tried again.
     News begin();
     News drain();
-    News poll_if_due(int64_t now_ns);
+    News poll_if_due(int64_t now_ns);       // one reading at most
     int64_t next_poll_ns() const noexcept;  // INT64_MAX where power is not polled
     News read_state();
     News read_activity();
@@ -50,7 +51,7 @@ class Device {
     bool searching() const noexcept { return search_.has_value(); }
     bool readings_pending() const noexcept { return !requested_ns_.empty(); }
 
-    const std::unique_ptr<PowerLane> power;
+    const std::unique_ptr<PowerLane> power, mean;
     EnergyLane energy;
     StateLane state;
     ActivityLane activity;
@@ -70,7 +71,7 @@ class Device {
     const Clock& clock_;
     const int64_t counter_period_ns_;
     const bool wants_activity_;
-    Health power_health_, energy_health_, state_health_, activity_health_;
+    Health power_health_, mean_health_, energy_health_, state_health_, activity_health_;
     int64_t next_periodic_ns_ = 0;
     int64_t took_ns_ = 0;                // a read, lately
     int64_t edge_ns_ = 0;                // when a refresh of the counter was last seen; 0: never

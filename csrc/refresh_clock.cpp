@@ -26,13 +26,15 @@ std::optional<int64_t> RefreshClock::feed(int64_t before_ns, int64_t after_ns, d
     value_ = value;
     read_ns_ = before_ns;
 
-    int64_t refresh_ns = refresh_ns_ + (before_ns - refresh_ns_) / period_ns_ * period_ns_;
+    // Where one is predicted, the value may still be the old one for a moment.
+    int64_t refresh_ns = refresh_ns_ + (before_ns - kBehindNs - refresh_ns_) / period_ns_ * period_ns_;
     if (looking_ && changed && (changes_ == 0 || seen_ns - changes_ns_[changes_ - 1] > kShortestNs)) {
         refresh_ns = refresh_ns_ = changes_ns_[changes_++] = seen_ns;
+        phase_known_ = true;
     }
     const size_t enough = anchor_ns_ == 0 ? kMostChanges : kFewChanges;
     if (looking_ && (changes_ == enough || before_ns - look_ns_ > kPatienceNs)) learn(before_ns);
-    if (!looking_ && before_ns >= look_ns_) look(before_ns);
+    if (!looking_ && (before_ns >= look_ns_ || (changed && !phase_known_))) look(before_ns);
     if (looking_) {
         next_ns_ = before_ns + kLookEveryNs;
     } else {

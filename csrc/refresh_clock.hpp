@@ -35,6 +35,7 @@ class RefreshClock {
     bool any_ = false;
 
     bool looking_ = true;
+    bool phase_known_ = false;                        // a change was seen while looking
     int64_t look_ns_ = 0;                             // when it began, or is to begin
     std::array<int64_t, kMostChanges> changes_ns_{};  // seen in this look
     size_t changes_ = 0;

@@ -123,6 +123,12 @@ std::vector<PowerSample> Sampler::power(size_t device) {
     return drain(core->device(device).power->ring);
 }
 
+std::vector<PowerSample> Sampler::mean(size_t device) {
+    if (!origin_.here()) return {};
+    const std::shared_ptr<SamplerCore> core = this->core();
+    return drain(core->device(device).mean->ring);
+}
+
 std::vector<CounterReading> Sampler::counter(size_t device) {
     if (!origin_.here()) return {};
     const std::shared_ptr<SamplerCore> core = this->core();

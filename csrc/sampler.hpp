@@ -59,6 +59,7 @@ class Sampler {
     // Waits for a drain not yet waited for and, after drain_now(), begun since; returns the number of drains so far.
     uint64_t wait_drained(std::chrono::nanoseconds timeout);
     std::vector<PowerSample> power(size_t device);
+    std::vector<PowerSample> mean(size_t device);
     std::vector<CounterReading> counter(size_t device);
     std::vector<CpuReading> cpu(size_t counter);
     std::vector<StateReading> state(size_t device);

@@ -46,7 +46,8 @@ class SamplerCore {
     void note_pending();  // with mutex_ held
     void do_due(int64_t now_ns);
     void drain_all();
-    void read_slow_lanes();
+    void announce_drain();
+    int64_t read_slow_lanes();  // returns the ns that it took, per device
     void read_cpu();
     void post(int device, const Device::News& news);
 

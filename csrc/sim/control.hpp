@@ -22,6 +22,7 @@ struct EpSimProfile {
     double memory_bytes;
     double compute_capability;  // 9.0
     double usage_window_s;      // PowerUsage is the mean over so long
+    double power_age_s;         // how old these are when they appear
     double power_refresh_s;     // of PowerUsage and of the power fields
 };
 

@@ -118,7 +118,8 @@ double mean_power_w(const State& state, const Device& device, std::int64_t t_ns,
     // Their refresh has a phase of its own, as on an H200.
     const auto period_ns = static_cast<std::int64_t>(state.config.profile.power_refresh_s * 1e9);
     const std::int64_t phase = state.origin_ns + phase_ns(device, 2, period_ns);
-    const std::int64_t end_ns = phase + floor_to(t_ns - phase, period_ns);
+    const auto age_ns = static_cast<std::int64_t>(state.config.profile.power_age_s * 1e9);
+    const std::int64_t end_ns = phase + floor_to(t_ns - phase, period_ns) - age_ns;
     return (energy_j(device, end_ns) - energy_j(device, end_ns - window_ns)) / (static_cast<double>(window_ns) * 1e-9);
 }
 

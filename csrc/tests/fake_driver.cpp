@@ -34,7 +34,7 @@ std::vector<WallStep> wall_steps;
 std::unordered_map<void*, std::unique_ptr<Event>> all_events;  // those of a dead context belong to nobody else
 std::atomic<int64_t> virtual_ns{0};
 std::atomic<bool> real_time{false}, hanging{false}, capturing{false};
-std::atomic<int> failures[7] = {};
+std::atomic<int> failures[8] = {};
 std::atomic<int> gpm_samples{0}, nvml_users{0}, cuda_failure{0}, event_queries{0};
 std::atomic<int64_t> queue_ns{0};
 thread_local void* current_context = nullptr;
@@ -136,6 +136,15 @@ int nvmlDeviceGetPowerUsage(abi::Device, unsigned int* milliwatts) {
     const int64_t refreshes = (now() - fake::kPolledPhase) / fake::kPolledPeriod;
     *milliwatts = static_cast<unsigned int>(fake::kPower * 1e3) + static_cast<unsigned int>(refreshes % 7);
     return outcome(fake::Call::power);
+}
+
+int nvmlDeviceGetFieldValues(abi::Device, int, abi::FieldValue* field) {
+    const bool average = field->field_id == abi::kPowerAverage;
+    field->code = average ? outcome(fake::Call::average) : abi::kNotSupported;
+    field->value_type = abi::kUnsignedInt;
+    field->value.as_uint =
+        static_cast<unsigned int>(fake::kPower * 1e3 + 1) + static_cast<unsigned int>(now() / fake::kAveragePeriod % 7);
+    return abi::kSuccess;
 }
 
 int nvmlDeviceGetSamples(abi::Device, int, unsigned long long last_seen, int* type, unsigned int* count,

@@ -13,6 +13,7 @@ constexpr int64_t kCounterPeriod = 100'000'000;
 constexpr int64_t kCounterCost = 3'000'000;    // by which a read of the counter advances a virtual clock
 constexpr int64_t kPolledPeriod = 70'000'000;  // of PowerUsage, which comes to another value each time
 constexpr int64_t kPolledPhase = 37'000'000;
+constexpr int64_t kAveragePeriod = 110'000'000;  // of the field of average power, which does, too
 constexpr double kPower = 100;
 
 constexpr double kClockMhz = 1980;
@@ -20,7 +21,8 @@ constexpr double kTemperature = 41;
 constexpr double kLimit = 700;
 constexpr double kBusy = 0.25;  // by GPM; 10 GiB/s go in and out by NVLink
 
-enum class Call { handle, samples, counter, power, clock, state, gpm };  // state: its other calls; gpm: snapshots
+// `state` are its other calls, `gpm` snapshots.
+enum class Call { handle, samples, counter, power, average, clock, state, gpm };
 
 // Heals everything. With `real_time` the clock is the machine's, and calls cost nothing.
 void reset(bool real_time);

@@ -26,6 +26,7 @@ struct Reading {
 
 struct Played {
     std::vector<int64_t> stamps_ns;
+    std::vector<double> values;
     int64_t reads = 0;
     int64_t learned_ns = 0;
 };
@@ -40,7 +41,10 @@ Played play(const Reading& reading, int64_t duration_ns) {
         if (reading.late_ns > 0) now += static_cast<int64_t>(random() % static_cast<uint64_t>(reading.late_ns));
         const auto stamp = clock.feed(now, now + 1'000, reading.value(reading.refresh_at(now)));
         ++played.reads;
-        if (stamp) played.stamps_ns.push_back(*stamp);
+        if (stamp) {
+            played.stamps_ns.push_back(*stamp);
+            played.values.push_back(reading.value(reading.refresh_at(now)));
+        }
         CHECK(clock.next_ns() > now);
         now = clock.next_ns();
     }
@@ -94,6 +98,25 @@ void a_value_that_stays_is_still_given_each_period() {
     CHECK(played.stamps_ns.size() >= 598 && worst_ns(reading, played) <= 3 * kMs);
 }
 
+// Each stamp carries the value of its own refresh, not of the one before, also while the clock looks again.
+void a_value_goes_with_its_refresh() {
+    for (int64_t phase = 0; phase < 100 * kMs; phase += 7 * kMs) {
+        const Reading reading{100 * kMs + 1'700, phase, [](int64_t refresh) { return static_cast<double>(refresh); }};
+        const Played played = play(reading, 200 * kSecond);
+        for (size_t i = 0; i < played.stamps_ns.size(); ++i) {
+            if (played.stamps_ns[i] < 12 * kSecond) continue;
+            const int64_t refresh = reading.refresh_at(played.stamps_ns[i] + 50 * kMs);
+            CHECK(played.values[i] == static_cast<double>(refresh));
+        }
+    }
+}
+
+void a_phase_that_was_hidden_is_found_at_the_first_change() {
+    Reading reading{100 * kMs, 41 * kMs};
+    reading.value = [](int64_t refresh) { return refresh < 115 ? 126.0 : static_cast<double>(refresh); };
+    CHECK(worst_ns(reading, play(reading, 20 * kSecond)) <= 3 * kMs);
+}
+
 void stamps_never_go_back() {
     const Reading reading{100 * kMs, 99 * kMs, [](int64_t refresh) { return static_cast<double>(refresh % 3); },
                           60 * kMs};
@@ -107,5 +130,7 @@ int main() {
     RUN(every_period_and_phase_is_learned);
     RUN(late_reads_still_tell_which_refresh_it_is);
     RUN(a_value_that_stays_is_still_given_each_period);
+    RUN(a_value_goes_with_its_refresh);
+    RUN(a_phase_that_was_hidden_is_found_at_the_first_change);
     RUN(stamps_never_go_back);
 }

@@ -16,8 +16,9 @@ using namespace energy;
 using fake::kSecond;
 
 struct Rig {
-    explicit Rig(bool real_time = false, size_t capacity = 1 << 18, PowerSource power = PowerSource::kSampleBuffer)
-        : source(power) {
+    explicit Rig(bool real_time = false, size_t capacity = 1 << 18, PowerSource power = PowerSource::kSampleBuffer,
+                 PowerSource second = PowerSource::kNone)
+        : source(power), mean(second) {
         fake::reset(real_time);
         clock = Clock::simulated(FAKE_DRIVER);
         nvml = std::make_shared<Nvml>(FAKE_DRIVER);
@@ -25,7 +26,7 @@ struct Rig {
     }
 
     std::unique_ptr<Sampler> make(size_t capacity) const {
-        return std::make_unique<Sampler>(nvml, std::vector<Target>{{fake::kUuid, source}}, clock, nullptr,
+        return std::make_unique<Sampler>(nvml, std::vector<Target>{{fake::kUuid, source, mean}}, clock, nullptr,
                                          SamplerOptions{kSecond, 10 * kSecond, capacity, true});
     }
 
@@ -39,7 +40,7 @@ struct Rig {
         if (end > clock->now_ns()) fake::advance(end - clock->now_ns());
     }
 
-    const PowerSource source;
+    const PowerSource source, mean;
     std::shared_ptr<Clock> clock;
     std::shared_ptr<Nvml> nvml;
     std::unique_ptr<Sampler> sampler;
@@ -65,11 +66,11 @@ void an_hour_in_virtual_time() {
     CHECK(samples.front().t_ns == start - 119 * fake::kSamplePeriod);  // what the driver held before the start
     CHECK(samples.back().t_ns > start + 3598 * kSecond);
     const auto readings = rig.sampler->counter(0);
-    CHECK(readings.size() >= 295 && readings.size() <= 315);
+    CHECK(readings.size() >= 190 && readings.size() <= 215);
     const SamplerStats stats = rig.sampler->stats();
     CHECK(stats.drains >= 3599 && stats.drains <= 3602);
     CHECK(stats.dropped == 0 && stats.late_ticks == 0 && stats.lost_samples == 0);
-    CHECK(stats.driver_call_s > 0.8 && stats.driver_call_s < 2);
+    CHECK(stats.driver_call_s > 0.5 && stats.driver_call_s < 2);
     CHECK(rig.sampler->take_errors().empty());
 }
 
@@ -173,11 +174,59 @@ void a_polled_gpu_that_is_lost_comes_back() {
     CHECK(rig.sampler->power(0).size() > 100);
 }
 
+// Samples follow each other by the period of what they are polled from.
+void check_period(const std::vector<PowerSample>& samples, int64_t period_ns) {
+    for (size_t i = 10; i < samples.size(); ++i) {
+        CHECK(std::abs(samples[i].t_ns - samples[i - 1].t_ns - period_ns) < period_ns / 10);
+    }
+}
+
+void two_readings_are_polled_each_in_its_own_period() {
+    Rig rig(false, 1 << 18, PowerSource::kUsage, PowerSource::kAverage);
+    rig.sampler->start(false);
+    rig.run(60 * kSecond);
+    const auto power = rig.sampler->power(0), mean = rig.sampler->mean(0);
+    CHECK(power.size() >= 60 * kSecond / fake::kPolledPeriod - 2);
+    CHECK(mean.size() >= 60 * kSecond / fake::kAveragePeriod - 2);
+    check_period(power, fake::kPolledPeriod);
+    check_period(mean, fake::kAveragePeriod);
+    CHECK(rig.sampler->take_errors().empty());
+}
+
+void a_second_reading_that_fails_leaves_the_first() {
+    Rig rig(false, 1 << 18, PowerSource::kUsage, PowerSource::kAverage);
+    rig.sampler->start(false);
+    rig.run(5 * kSecond);
+    fake::fail(fake::Call::average, abi::kNoPermission);
+    rig.sampler->power(0);
+    rig.run(10 * kSecond);
+    rig.sampler->mean(0);
+    CHECK(rig.sampler->power(0).size() >= 10 * kSecond / fake::kPolledPeriod - 2);
+    CHECK(rig.sampler->take_errors().size() == 1);
+    fake::heal();
+    rig.run(20 * kSecond);
+    CHECK(rig.sampler->mean(0).size() > 100);
+}
+
+void a_second_reading_comes_back_with_the_gpu() {
+    Rig rig(false, 1 << 18, PowerSource::kUsage, PowerSource::kAverage);
+    rig.sampler->start(false);
+    rig.run(5 * kSecond);
+    for (const auto call : {fake::Call::power, fake::Call::average}) fake::fail(call, abi::kGpuIsLost);
+    rig.run(20 * kSecond);
+    CHECK(rig.sampler->take_errors().size() == 2);
+    fake::heal();
+    rig.sampler->power(0);
+    rig.sampler->mean(0);
+    rig.run(40 * kSecond);
+    CHECK(rig.sampler->power(0).size() > 100 && rig.sampler->mean(0).size() > 60);
+}
+
 void without_a_source_only_the_counter_is_read() {
     Rig rig(false, 1 << 18, PowerSource::kNone);
     rig.sampler->start(false);
     rig.run(60 * kSecond);
-    CHECK(rig.sampler->power(0).empty() && rig.sampler->counter(0).size() >= 6);
+    CHECK(rig.sampler->power(0).empty() && rig.sampler->mean(0).empty() && rig.sampler->counter(0).size() >= 6);
     CHECK(rig.sampler->stats().drains >= 59);  // what wakes the collector
 }
 
@@ -613,6 +662,9 @@ int main() {
     RUN(without_a_phase_three_readings_are_spread_over_a_period);
     RUN(a_polled_reading_is_read_once_a_period);
     RUN(a_polled_gpu_that_is_lost_comes_back);
+    RUN(two_readings_are_polled_each_in_its_own_period);
+    RUN(a_second_reading_that_fails_leaves_the_first);
+    RUN(a_second_reading_comes_back_with_the_gpu);
     RUN(without_a_source_only_the_counter_is_read);
     RUN(an_error_ends_what_was_asked_for);
     RUN(searches_of_several_devices_interleave);

@@ -14,7 +14,7 @@ from energy_plugins.errors import DeviceError
 from energy_plugins.measure.baseline_store import recall
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.drivers import current_drivers
-from energy_plugins.measure.power_sensors import COUNTER, ranking
+from energy_plugins.measure.power_sensors import COUNTER, ranking, sum_sensor
 from energy_plugins.measure.quantity import age_at
 from energy_plugins.measure.sensors import SensorPlan, plan_sensors
 
@@ -65,12 +65,16 @@ def _spoken(sensor: str) -> str:
 
 
 def _lacking(gpu: Gpu, plan: SensorPlan) -> dict[str, str]:
-    """Return the sensors that would tell more than those in use, and why they are not used."""
+    """Return the sensors that would tell more of shape or sum than those in use, and why they are not used."""
     used, reasons = plan.sensors.get(gpu.uuid, ()), plan.reasons.get(gpu.uuid, {})
-    counter = COUNTER.name in used
-    better = takewhile(lambda sensor: sensor.name not in used, ranking(gpu.compute_capability, counter=counter))
+    ranked = ranking(gpu.compute_capability)
+    wanted = list(takewhile(lambda sensor: sensor.name not in used, ranked))
+    if used and COUNTER.name not in used:
+        without = [sensor for sensor in ranked if sensor is not COUNTER]
+        mean = sum_sensor([plan.power[gpu.uuid], *without], gpu.compute_capability)
+        wanted += [COUNTER] if mean is None or plan.mean[gpu.uuid] is not None else [COUNTER, mean]
     # A reason is that of a reading, power usage, whatever it would have meant on this GPU.
-    names = [sensor.name.partition(",")[0] for sensor in better] + ([] if counter else [COUNTER.name])
+    names = (sensor.name.partition(",")[0] for sensor in wanted)
     return {name: reasons[name] for name in names if name in reasons}
 
 

@@ -83,13 +83,13 @@ class Anchors:
             return
         last = self.dated[-1] if self.dated else None
         if last is not None and energy_j < last.energy_j:
-            self._break("the energy counter went backwards; that stretch rests on power samples alone")
+            self._break("the energy counter went backwards; its sum of that stretch is not used")
             self.unsure(before_ns)
             when = self._when(before_ns, after_ns, edge) or when
         t_ns, error_ns = when
         if last is not None:
             if energy_j - last.energy_j > MOST_W * (t_ns - last.t_ns + _SLACK_NS) * 1e-9:
-                self._break("the energy counter leapt ahead; that stretch rests on power samples alone")
+                self._break("the energy counter leapt ahead; its sum of that stretch is not used")
             if t_ns <= last.t_ns + REFRESH_NS // 2:
                 return
         self.dated.append(Anchor(t_ns, energy_j, error_ns, self._count))

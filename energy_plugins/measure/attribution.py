@@ -43,6 +43,8 @@ class EnergyCurve:
     """Standard error of the energy at the block's ends, from the age of the counter readings."""
     coherent_s: float = 0.0
     """Stretches shorter than this share one error of the sampling instead of gathering many."""
+    sum_error: float = 0.0
+    """Relative standard error of the block's sum that all blocks share."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Points:
     start_error_j: Values
     end_error_j: Values
     coherent_s: Values
+    sum_error: Values
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Points:
         """Return the points of ``rows``."""
@@ -203,6 +206,7 @@ class RunCurve:
             start_error_j=full * block.start_error_j,
             end_error_j=full * block.end_error_j,
             coherent_s=full * block.coherent_s,
+            sum_error=full * block.sum_error,
         )
 
 
@@ -220,6 +224,7 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     # A shifted sensor takes from a span at one end what it gives at the other: the worse of the two ends stands for
     # both.
     shift_j = np.maximum(start.shift_j, end.shift_j)
+    shift_j = np.hypot(shift_j, np.maximum(start.sum_error, end.sum_error) * (end.energy_j - start.energy_j))
     duration_ns = (end.t_ns - start.t_ns).astype(np.float64)
     covered_ns = end.covered_ns - start.covered_ns
     coverage = np.where(duration_ns > 0, np.minimum(covered_ns / np.maximum(duration_ns, 1.0), 1.0), 1.0)

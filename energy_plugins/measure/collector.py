@@ -63,7 +63,10 @@ class Collector:
     ) -> None:
         self.timeline = Timeline()
         self.totals = Totals()
-        self.tracks = [GpuTrack(plan.power[uuid], start_ns, plan.max_power_w.get(uuid)) for uuid in plan.sampled]
+        self.tracks = [
+            GpuTrack(plan.power[uuid], start_ns, plan.max_power_w.get(uuid), mean=plan.mean.get(uuid))
+            for uuid in plan.sampled
+        ]
         self.settlement = Settlement(self.tracks[: len(plan.gpus)], start_ns)
         self.shared = Settlement(self.tracks[len(plan.gpus) :], start_ns)
         """GPUs of which this process has only a slice."""
@@ -129,6 +132,7 @@ class Collector:
                 break
             power = self._sampler.power(row)
             track.take(power, self._sampler.counter(row))
+            track.take_means(self._sampler.mean(row))
             if self._slept:
                 track.interrupt(before_ns)
             if self._spill and len(power):

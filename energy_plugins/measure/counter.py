@@ -15,14 +15,15 @@ REFRESH_NS = 100_000_000
 class Anchor:
     """An instant at which the energy counter stood at ``energy_j``.
 
-    ``error_ns`` is the standard error of the instant. Only anchors of one ``count`` may be subtracted: between two
-    counts the counter began anew, leapt, or went on while the machine slept.
+    ``error_ns`` is the standard error of the instant, ``relative_error`` that of what is counted. Only anchors of one
+    ``count`` may be subtracted: between two counts the counter began anew, leapt, or went on while the machine slept.
     """
 
     t_ns: int
     energy_j: float
     error_ns: float
     count: int = 0
+    relative_error: float = 0.0
 
 
 class RefreshPhase:

@@ -33,5 +33,9 @@ class ErrorModel:
     sensor did not look."""
     blurred_s: float = 0.0
     """Standard error of a cut through what the sensor blurs, as a time at the power of the moment."""
+    hidden_s: float = 0.0
+    """Standard error of a sum that no counter confirms, as a time at its mean power: what a mean over a second does not
+    show of its last second. Of a wave of a second it shows nothing: two random moments of that are off by 0.1 s of its
+    height, which is up to twice its mean."""
     coherent_s: float = 0.0
     """How long these two last: windows shorter than that share one error instead of gathering many."""

@@ -60,8 +60,8 @@ class EnergyMeter:
         power_sensor: the name of the power sensor to use instead of the best one ("instant power", say; a report's
         `devices` say which there are).
         cpu_estimate: what to estimate the CPU's energy from where nothing measures it; it is in no total.
-        activity: whether to read how busy the GPUs' parts are, once a second (Hopper and newer; 0.3 ms each); not done
-        beside a running DCGM profiler, which the report then says.
+        activity: whether to read how busy the GPUs' parts are (Hopper and newer), and their state, once a second; not
+        done beside a running DCGM profiler, which the report then says.
         keep_power: whether the report has power and state over time, about 80 MB a day for each GPU on disk.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from energy_plugins import _native
@@ -59,13 +59,14 @@ SAMPLE_BUFFER = PowerSensor(
 INSTANT = PowerSensor(
     name="instant power",
     source=Source.INSTANT,
-    response=Response(window_s=0.025),
+    response=Response(dead_time_s=0.02, window_s=0.025),
     gap_s=0.35,
     settle_s=0.25,
     extend_s=0.35,
-    model=ErrorModel(spread=4.0, timing_s=0.0003, unwatched=0.75, doubt=2e-4, unseen=0.03, coherent_s=0.1),
+    model=ErrorModel(spread=4.0, timing_s=0.001, unwatched=0.75, doubt=2e-4, unseen=0.03, coherent_s=0.1),
 )
-"""Field 186 of the driver: a window of 25 ms, once in 100 ms (arXiv:2312.02741). What happens in the other 75 ms is not
+"""Field 186 of the driver: a window of 25 ms, once in 100 ms (arXiv:2312.02741), 20 ms old when it appears (H200,
+benchmarks/results/h200_sensors.json: its middle is 30 ms old). What happens in the other 75 ms is not
 seen."""
 
 SNAPSHOT = PowerSensor(
@@ -93,13 +94,16 @@ QUICK = PowerSensor(
 AVERAGE = PowerSensor(
     name="average power",
     source=Source.AVERAGE,
-    response=Response(window_s=1.0),
+    response=Response(dead_time_s=0.02, window_s=1.0),
     gap_s=0.35,
     settle_s=0.6,
     extend_s=1.0,
-    model=ErrorModel(timing_s=0.0005, unanchored=0.01, doubt=1e-4, blurred_s=0.05, coherent_s=0.25),
+    model=ErrorModel(
+        cut=10.0, timing_s=0.0005, unanchored=0.01, doubt=1e-4, blurred_s=0.055, hidden_s=0.15, coherent_s=0.25
+    ),
 )
-"""Field 185: the mean over a second, ten times a second. It shows half a second ago, which is taken out."""
+"""Field 185: the mean over a second, ten times a second, 20 ms old when it appears (H200,
+benchmarks/results/h200_sensors.json). It shows half a second ago, which is taken out."""
 
 AVERAGE_USAGE = PowerSensor(
     name="power usage, averaged",
@@ -120,7 +124,7 @@ COUNTER = PowerSensor(
     settle_s=0.0,
     extend_s=0.0,
     counter_period_s=4.0,
-    model=ErrorModel(unseen=0.3, coherent_s=1.0),
+    model=ErrorModel(unseen=0.35, coherent_s=1.0),
 )
 """No power at all: the energy counter alone tells the sum between two of its readings."""
 
@@ -135,17 +139,14 @@ def usage_sensor(compute_capability: tuple[int, int] | None) -> PowerSensor:
     return SNAPSHOT if compute_capability >= _SNAPSHOT_SINCE else QUICK
 
 
-def ranking(compute_capability: tuple[int, int] | None, *, counter: bool) -> tuple[PowerSensor, ...]:
-    """Return the power sensors that such a GPU may have, the best first.
+def ranking(compute_capability: tuple[int, int] | None) -> tuple[PowerSensor, ...]:
+    """Return the power sensors that such a GPU may have, the best first: the one that shows the most of the shape.
 
-    Beside a counter, which gives the sum, the one that shows the most of the shape is best. Without one it is the one
-    that leaves nothing out: what a snapshot misses falsifies the sum.
+    The sum comes from the counter, or without one, where the shape is a poor witness of it, from `sum_sensor`.
     """
     by_shape = (SAMPLE_BUFFER, QUICK, INSTANT, SNAPSHOT, AVERAGE, AVERAGE_USAGE, COUNTER)
-    by_sum = (SAMPLE_BUFFER, QUICK, AVERAGE, AVERAGE_USAGE, INSTANT, SNAPSHOT)
     usage = usage_sensor(compute_capability)
-    ranked = by_shape if counter else by_sum
-    return tuple(sensor for sensor in ranked if sensor.source is not Source.USAGE or sensor is usage)
+    return tuple(sensor for sensor in by_shape if sensor.source is not Source.USAGE or sensor is usage)
 
 
 def usable_sensors(found: _native.Capabilities, compute_capability: tuple[int, int] | None) -> tuple[PowerSensor, ...]:
@@ -157,4 +158,16 @@ def usable_sensors(found: _native.Capabilities, compute_capability: tuple[int, i
         usage_sensor(compute_capability).name: found.power_usage,
         COUNTER.name: found.energy_counter,
     }
-    return tuple(sensor for sensor in ranking(compute_capability, counter=found.energy_counter) if there[sensor.name])
+    return tuple(sensor for sensor in ranking(compute_capability) if there[sensor.name])
+
+
+def sum_sensor(usable: Sequence[PowerSensor], compute_capability: tuple[int, int] | None) -> PowerSensor | None:
+    """Return the mean over a second that tells the sum where the best of ``usable`` sensors shows the shape.
+
+    None beside a counter and beside sensors that leave nothing out; and where no reading is known to be a mean, because
+    a sum must not rest on a guess.
+    """
+    if COUNTER in usable or not usable or usable[0] in (SAMPLE_BUFFER, QUICK):
+        return None
+    means = (AVERAGE,) if compute_capability is None else (AVERAGE, AVERAGE_USAGE)
+    return next((sensor for sensor in means if sensor in usable), None)

@@ -94,9 +94,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
     missing = {**state.cpu.missing, **_NOT_YET, **_waste_missing(totals.steps), **lanes.missing}
     missing |= _devices_missing(devices)
     if whole is None:
-        missing["total_j"] = plan.nothing_because or (
-            "no power samples arrived" if plan.gpus else "this process has only slices of GPUs"
-        )
+        missing["total_j"] = plan.nothing_because or _nothing_because(plan)
     shared: dict[str, JSON] = {
         uuid: _measured(energy.joules[0])
         for uuid, energy in zip(plan.sampled[len(plan.gpus) :], collector.shared.window(end_ns), strict=True)
@@ -156,6 +154,14 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         stopped=state.stopped,
         extra={"shared_gpu_j": shared} if shared else {},
     )
+
+
+def _nothing_because(plan: SensorPlan) -> str:
+    if not plan.gpus:
+        return "this process has only slices of GPUs"
+    if all(gpu.uuid in plan.blind for gpu in plan.gpus):
+        return "the driver gives no reading of power or energy"
+    return "no power samples arrived"
 
 
 @dataclass(frozen=True)

@@ -263,6 +263,7 @@ class Run:
             self._clock.native,
             marks=self._marks,
             sources=[self._plan.power[uuid].source for uuid in self.uuids],
+            means=[self._plan.second(uuid) for uuid in self.uuids],
             drain_period_ns=DRAIN_PERIOD_NS,
             counter_period_ns=self._plan.counter_period_ns,
             cpu=[sensor.counter for sensor in self._cpu_plan.sensors],

@@ -11,6 +11,7 @@ from energy_plugins.measure.anchors import Anchors
 from energy_plugins.measure.attribution import EnergyCurve, Points, RunCurve
 from energy_plugins.measure.counter import REFRESH_NS, Anchor
 from energy_plugins.measure.curve import CurveBuilder, Stretch, Sum
+from energy_plugins.measure.mean_sums import MeanSums
 from energy_plugins.measure.power_sensors import COUNTER, PowerSensor
 from energy_plugins.measure.response import Segments
 from energy_plugins.measure.silence import LONG_NS, Ledger, Silence, unknown
@@ -31,10 +32,17 @@ class GpuTrack:
 
     The curve begins at the last refresh of the counter before the window opens, if that is known, and ends at the
     first one after it closes. Silences of the samples are blocks of their own: their joules are what the counter says
-    less what its neighbours drew.
+    less what its neighbours drew. Without a counter, means over a second may stand in for it (`MeanSums`).
     """
 
-    def __init__(self, sensor: PowerSensor, start_ns: int, max_power_w: float | None = None) -> None:
+    def __init__(
+        self,
+        sensor: PowerSensor,
+        start_ns: int,
+        max_power_w: float | None = None,
+        *,
+        mean: PowerSensor | None = None,
+    ) -> None:
         self.curve = RunCurve(start_ns)
         self.sensor = sensor
         self.builder = SumBuilder(sensor) if sensor is COUNTER else CurveBuilder(sensor, max_power_w)
@@ -44,18 +52,27 @@ class GpuTrack:
         self._start_ns = start_ns
         self._heard_ns = start_ns
         self._silences: list[Silence] = []
+        self._means = MeanSums(start_ns, mean.response.dead_time_s) if mean else None
+        self._is_mean = mean is sensor
 
     def take(self, power: NDArray[np.void], counter: NDArray[np.void]) -> None:
         """Take what the sampler's rings held (the columns of ``_native.Sampler.power`` and ``counter``)."""
         if len(power):
             self._listen(power["t_ns"] - self.sensor.response.delay_ns)
             self.builder.add(power["t_ns"].copy(), power["power_w"].copy())
+            if self._is_mean:
+                self.take_means(power)
         self.anchors.take(counter)
         if not self.curve.started:
             early = [one for one in self.anchors.dated if one.t_ns <= self._start_ns and one.error_ns < _SHARP_NS]
             if early:
                 self.curve = RunCurve(early[-1].t_ns)
                 self.ledger.close(early[-1])
+
+    def take_means(self, means: NDArray[np.void]) -> None:
+        """Take samples of the mean power over a second (``_native.Sampler.mean``), which stand in for a counter."""
+        if self._means is not None:
+            self.anchors.dated += self._means.take(means)
 
     def wants_edge(self, now_ns: int) -> bool:
         """Return whether the refresh of the counter should be looked at again."""
@@ -91,7 +108,10 @@ class GpuTrack:
         if after:
             self._block(after[0].t_ns, segments, after[0])
         elif self.curve.settled_ns < end_ns:
-            self._block(end_ns, segments, None)
+            # Within a second a mean over a second shows no shape by which to divide it.
+            closing = self._means.close(end_ns, self.curve) if self._means and not self._is_mean else None
+            self.anchors.dated += [closing] if closing else []
+            self._block(end_ns, segments, closing)
         self.ledger.clip(end_ns)
 
     def interrupt(self, since_ns: int) -> None:
@@ -149,7 +169,8 @@ class GpuTrack:
 
     def _block(self, end_ns: int, segments: Segments, anchor: Anchor | None) -> None:
         start_ns = self.curve.settled_ns
-        silences = self._silent(start_ns, end_ns)
+        total = self._sum(start_ns, anchor) if anchor else None
+        silences = self._silent(start_ns, end_ns, total)
         if anchor is not None and silences and (begin := self._beginning(start_ns, silences[0][0], anchor)):
             self._block(begin.t_ns, segments, begin)
             self._block(end_ns, segments, anchor)
@@ -157,7 +178,6 @@ class GpuTrack:
         if silences or self.ledger.given:
             self._around(silences, Stretch(start_ns, end_ns, segments), anchor)
         else:
-            total = self._sum(start_ns, anchor) if anchor else None
             block = self.builder.settle(Stretch(start_ns, end_ns, segments, total))
             if total is not None and block.trust == 0.0 and end_ns - total.start_ns >= _MIN_BLOCK_NS:
                 self._fault("the energy counter contradicts the power samples; that stretch rests on them alone")
@@ -165,10 +185,10 @@ class GpuTrack:
         if anchor is not None:
             self.ledger.close(anchor)
 
-    def _silent(self, start_ns: int, end_ns: int) -> list[Silence]:
+    def _silent(self, start_ns: int, end_ns: int, total: Sum | None) -> list[Silence]:
         """Return the silences in a stretch, the one that may still last among them."""
-        if isinstance(self.builder, SumBuilder):
-            return []  # there are no samples to miss
+        if isinstance(self.builder, SumBuilder):  # there are no samples to miss, only the sum
+            return [] if total is not None and not self.ledger.given else [(start_ns, end_ns)]
         clipped = [
             (max(since_ns, start_ns), min(until_ns, end_ns))
             for since_ns, until_ns in [*self._silences, (self._heard_ns, end_ns)]
@@ -206,7 +226,8 @@ class GpuTrack:
             if begin.t_ns >= end.t_ns:
                 break
             if begin.t_ns >= start_ns - 1 and begin.count == end.count:
-                return Sum(end.energy_j - begin.energy_j, max(begin.t_ns, start_ns), begin.error_ns, end.error_ns)
+                counted_j = end.energy_j - begin.energy_j
+                return Sum(counted_j, max(begin.t_ns, start_ns), begin.error_ns, end.error_ns, end.relative_error)
         return None
 
     def _fault(self, text: str) -> None:

@@ -30,6 +30,8 @@ class Profile:
     compute_capability: float = 9.0
     usage_window_s: float = 1.0
     """What the driver calls power usage is the mean over so long."""
+    power_age_s: float = 0.02
+    """How old the mean is when it appears, as measured on an H200 (benchmarks/results/h200_sensors.json)."""
     power_refresh_s: float = 0.1
     """How often it, and the average and instant power, come to a new value."""
 
@@ -96,6 +98,7 @@ V100 = replace(
     memory_bytes=16160 * 2.0**20,
     compute_capability=7.0,
     usage_window_s=0.02,
+    power_age_s=0.0,
     power_refresh_s=0.02,
 )
 """Power usage comes every 20 ms."""

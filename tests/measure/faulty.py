@@ -59,8 +59,17 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def measured(simulation: Simulation, steps: int = 600, step_s: float = 0.1, between: Between | None = None) -> Outcome:
-    """Train; every step is inside a span "fit" and looks at its progress."""
+def measured(
+    simulation: Simulation,
+    steps: int = 600,
+    step_s: float = 0.1,
+    between: Between | None = None,
+    held: float = 0.9,
+) -> Outcome:
+    """Train; every step is inside a span "fit" and looks at its progress. What comes of it is honest.
+
+    ``held`` is the share of covered steps that must be within their bound.
+    """
     clock = simulation.clock
     with quietly(), EnergyMeter() as meter, meter.span("fit"):
         start_ns = clock.now_ns()
@@ -83,7 +92,7 @@ def measured(simulation: Simulation, steps: int = 600, step_s: float = 0.1, betw
         step_j=np.array([truth_j(simulation, *bound) for bound in bounds]),
     )
     assert report.steps.rows == report.work.steps == steps
-    assert_honest(outcome)
+    assert_honest(outcome, held)
     return outcome
 
 
@@ -92,7 +101,7 @@ def truth_j(simulation: Simulation, start_ns: int, end_ns: int) -> float:
     return sum(gpu.true_energy_j(start_ns, end_ns) for gpu in simulation.gpus)
 
 
-def assert_honest(outcome: Outcome) -> None:
+def assert_honest(outcome: Outcome, held: float = 0.9) -> None:
     """Assert that nothing is wrong: steps within their bounds, sums that are sums, nothing that is None and is 0."""
     report, total_j = outcome.report, outcome.report.total_j
     energy_j, coverage, bound_j = (report.steps[name] for name in ("energy_j", "coverage", "error_bound_j"))
@@ -100,7 +109,7 @@ def assert_honest(outcome: Outcome) -> None:
     assert (np.isnan(energy_j) == (coverage == 0)).all()
     covered = coverage >= 1 - 1e-9
     if covered.any():
-        assert (np.abs(energy_j - outcome.step_j) <= bound_j)[covered].mean() >= 0.9
+        assert (np.abs(energy_j - outcome.step_j) <= bound_j)[covered].mean() >= held
     if total_j is None:
         assert "total_j" in report.missing
         assert not np.isfinite(energy_j).any()

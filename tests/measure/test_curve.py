@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import EnergyCurve, RunCurve, SpanEnergy, attribute
 from energy_plugins.measure.curve import CurveBuilder, Stretch, Sum
-from energy_plugins.measure.power_sensors import SAMPLE_BUFFER
+from energy_plugins.measure.power_sensors import INSTANT, SAMPLE_BUFFER
 from energy_plugins.measure.response import Segments
 
 RESPONSE = SAMPLE_BUFFER.response
@@ -132,7 +132,7 @@ def test_without_a_counter_samples_are_integrated_and_the_bound_says_so() -> Non
     assert anchored.error_bound_j[0] < free.error_bound_j[0] / 10
 
 
-@pytest.mark.parametrize("factor", [0.0, -1.0, 0.3, 3.0, 1e6])
+@pytest.mark.parametrize("factor", [0.0, -1.0, 0.3, 0.75, 1.25, 3.0, 1e6])
 def test_an_implausible_counter_is_not_believed(factor: float) -> None:
     pieces = [(0, 400.0)]
     builder = builder_of(pieces, stamps())
@@ -140,6 +140,15 @@ def test_an_implausible_counter_is_not_believed(factor: float) -> None:
     assert span.joules[0] == pytest.approx(1600, rel=1e-6)
     assert span.error_bound_j[0] > 50
     assert builder.scale == 1
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.25, 2.5])
+def test_snapshots_may_miss_most_of_what_the_counter_counts(factor: float) -> None:
+    builder = CurveBuilder(INSTANT, 700.0)
+    t_ns = np.arange(-SECOND, END_NS + SECOND, 100 * MS, dtype=np.int64)
+    builder.add(t_ns, np.full(len(t_ns), 200.0))
+    span = of(builder.settle(Stretch(0, END_NS, WHOLE, Sum(800 * factor, 0, 1e6, 1e6))), 0, END_NS)
+    assert span.joules[0] == pytest.approx(800 * factor, rel=1e-3)
 
 
 def test_the_scale_of_the_samples_is_learnt_from_the_counter() -> None:

@@ -22,6 +22,20 @@ USED_BY_PYTHON = [
     "nvmlDeviceGetUUID",
     "nvmlDeviceGetName",
 ]
+LEFT = {SAMPLES: ("instant power", "energy counter"), COUNTER: ("power samples",)}
+"""What a GPU is measured by without a symbol, where that is not all there is."""
+LACKING = {
+    SAMPLES: {"power samples"},
+    COUNTER: {"energy counter"},
+    "nvmlDeviceGetFieldValues": {"instant power", "average power"},
+    "nvmlDeviceGetPowerUsage": {"power usage"},
+    "nvmlDeviceGetClockInfo": {"sm_clock_mhz"},
+    "nvmlDeviceGetTemperature": {"temperature_c"},
+    "nvmlDeviceGetEnforcedPowerLimit": {"enforced_limit_w"},
+    "nvmlDeviceGetPowerManagementLimit": {"requested_limit_w"},
+    "nvmlDeviceGetUtilizationRates": {"utilisation"},
+}
+"""What the report says is lacking without a symbol."""
 
 
 class TestMissingSymbols:
@@ -33,12 +47,16 @@ class TestMissingSymbols:
         simulation = simulated(Constant(POWER_W), virtual=True, start_s=10)
         with simulation.lacking(symbol):
             outcome = measured(simulation, 300)
-        needed = {"nvmlInit_v2", SAMPLES, BY_UUID, *USED_BY_PYTHON}
+        needed = {"nvmlInit_v2", BY_UUID, *USED_BY_PYTHON}
         assert (outcome.report.total_j is None) == (symbol in needed)
-        if symbol not in needed:
-            assert outcome.error_j() <= outcome.bound_j
-        if symbol == COUNTER:
-            assert "symbol missing in this driver" in outcome.report.devices[0].reasons["energy_counter"]
+        if symbol in needed:
+            return
+        assert outcome.report.coverage == pytest.approx(1)
+        assert outcome.error_j() <= outcome.bound_j
+        (gpu,) = outcome.report.devices
+        assert gpu.sensors == LEFT.get(symbol, ("power samples", "energy counter"))
+        lacking = {name for name, reason in gpu.reasons.items() if "symbol missing in this driver" in reason}
+        assert lacking == LACKING.get(symbol, set())
 
     def test_all_of_them_leave_nothing_to_measure(self, simulated: Simulated) -> None:
         simulation = simulated(Constant(POWER_W), virtual=True, start_s=10)
@@ -52,7 +70,9 @@ class TestMissingSymbols:
         outcome = measured(
             simulated(Constant(POWER_W), virtual=True, start_s=10, faults=[MissingSymbol(symbol)]), steps=200
         )
-        assert (outcome.report.total_j is None) == (symbol in {"nvmlInit_v2", SAMPLES, BY_UUID})
+        assert (outcome.report.total_j is None) == (symbol in {"nvmlInit_v2", BY_UUID})
+        if outcome.report.total_j is not None:
+            assert outcome.report.devices[0].sensors == LEFT.get(symbol, ("power samples", "energy counter"))
 
 
 def test_a_library_of_another_version_than_the_driver_says_what_to_do(simulated: Simulated) -> None:

@@ -34,18 +34,18 @@ def test_64_gpus_are_measured_by_one_meter(simulated: Simulated) -> None:
 
 
 def test_memory_and_folder_do_not_mind_many_spans(virtual: Simulation, tmp_path: Path) -> None:
-    sizes = []
+    sizes = []  # how much waits to be settled at a look is chance: the largest of several is not
     tracemalloc.start()
     try:
         with EnergyMeter(folder=tmp_path / "run") as meter:
             for number in range(1, SPANS + 1):
                 with meter.span("forward" if number % 2 else "backward"):
                     virtual.advance(0.001)
-                if number % (SPANS // 4) == 0:
+                if number % (SPANS // 24) == 0:
                     sizes.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert max(sizes[1:]) - min(sizes[1:]) < 1_000_000, sizes  # a quarter of the spans would take 5 MB
+    assert max(sizes[16:]) - max(sizes[8:16]) < 1_000_000, sizes  # a third of the spans would take 6 MB
     loaded = Report.load(tmp_path / "run")
     assert loaded.spans.rows == SPANS + 1
     energy_j = loaded.spans["energy_j"]

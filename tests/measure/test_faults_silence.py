@@ -16,7 +16,6 @@ from energy_plugins.testing import (
     Fault,
     GpuLost,
     Hang,
-    MissingSymbol,
     NoCounter,
     NoPermission,
     NoSampleBuffer,
@@ -134,30 +133,3 @@ def test_whatever_is_lost_and_when_no_number_is_wrong(seed: int, faults: list[Fa
         # Not more than was drawn, and short by no more than what the gaps can have held.
         if outcome.report.total_j is not None:
             assert outcome.true_j - outcome.total_j <= outcome.bound_j + missing_s * 700
-
-
-GONE: dict[str, tuple[Fault, ...]] = {
-    "samples and counter": (),
-    "samples alone": (NoCounter(),),
-    "samples alone, by an old driver": (MissingSymbol(COUNTER),),
-    "samples alone, by decree": (NoPermission(COUNTER),),
-    "counter alone": (NoSampleBuffer(),),
-    "counter alone, by an old driver": (MissingSymbol(SAMPLES),),
-    "nothing": (NoSampleBuffer(), NoCounter()),
-    "nothing, by decree": (NoPermission(SAMPLES), NoPermission(COUNTER)),
-}
-
-
-@pytest.mark.parametrize("left", GONE)
-def test_sensors_taken_away_one_by_one_only_widen_the_bound(simulated: Simulated, left: str) -> None:
-    outcome = silent(simulated, *GONE[left])
-    report = outcome.report
-    if report.total_j is None:
-        assert left.startswith(("counter", "nothing"))
-        assert report.coverage == 0
-        assert report.gpu_j == dict.fromkeys(report.gpu_j)
-        assert report.missing["total_j"]
-    else:
-        assert outcome.error_j() <= outcome.bound_j
-        assert (outcome.bound_j < 0.001 * outcome.true_j) == (not GONE[left])
-    assert bool(report.devices[0].reasons) == bool(GONE[left])

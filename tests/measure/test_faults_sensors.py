@@ -1,0 +1,205 @@
+"""Sensors taken away one by one: never a wrong number, only a wider bound, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from faulty import Outcome, measured
+from measuring import POWER_W, Simulated
+
+from energy_plugins.testing import (
+    Constant,
+    CounterJump,
+    CounterReset,
+    Fault,
+    GpuLost,
+    Load,
+    MissingSymbol,
+    NoCounter,
+    NoPermission,
+    NoSampleBuffer,
+    NotSupported,
+    Script,
+    Square,
+)
+
+BUFFER, INSTANT, AVERAGE, USAGE, COUNTER = (
+    "power samples",
+    "instant power",
+    "average power",
+    "power usage, averaged",
+    "energy counter",
+)
+GONE: dict[str, Fault] = {
+    BUFFER: NoSampleBuffer(),
+    INSTANT: NotSupported("NVML_FI_DEV_POWER_INSTANT"),
+    AVERAGE: NotSupported("NVML_FI_DEV_POWER_AVERAGE"),
+    USAGE: NotSupported("nvmlDeviceGetPowerUsage"),
+    COUNTER: NoCounter(),
+}
+"""What takes a sensor away."""
+SAID = {
+    BUFFER: "nvmlDeviceGetSamples: Not Supported",
+    INSTANT: "NVML_FI_DEV_POWER_INSTANT: Not Supported",
+    AVERAGE: "NVML_FI_DEV_POWER_AVERAGE: Not Supported",
+    USAGE: "nvmlDeviceGetPowerUsage: Not Supported",
+    COUNTER: "nvmlDeviceGetTotalEnergyConsumption: Not Supported",
+}
+LEFT: dict[tuple[str, ...], tuple[str, ...]] = {
+    (): (BUFFER, COUNTER),
+    (BUFFER,): (INSTANT, COUNTER),
+    (BUFFER, INSTANT): (AVERAGE, COUNTER),
+    (BUFFER, INSTANT, AVERAGE): (USAGE, COUNTER),
+    (BUFFER, INSTANT, AVERAGE, USAGE): (COUNTER,),
+    (COUNTER,): (BUFFER,),
+    (COUNTER, BUFFER): (AVERAGE,),
+    (COUNTER, BUFFER, AVERAGE): (USAGE,),
+    (COUNTER, BUFFER, AVERAGE, USAGE): (INSTANT,),
+    (COUNTER, BUFFER, AVERAGE, INSTANT): (USAGE,),
+    (COUNTER, BUFFER, AVERAGE, INSTANT, USAGE): (),
+}
+"""Gone -> what the joules come from."""
+LOADS: dict[str, tuple[Load, float]] = {
+    "constant": (Constant(POWER_W), 0.1),
+    "levels": (Script([(30, 300.0), (30, 650.0), (600, 150.0)], repeat=False), 0.1),
+    "training": (Script([(0.25, 600.0), (0.05, 150.0)]), 0.3),
+    "wave": (Square(150.0, 600.0, 0.7), 0.9),
+    "alias": (Square(150.0, 600.0, 0.1), 0.5),
+}
+"""Load and length of the steps (s)."""
+WITH_COUNTER = {BUFFER: 0.002, INSTANT: 0.01, AVERAGE: 0.01, USAGE: 0.01, COUNTER: 0.01}
+"""Bound of the total of a minute where the counter gives the sum, by what gives the shape."""
+ALONE = {BUFFER: 0.11, AVERAGE: 0.03, USAGE: 0.03, INSTANT: 1.0}
+"""The same where a sensor of power is alone: what it can be wrong by."""
+
+
+def reason_of(outcome: Outcome, sensor: str) -> str:
+    """Return why the report says that a sensor is not used."""
+    reasons = outcome.report.devices[0].reasons
+    return reasons.get(sensor) or reasons.get(sensor.partition(",")[0], "")
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("gone", LEFT, ids=lambda gone: "no " + ", ".join(gone) if gone else "all")
+def test_taken_away_one_by_one_they_widen_the_bound(simulated: Simulated, gone: tuple[str, ...], load: str) -> None:
+    played, step_s = LOADS[load]
+    simulation = simulated(played, virtual=True, start_s=10, faults=[GONE[name] for name in gone])
+    outcome = measured(simulation, round(60 / step_s), step_s, held=0.95)
+    report, left = outcome.report, LEFT[gone]
+    assert report.devices[0].sensors == left
+    for name in GONE:
+        assert bool(reason_of(outcome, name)) == (name not in left)
+        assert (SAID[name] in reason_of(outcome, name)) == (name in gone)
+    if not left:
+        assert report.total_j is None
+        assert report.coverage == 0
+        assert report.gpu_j == dict.fromkeys(report.gpu_j)
+        assert report.missing["total_j"] == "the driver gives no reading of power or energy"
+        return
+    assert report.warnings == ()
+    assert report.coverage == pytest.approx(1)
+    most = (WITH_COUNTER if COUNTER in left else ALONE)[left[0]]
+    assert outcome.error_j() <= outcome.bound_j < most * outcome.true_j
+
+
+@pytest.mark.parametrize("take", [MissingSymbol, NoPermission])
+@pytest.mark.parametrize(
+    ("calls", "left"),
+    [
+        (["nvmlDeviceGetSamples"], (INSTANT, COUNTER)),
+        (["nvmlDeviceGetTotalEnergyConsumption"], (BUFFER,)),
+        (["nvmlDeviceGetSamples", "nvmlDeviceGetFieldValues"], (USAGE, COUNTER)),
+        (["nvmlDeviceGetSamples", "nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage"], (COUNTER,)),
+    ],
+)
+def test_by_an_old_driver_or_by_decree_is_the_same(
+    simulated: Simulated, take: Callable[[str], Fault], calls: list[str], left: tuple[str, ...]
+) -> None:
+    load, _ = LOADS["levels"]
+    outcome = measured(simulated(load, virtual=True, start_s=10, faults=[take(call) for call in calls]))
+    assert outcome.report.devices[0].sensors == left
+    assert all("Insufficient Permissions" in said for said in outcome.report.warnings)  # somebody can change that
+    assert outcome.error_j() <= outcome.bound_j
+
+
+@pytest.mark.parametrize("gone", [gone for gone, left in LEFT.items() if left])
+def test_a_wave_that_no_mark_tells_of_is_in_no_step_further_off_than_twice_its_bound(
+    simulated: Simulated, gone: tuple[str, ...]
+) -> None:
+    # A mean over a second cannot show it, and its ripple misleads.
+    held = 0.5 if LEFT[gone][0] in {AVERAGE, USAGE} else 0.95
+    faults = [GONE[name] for name in gone]
+    outcome = measured(simulated(Square(150.0, 600.0, 0.7), virtual=True, start_s=10, faults=faults), held=held)
+    steps = outcome.report.steps
+    assert outcome.error_j() <= outcome.bound_j
+    assert (np.abs(steps["energy_j"] - outcome.step_j) <= 2 * steps["error_bound_j"]).all()
+
+
+Later = dict[int, list[Fault]]
+"""What happens at which second of a minute."""
+
+
+def upset(simulated: Simulated, gone: list[str], later: Later) -> Outcome:
+    """Train for a minute on a GPU that lacks sensors from the beginning, and loses others later."""
+    rising = LOADS["levels"][0]
+    simulation = simulated(rising, virtual=True, start_s=10, faults=[GONE[name] for name in gone])
+
+    def between(number: int) -> None:
+        for fault in later.get(number // 10, []) if number % 10 == 0 else []:
+            simulation.gpus[0].inject(fault)
+
+    return measured(simulation, between=between)
+
+
+ONLY_COUNTER = [BUFFER, INSTANT, AVERAGE, USAGE]
+
+
+@pytest.mark.parametrize(
+    ("gone", "later", "covered_s"),
+    [
+        ([], {20: [GONE[COUNTER]]}, 60),
+        ([BUFFER], {20: [GONE[COUNTER]]}, 60),
+        ([BUFFER, INSTANT], {20: [GONE[COUNTER]]}, 60),
+        ([], {20: [GONE[BUFFER]]}, 20),
+        ([BUFFER], {20: [GONE[INSTANT]]}, 20),
+        ([BUFFER, INSTANT], {20: [GONE[AVERAGE]]}, 20),
+        ([BUFFER, INSTANT, AVERAGE], {20: [GONE[USAGE]]}, 20),
+        (ONLY_COUNTER, {20: [NoCounter(back_s=8)]}, 60),
+        (ONLY_COUNTER, {20: [NoCounter(back_s=30)]}, 30),
+        (ONLY_COUNTER, {20: [GpuLost(back_s=25)]}, 35),
+    ],
+)
+def test_what_one_sensor_still_tells_is_in_the_total(
+    simulated: Simulated, gone: list[str], later: Later, covered_s: float
+) -> None:
+    outcome = upset(simulated, gone, later)
+    assert outcome.error_j() <= outcome.bound_j
+    assert 60 * outcome.report.coverage == pytest.approx(covered_s, abs=8)  # a GPU that is back is noticed late
+    assert outcome.says("are missing from the total") == 0
+    assert outcome.says("the energy counter tells their joules") == (covered_s < 60)
+
+
+@pytest.mark.parametrize(
+    ("gone", "later", "covered_s"),
+    [
+        ([], {20: [GONE[BUFFER], GONE[COUNTER]]}, 20),
+        ([], {20: [GONE[BUFFER]], 40: [GONE[COUNTER]]}, 20),
+        ([], {20: [GONE[COUNTER]], 40: [GONE[BUFFER]]}, 40),
+        ([BUFFER], {20: [GONE[INSTANT], GONE[COUNTER]]}, 20),
+        ([COUNTER, BUFFER], {20: [GONE[AVERAGE]]}, 20),
+        (ONLY_COUNTER, {20: [GONE[COUNTER]]}, 20),
+        (ONLY_COUNTER, {20: [CounterReset()]}, 56),
+        (ONLY_COUNTER, {20: [CounterJump(1e6)]}, 56),
+    ],
+)
+def test_what_no_sensor_tells_is_missing_and_said_to_be(
+    simulated: Simulated, gone: list[str], later: Later, covered_s: float
+) -> None:
+    outcome = upset(simulated, gone, later)
+    missing_s = 60 * (1 - outcome.report.coverage)
+    assert missing_s == pytest.approx(60 - covered_s, abs=5)
+    assert outcome.says("are missing from the total") == 1
+    # Nothing is invented, and no more is missing than the gap can have held.
+    assert -outcome.bound_j <= outcome.true_j - outcome.total_j <= outcome.bound_j + missing_s * 650
