@@ -17,9 +17,10 @@ from energy_plugins.measure.baseline_store import IdlePower, remember
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.drivers import Clock, current_drivers
 from energy_plugins.measure.neighbours import look_at
+from energy_plugins.measure.options import Options
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import Company
-from energy_plugins.measure.run import Options, Run
+from energy_plugins.measure.run import Run
 
 SHORTEST_S = 2.0
 """Shorter ones rest on too few readings to tell idling from work."""
@@ -49,7 +50,8 @@ def measure_baseline(seconds: float, devices: Sequence[int | str | Gpu] | None) 
     """Measure and remember the idle power of ``devices``; see `EnergyMeter.baseline`."""
     if not SHORTEST_S <= seconds < math.inf:
         raise ValueError(f"a baseline takes at least {SHORTEST_S} seconds, got {seconds!r}")
-    run = Run(Options(name="baseline", devices=devices))
+    options = Options(name="baseline", devices=devices)
+    run = Run(options, options.ask())
     try:
         _refuse_company(run.own)
         busiest = _watch(run.own, seconds, current_drivers().clock)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from energy_plugins.errors import ReportError
-from energy_plugins.measure.report import prepare_folder
+from energy_plugins.measure.report_files import prepare_folder
 
 _PRIVATE: list[Path] = []
 os.register_at_fork(after_in_child=_PRIVATE.clear)  # the folders are the parent's

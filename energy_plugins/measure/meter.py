@@ -9,19 +9,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from energy_plugins.errors import EnergyError
-from energy_plugins.measure.baseline import Baseline, measure_baseline
-from energy_plugins.measure.collector import Live
-from energy_plugins.measure.cpu_estimate import CpuEstimate
-from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.folders import drop_private_folders
-from energy_plugins.measure.json_section import JSON
-from energy_plugins.measure.progress import Progress
-from energy_plugins.measure.report import Report
-from energy_plugins.measure.run import Options, Run
-from energy_plugins.measure.spans import Kind
+from energy_plugins.measure.options import Options
+
+if TYPE_CHECKING:
+    from energy_plugins.measure.baseline import Baseline
+    from energy_plugins.measure.collector import Live
+    from energy_plugins.measure.cpu_estimate import CpuEstimate
+    from energy_plugins.measure.devices import Gpu
+    from energy_plugins.measure.json_section import JSON
+    from energy_plugins.measure.progress import Progress
+    from energy_plugins.measure.report import Report
+    from energy_plugins.measure.run import Run
+    from energy_plugins.measure.spans import Kind
 
 
 @dataclass(slots=True)
@@ -104,6 +107,8 @@ class EnergyMeter:
             BusyError: a GPU is at work, or a process has it open.
             DeviceError: a GPU is not there, or cannot be measured.
         """
+        from energy_plugins.measure.baseline import measure_baseline  # noqa: PLC0415 - few programs need it
+
         return measure_baseline(seconds, devices)
 
     @property
@@ -125,7 +130,10 @@ class EnergyMeter:
             message = "this meter is running; stop it before starting it again"
             raise EnergyError(message)
         self._final = self._seen = None
-        self.run = Run(self._options)
+        asked = self._options.ask()
+        from energy_plugins.measure.run import Run  # noqa: PLC0415 - much to import the first time: the driver answers
+
+        self.run = Run(self._options, asked)
         _LIVE.add(self)
         return self
 
@@ -195,6 +203,8 @@ class EnergyMeter:
         run = self.run
         if run is None or not run.own:
             return None
+        from energy_plugins.measure.progress import Progress  # noqa: PLC0415 - for logs only
+
         now, before = run.live(), self._seen
         if not peek:
             self._seen = now

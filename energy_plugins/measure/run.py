@@ -7,30 +7,26 @@ import platform
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from numbers import Integral
-from pathlib import Path
 
 from energy_plugins import _native
-from energy_plugins.errors import DeviceError, EnergyError
+from energy_plugins.errors import EnergyError
 from energy_plugins.measure.activity import plan_activity
 from energy_plugins.measure.baseline_store import recall
 from energy_plugins.measure.collector import Collector, Live
 from energy_plugins.measure.cpu import CpuMeter, plan_cpu
-from energy_plugins.measure.cpu_estimate import CpuEstimate
-from energy_plugins.measure.devices import Gpu, find, visible_gpus
 from energy_plugins.measure.drivers import Drivers, current_drivers
 from energy_plugins.measure.folders import report_folder
-from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.neighbours import Neighbours
-from energy_plugins.measure.patience import within
+from energy_plugins.measure.options import Options
+from energy_plugins.measure.patience import Aside, within
 from energy_plugins.measure.report import Report, write_header
 from energy_plugins.measure.reporting import Facts, State, compose
-from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, LIVE_DRAIN_PERIOD_NS, SensorPlan, plan_sensors
+from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, LIVE_DRAIN_PERIOD_NS, SensorPlan
 from energy_plugins.measure.spans import Kind, KindCodes
 from energy_plugins.measure.spill import Spill
 from energy_plugins.measure.streams import current_stream
@@ -52,24 +48,10 @@ _HEADER_PERIOD_NS = 30_000_000_000
 appended every few seconds."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the user asked of a meter; see `EnergyMeter`."""
-
-    name: str = "run"
-    devices: Sequence[int | str | Gpu] | None = None
-    folder: Path | None = None
-    config: Mapping[str, JSON] = field(default_factory=dict)
-    power_sensor: str | None = None
-    cpu_estimate: CpuEstimate | None = None
-    activity: bool = False
-    keep_power: bool = True
-
-
 class Run:
-    """One window of a meter, from its start to its report."""
+    """One window of a meter, from its start to its report; ``asked`` is `Options.ask` of the same options."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, asked: Aside[SensorPlan]) -> None:
         drivers = current_drivers()
         self.owner = os.getpid()
         self._clock = drivers.clock
@@ -78,7 +60,7 @@ class Run:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned: dict[str, None] = {}
-        self._plan = self._sense(drivers, options)
+        self._plan = self._sense(asked)
         self._cpu_plan = plan_cpu(drivers)
         self._activity = plan_activity(self._plan, drivers.proc, wanted=options.activity)
         if self._activity.warning is not None:
@@ -242,9 +224,9 @@ class Run:
         )
         return compose(self._facts, self._collector, state)
 
-    def _sense(self, drivers: Drivers, options: Options) -> SensorPlan:
+    def _sense(self, asked: Aside[SensorPlan]) -> SensorPlan:
         try:
-            plan = within(_PATIENCE_S, lambda: _planned(drivers, options))
+            plan = asked.within(_PATIENCE_S)
         except TimeoutError as error:
             plan = _silent_driver(error)
         if plan.nothing_because is not None:
@@ -407,28 +389,6 @@ class Run:
             self._warned[text] = None
             with suppress(RuntimeWarning):  # where warnings are errors, this one must still not end the training
                 warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
-
-
-def _chosen(devices: Sequence[int | str | Gpu] | None) -> tuple[Gpu, ...]:
-    if devices is None:
-        return visible_gpus()
-    visible = () if all(isinstance(one, Gpu) for one in devices) else visible_gpus()
-    return tuple(dict.fromkeys(one if isinstance(one, Gpu) else find(one, visible, {}, "devices") for one in devices))
-
-
-def _planned(drivers: Drivers, options: Options) -> SensorPlan:
-    devices = options.devices
-    try:
-        gpus = _chosen(devices)
-    except DeviceError as error:
-        if devices:
-            raise
-        return SensorPlan.nothing(str(error))
-    if gpus:
-        return plan_sensors(drivers.nvml, gpus, options.power_sensor)
-    if devices is not None:
-        return SensorPlan.nothing("the list of devices to measure is empty")
-    return SensorPlan.nothing("no GPU is visible to this process (CUDA_VISIBLE_DEVICES hides them all)")
 
 
 def _silent_driver(error: TimeoutError) -> SensorPlan:

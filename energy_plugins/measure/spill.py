@@ -33,7 +33,8 @@ _TIMES = {"t_s": "t_ns", "start_s": "start_ns", "end_s": "end_ns"}
 class Spill:
     """Writes settled rows to the report's folder as the run goes.
 
-    A disk that fails ends it, once, with the error kept.
+    A GPU's tables are made with their first rows: eight GPUs have some hundred files, which would keep the first sample
+    waiting. A disk that fails ends it, once, with the error kept.
     """
 
     def __init__(
@@ -42,18 +43,17 @@ class Spill:
         self.folder = folder
         self.error: ColumnError | None = None
         self._start_ns = start_ns
-        self._steps = ColumnWriter(steps_folder(folder), STEP_COLUMNS)
-        self._spans = ColumnWriter(spans_folder(folder), SPAN_COLUMNS)
-        kept = uuids if keep_power else ()
-        self._power = [ColumnWriter(power_folder(folder, uuid), POWER_COLUMNS) for uuid in kept]
-        self._state = [ColumnWriter(state_folder(folder, uuid), STATE_COLUMNS) for uuid in kept]
-        busy = kept if activity else ()
-        self._activity = [ColumnWriter(activity_folder(folder, uuid), ACTIVITY_COLUMNS) for uuid in busy]
+        self._kept = tuple(uuids) if keep_power else ()
+        self._active = activity
+        self._tables: dict[Path, ColumnWriter] = {}
+        for table, schema in ((steps_folder(folder), STEP_COLUMNS), (spans_folder(folder), SPAN_COLUMNS)):
+            self._tables[table] = ColumnWriter(table, schema)
 
     def steps(self, first: int, rows: StepRows) -> None:
         """Append settled steps, numbered from ``first``."""
         self._append(
-            self._steps,
+            steps_folder(self.folder),
+            STEP_COLUMNS,
             {
                 "index": np.arange(first, first + len(rows.steps)),
                 "start_s": self._seconds([step.start_ns for step in rows.steps]),
@@ -71,7 +71,8 @@ class Spill:
     def spans(self, spans: Sequence[Closed], energy: SpanEnergy) -> None:
         """Append settled spans."""
         self._append(
-            self._spans,
+            spans_folder(self.folder),
+            SPAN_COLUMNS,
             {
                 "kind": np.array([span.kind for span in spans], np.int16),
                 "start_s": self._seconds([span.start_ns for span in spans]),
@@ -84,32 +85,37 @@ class Spill:
 
     def power(self, gpu: int, t_ns: NDArray[np.int64], power_w: NDArray[np.float64]) -> None:
         """Append power samples of a GPU, if they are kept."""
-        if self._power:
-            self._append(self._power[gpu], {"t_s": (t_ns - self._start_ns) * 1e-9, "power_w": power_w})
+        if self._kept and len(t_ns):
+            columns = {"t_s": (t_ns - self._start_ns) * 1e-9, "power_w": power_w}
+            self._append(power_folder(self.folder, self._kept[gpu]), POWER_COLUMNS, columns)
 
     def state(self, gpu: int, rows: NDArray[np.void]) -> None:
         """Append state readings of a GPU, if they are kept (the columns of ``_native.Sampler.state``)."""
-        if self._state:
-            self._append(self._state[gpu], self._columns(rows, STATE_COLUMNS))
+        if self._kept:
+            table = state_folder(self.folder, self._kept[gpu])
+            self._append(table, STATE_COLUMNS, self._columns(rows, STATE_COLUMNS))
 
     def activity(self, gpu: int, rows: NDArray[np.void]) -> None:
         """Append activity readings of a GPU, if they are kept (the columns of ``_native.Sampler.activity``)."""
-        if self._activity:
-            self._append(self._activity[gpu], self._columns(rows, ACTIVITY_COLUMNS))
+        if self._kept and self._active:
+            table = activity_folder(self.folder, self._kept[gpu])
+            self._append(table, ACTIVITY_COLUMNS, self._columns(rows, ACTIVITY_COLUMNS))
 
     def close(self) -> None:
         """Close the files."""
-        for writer in (self._steps, self._spans, *self._power, *self._state, *self._activity):
+        for writer in self._tables.values():
             try:
                 writer.close()
             except ColumnError as error:
                 self.error = self.error or error
 
-    def _append(self, writer: ColumnWriter, columns: Mapping[str, Array]) -> None:
+    def _append(self, table: Path, schema: Schema, columns: Mapping[str, Array]) -> None:
         if self.error is not None:
             return
         try:
-            writer.append(columns)
+            if table not in self._tables:
+                self._tables[table] = ColumnWriter(table, schema)
+            self._tables[table].append(columns)
         except ColumnError as error:
             self.error = error
 
