@@ -94,6 +94,8 @@ class CurveBuilder:
         delay_ns, gap_ns, segments = self._response.delay_ns, self._sensor.gap_ns, stretch.segments
         first = np.searchsorted(self._t_ns, stretch.start_ns + delay_ns - gap_ns)
         last = np.searchsorted(self._t_ns, stretch.end_ns + delay_ns + gap_ns)
+        if first == last:  # what ended a moment ago stands in
+            first = np.searchsorted(self._t_ns, stretch.start_ns + delay_ns - self._sensor.extend_ns)
         t_ns, power_w = self._t_ns[first:last], self._power_w[first:last]
         if not len(t_ns):
             return unmeasured(stretch)
