@@ -11,11 +11,11 @@ DRIVER = "driver"
 ANSWER = "answer"
 """The check that is there only when the driver stopped answering."""
 VISIBLE = "visible GPUs"
-JOULES = "joules"
-"""The check, one for each GPU, that says what its joules come from."""
+MEASURED_BY = "measured by"
+"""The check, one for each GPU, that says what its joules will come from."""
 CPU = "CPU energy"
 
-_NEEDED = frozenset({DRIVER, ANSWER, VISIBLE, JOULES})
+_NEEDED = frozenset({DRIVER, ANSWER, VISIBLE, MEASURED_BY})
 """Without these a GPU is not measured; all else is good to have."""
 
 
@@ -59,7 +59,7 @@ class Verdict(IntEnum):
     @classmethod
     def of(cls, checks: Sequence[Check]) -> Verdict:
         """Judge: nothing can be measured, something needed is missing, or all that GPU energy needs is there."""
-        if not any(check.name in {JOULES, CPU} and check.status is not Status.MISSING for check in checks):
+        if not any(check.name in {MEASURED_BY, CPU} and check.status is not Status.MISSING for check in checks):
             return cls.NOTHING
         lacking = any(check.name in _NEEDED and check.status is Status.MISSING for check in checks)
         return cls.INCOMPLETE if lacking else cls.READY

@@ -114,4 +114,5 @@ def _lines(check: Check, width: int) -> Iterator[str]:
                 _WIDTH,
                 initial_indent=f"{'':<{width + 11}}{label:<5}",
                 subsequent_indent=" " * (width + 16),
+                break_on_hyphens=False,
             )

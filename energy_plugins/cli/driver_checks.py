@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says of itself, of its GPUs, and of what joules come from. Run in the child of a `Probe`."""
+"""What the NVIDIA driver says of itself and of its GPUs. Run in the child of a `Probe`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pynvml
 
-from energy_plugins.cli.check import DRIVER, JOULES, VISIBLE, Check, Status
-from energy_plugins.cli.gpu_checks import ASK_NVIDIA_SMI, gpu_checks, name_of, remedy_for
+from energy_plugins.cli.check import DRIVER, VISIBLE, Check, Status
+from energy_plugins.cli.gpu_checks import gpu_checks
 from energy_plugins.cli.probe import Say
+from energy_plugins.cli.remedies import ASK_NVIDIA_SMI, remedy_for
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.devices import Gpu, installed_gpus, open_nvml, visible_gpus
 from energy_plugins.measure.drivers import current_drivers
@@ -66,9 +67,9 @@ def driver_checks(say: Say) -> Iterator[Check]:
     yield from _visible(gpus)
     for gpu in gpus:
         yield from gpu_checks(gpu, say)
-    if gpus:
-        say("choosing the sensors of each GPU")
-        yield from _joules(gpus)
+    if plan_sensors(current_drivers().nvml, ()).simulated:
+        why = "ENERGY_NVML_LIBRARY names a simulator"
+        yield Check("SIMULATED", Status.WARNING, "these GPUs exist in memory only", why)
 
 
 def _listing_remedy(error: DeviceError) -> str:
@@ -114,23 +115,3 @@ def _visible(gpus: tuple[Gpu, ...]) -> Iterator[Check]:
         why = "CUDA_VISIBLE_DEVICES hides them all" if installed else "the driver knows no GPU"
         remedy = "unset CUDA_VISIBLE_DEVICES, or name GPUs in it" if installed else ASK_NVIDIA_SMI
         yield Check(VISIBLE, Status.MISSING, found, why, remedy)
-
-
-def _joules(gpus: tuple[Gpu, ...]) -> Iterator[Check]:
-    plan = plan_sensors(current_drivers().nvml, gpus)
-    for gpu in gpus:
-        sensors = plan.sensors.get(gpu.uuid, ())
-        if not sensors:
-            reasons = "; ".join(plan.reasons.get(gpu.uuid, {}).values())
-            why = plan.nothing_because or reasons or "no sensor answers"
-            yield Check(JOULES, Status.MISSING, "not measured", why, "see this GPU's sensors above", name_of(gpu))
-        elif gpu.mig is not None:
-            why = "a MIG slice has no sensor of its own; the whole card is measured and reported as shared"
-            remedy = "switch MIG off (nvidia-smi -mig 0) for joules of one job alone"
-            yield Check(JOULES, Status.WARNING, f"the card's, from {', '.join(sensors)}", why, remedy, name_of(gpu))
-        else:
-            yield Check(JOULES, Status.OK, f"from {', '.join(sensors)}", gpu=name_of(gpu))
-    if plan.nvml is not None and plan.nvml.simulated:
-        yield Check(
-            "SIMULATED", Status.WARNING, "these GPUs exist in memory only", "ENERGY_NVML_LIBRARY names a simulator"
-        )

@@ -1,4 +1,7 @@
-"""What one GPU says: each sensor, its clock, its limits, and who else uses it. Run in the child of a `Probe`."""
+"""What one GPU says: each sensor, what is measured with them, its clock, its limits, and who else uses it.
+
+Run in the child of a `Probe`.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,21 @@ from typing import Any
 import pynvml
 
 from energy_plugins.cli.check import Check, Status
-from energy_plugins.cli.machine_checks import has_capability, in_pid_namespace
+from energy_plugins.cli.machine_checks import has_capability
+from energy_plugins.cli.plan_checks import idle_baseline, measured_by, name_of
 from energy_plugins.cli.probe import Say
+from energy_plugins.cli.remedies import remedy_for
 from energy_plugins.measure.devices import Gpu
+from energy_plugins.measure.neighbours import judge, look_at, sees_all_processes
+from energy_plugins.measure.power_sensors import usage_sensor
+from energy_plugins.measure.report_parts import Company, Others
 
 Handle = Any
 """nvidia-ml-py's handle of a GPU; it has no type."""
 
-ASK_NVIDIA_SMI = "see whether nvidia-smi works; dmesg may say more"
 _CAP_SYS_ADMIN = 21
 """What the kernel module asks for before a limit is set (NV_IS_SUSER in its sources; capability.h)."""
 _CLOCKS_APART_S = 5.0
-_REMEDIES = {
-    pynvml.NVML_ERROR_NOT_SUPPORTED: "nothing: this GPU has no such sensor",
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "update the driver: this one does not know the call",
-    pynvml.NVML_ERROR_NO_PERMISSION: "run as root, or ask the administrator to allow it",
-    pynvml.NVML_ERROR_GPU_IS_LOST: "reset the GPU (nvidia-smi -r) or reboot; dmesg | grep Xid says what happened",
-}
 
 
 def gpu_checks(gpu: Gpu, say: Say) -> Iterator[Check]:
@@ -38,28 +39,27 @@ def gpu_checks(gpu: Gpu, say: Say) -> Iterator[Check]:
         yield Check(name, Status.MISSING, gpu.name, str(error), remedy_for(error), name_of(gpu))
         return
     yield Check(name, Status.OK, gpu.name, gpu=name_of(gpu))
+    failures: dict[str, pynvml.NVMLError] = {}
     for sensor, read in _SENSORS.items():
         say(f"reading {sensor} of GPU {gpu.index}")
         try:
-            yield Check(sensor, Status.OK, read(handle), gpu=name_of(gpu))
+            yield Check(sensor, Status.OK, read(gpu, handle), gpu=name_of(gpu))
         except pynvml.NVMLError as error:
+            failures[sensor] = error
             yield Check(sensor, Status.MISSING, "no", str(error), remedy_for(error), name_of(gpu))
+    say(f"choosing the sensors of GPU {gpu.index}")
+    yield measured_by(gpu, failures)
     for what, look in _FACTS.items():
         say(f"reading {what} of GPU {gpu.index}")
         try:
             yield look(gpu, handle)
         except pynvml.NVMLError as error:
             yield Check(what, Status.WARNING, "unknown", str(error), remedy_for(error), name_of(gpu))
-
-
-def name_of(gpu: Gpu) -> str:
-    """Return the UUID that a check of it carries: the slice's, where it is a MIG slice."""
-    return gpu.mig or gpu.uuid
-
-
-def remedy_for(error: pynvml.NVMLError) -> str:
-    """Return what to do about a call that failed."""
-    return _REMEDIES.get(error.value, ASK_NVIDIA_SMI)
+    say(f"asking who computes on GPU {gpu.index}")
+    yield others_check(gpu, judge(look_at([gpu.uuid])[gpu.uuid], computing=False, sees_all=sees_all_processes()))
+    if gpu.mig is None:  # a slice has no idle power of its own
+        say(f"reading the idle baseline of GPU {gpu.index}")
+        yield idle_baseline(gpu)
 
 
 def _samples(handle: Handle) -> list[Any]:
@@ -70,7 +70,7 @@ def _samples(handle: Handle) -> list[Any]:
     return sorted(samples, key=lambda sample: int(sample.timeStamp))
 
 
-def _power_samples(handle: Handle) -> str:
+def _power_samples(_: Gpu, handle: Handle) -> str:
     samples = _samples(handle)
     if len(samples) < 2:
         return "there, and empty as yet"
@@ -78,22 +78,35 @@ def _power_samples(handle: Handle) -> str:
     return f"{len(samples)} over {span_s:.2f} s, one every {span_s / (len(samples) - 1) * 1e3:.0f} ms"
 
 
-def _instant_power(handle: Handle) -> str:
-    (field,) = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+def _instant_power(_: Gpu, handle: Handle) -> str:
+    return _power_field(handle, pynvml.NVML_FI_DEV_POWER_INSTANT)
+
+
+def _average_power(_: Gpu, handle: Handle) -> str:
+    return _power_field(handle, pynvml.NVML_FI_DEV_POWER_AVERAGE)
+
+
+def _power_field(handle: Handle, number: int) -> str:
+    (field,) = pynvml.nvmlDeviceGetFieldValues(handle, [number])
+    if field.nvmlReturn == pynvml.NVML_ERROR_INVALID_ARGUMENT:  # as a driver says that does not know the field
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
     if field.nvmlReturn != pynvml.NVML_SUCCESS:
         raise pynvml.NVMLError(field.nvmlReturn)
     return f"{field.value.uiVal * 1e-3:.1f} W"
 
 
-def _average_power(handle: Handle) -> str:
-    return f"{pynvml.nvmlDeviceGetPowerUsage(handle) * 1e-3:.1f} W"
+def _power_usage(gpu: Gpu, handle: Handle) -> str:
+    kind = usage_sensor(gpu.compute_capability).name.partition(", ")[2]
+    if gpu.compute_capability is None:
+        kind += " for all that is known: the driver does not tell the compute capability"
+    return f"{pynvml.nvmlDeviceGetPowerUsage(handle) * 1e-3:.1f} W, {kind}"
 
 
-def _energy_counter(handle: Handle) -> str:
+def _energy_counter(_: Gpu, handle: Handle) -> str:
     return f"{pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3:,.0f} J since the driver was loaded"
 
 
-def _activity(handle: Handle) -> str:
+def _activity(_: Gpu, handle: Handle) -> str:
     if not pynvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
     sample = pynvml.nvmlGpmSampleAlloc()
@@ -104,16 +117,17 @@ def _activity(handle: Handle) -> str:
     return "GPM: SM, tensor, memory and NVLink activity"
 
 
-def _state(handle: Handle) -> str:
+def _state(_: Gpu, handle: Handle) -> str:
     clock_mhz = pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
     temperature_c = pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
     return f"SM {clock_mhz} MHz, {temperature_c} C, {pynvml.nvmlDeviceGetUtilizationRates(handle).gpu} % busy"
 
 
-_SENSORS: dict[str, Callable[[Handle], str]] = {
+_SENSORS: dict[str, Callable[[Gpu, Handle], str]] = {
     "power samples": _power_samples,
     "instant power": _instant_power,
     "average power": _average_power,
+    "power usage": _power_usage,
     "energy counter": _energy_counter,
     "activity": _activity,
     "state": _state,
@@ -148,19 +162,18 @@ def _limits(gpu: Gpu, handle: Handle) -> Check:
     return Check("limits", Status.WARNING, found, why, remedy, name_of(gpu))
 
 
-def _others(gpu: Gpu, handle: Handle) -> Check:
-    count = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    if count:
-        plural = "process computes" if count == 1 else "processes compute"
-        why = "what they draw is in the joules of every run on this GPU"
-        return Check(
-            "others", Status.WARNING, f"{count} {plural} here", why, "measure when they have ended", name_of(gpu)
-        )
-    if in_pid_namespace():
-        why = "in this container the driver may hide processes from outside it"
-        remedy = "share the host's processes (docker run --pid=host) to know"
-        return Check("others", Status.WARNING, "unknown", why, remedy, name_of(gpu))
-    return Check("others", Status.OK, "no process computes here", gpu=name_of(gpu))
+def others_check(gpu: Gpu, others: Others) -> Check:
+    """Say who else computes on a GPU, as a report would."""
+    match others.company:
+        case Company.NONE:
+            return Check("others", Status.OK, "no process computes here", gpu=name_of(gpu))
+        case Company.SOME:
+            found = ", ".join(f"process {one.pid} ({one.name})" for one in others.processes)
+            why = "what they draw is in the joules of every run on this GPU"
+            return Check("others", Status.WARNING, found, why, "measure when they have ended", name_of(gpu))
+        case Company.UNKNOWN:
+            remedy = "in a container, share the host's processes (docker run --pid=host) to know"
+            return Check("others", Status.WARNING, "unknown", others.reason, remedy, name_of(gpu))
 
 
-_FACTS: dict[str, Callable[[Gpu, Handle], Check]] = {"clock": _clock, "limits": _limits, "others": _others}
+_FACTS: dict[str, Callable[[Gpu, Handle], Check]] = {"clock": _clock, "limits": _limits}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -10,53 +9,39 @@ from pathlib import Path
 
 from energy_plugins.cli.check import CPU, Check, Status
 
-POWERCAP_VARIABLE = "ENERGY_POWERCAP_ROOT"
-
 _FRAMEWORKS = ("torch", "lightning", "pytorch-lightning", "transformers", "accelerate", "optuna", "ray")
-_FIRST_PID_NAMESPACE = 0xEFFFFFFC
-"""PROC_PID_INIT_INO, the inode of the machine's own pid namespace (Linux, include/linux/proc_ns.h)."""
 _WRITTEN_S = 1_767_225_600.0
 """The beginning of 2026: no wall clock that is right shows less."""
 
 
 def machine_checks() -> Iterator[Check]:
     """Yield what there is to know without asking the GPU driver."""
-    yield cpu_energy(Path(os.environ.get(POWERCAP_VARIABLE, "/sys/class/powercap")))
+    yield from cpu_checks()
     yield _wall_clock()
     yield _processes()
     yield _frameworks()
 
 
-def cpu_energy(root: Path) -> Check:
-    """Look whether the energy counters of the CPU packages under ``root``, a powercap tree, may be read."""
-    zones = sorted(root.glob("intel-rapl:*/energy_uj"))
-    if not zones:
-        why = f"there are no counters in {root}: a virtual machine, a container, or a CPU without RAPL"
-        return Check(CPU, Status.MISSING, "no", why, "load the module intel_rapl_common, or measure on bare metal")
-    readable = []
-    for zone in zones:
-        try:
-            zone.read_text()
-            readable.append(zone.with_name("name").read_text().strip())
-        except PermissionError:
-            remedy = f"run as root, or let this group read it: chgrp GROUP {zone}; chmod g+r {zone}"
-            return Check(CPU, Status.MISSING, "no", f"{zone} is readable by root only", remedy)
-        except OSError as error:
-            return Check(CPU, Status.MISSING, "no", f"{zone}: {error.strerror}", "see dmesg")
-    return Check(CPU, Status.OK, ", ".join(readable))
+def cpu_checks() -> Iterator[Check]:
+    """Say which energy counters of the CPU a meter reads, and why it has none for packages or for DRAM."""
+    from energy_plugins.measure.cpu import plan_cpu  # noqa: PLC0415 - no thread of numpy's before the driver is asked
+    from energy_plugins.measure.drivers import current_drivers  # noqa: PLC0415
+    from energy_plugins.measure.rapl import Part  # noqa: PLC0415
+
+    plan = plan_cpu(current_drivers())
+    for part, name in ((Part.CPU, CPU), (Part.DRAM, "DRAM energy")):
+        if part in plan.reasons:
+            known = part is Part.DRAM and plan.reasons[part] == plan.reasons.get(Part.CPU)
+            yield Check(name, Status.MISSING, "no", f"as for {CPU}" if known else plan.reasons[part])
+            continue
+        sensors = [sensor for sensor in plan.sensors if sensor.part is part]
+        source = "a perf event" if sensors[0].source.startswith("perf ") else "powercap"
+        yield Check(name, Status.OK, f"{', '.join(sensor.name for sensor in sensors)}, by {source}")
 
 
 def has_capability(number: int, status: Path = Path("/proc/self/status")) -> bool:
     """Return whether this process has a capability in force; False where the system does not say."""
     return bool(int(_status_field(status, "CapEff") or "0", 16) >> number & 1)
-
-
-def in_pid_namespace() -> bool:
-    """Return whether this process sees only a part of the machine's processes, as in most containers."""
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino != _FIRST_PID_NAMESPACE
-    except OSError:
-        return True  # no /proc: nothing is seen at all
 
 
 def _status_field(status: Path, name: str) -> str | None:
@@ -77,7 +62,9 @@ def _wall_clock() -> Check:
 
 
 def _processes() -> Check:
-    if not in_pid_namespace():
+    from energy_plugins.measure.neighbours import sees_all_processes  # noqa: PLC0415 - see above
+
+    if sees_all_processes():
         return Check("processes", Status.OK, "those of the whole machine are seen")
     why = "other users of a GPU may be hidden: a report then says that they are unknown, not that there are none"
     return Check("processes", Status.WARNING, "a container's own", why, "docker run --pid=host shows them")

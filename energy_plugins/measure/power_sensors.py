@@ -144,21 +144,26 @@ def usage_sensor(compute_capability: tuple[int, int] | None) -> PowerSensor:
     return SNAPSHOT if compute_capability >= _SNAPSHOT_SINCE else QUICK
 
 
-def usable_sensors(found: _native.Capabilities, compute_capability: tuple[int, int] | None) -> tuple[PowerSensor, ...]:
-    """Return the power sensors that a GPU has, the best first: the one that shows the most of the shape.
+def ranking(compute_capability: tuple[int, int] | None) -> tuple[PowerSensor, ...]:
+    """Return the power sensors that such a GPU may have, the best first: the one that shows the most of the shape.
 
     The sum comes from the counter, or without one, where the shape is a poor witness of it, from `sum_sensor`.
     """
+    by_shape = (SAMPLE_BUFFER, QUICK, INSTANT, SNAPSHOT, AVERAGE, AVERAGE_USAGE, COUNTER)
     usage = usage_sensor(compute_capability)
+    return tuple(sensor for sensor in by_shape if sensor.source is not Source.USAGE or sensor is usage)
+
+
+def usable_sensors(found: _native.Capabilities, compute_capability: tuple[int, int] | None) -> tuple[PowerSensor, ...]:
+    """Return the power sensors that a GPU has, the best first (`ranking`)."""
     there: Mapping[str, bool] = {
         SAMPLE_BUFFER.name: found.power_samples,
         INSTANT.name: found.power_instant,
         AVERAGE.name: found.power_average,
-        usage.name: found.power_usage,
+        usage_sensor(compute_capability).name: found.power_usage,
         COUNTER.name: found.energy_counter,
     }
-    by_shape = (SAMPLE_BUFFER, QUICK, INSTANT, SNAPSHOT, AVERAGE, AVERAGE_USAGE, COUNTER)
-    return tuple(sensor for sensor in by_shape if there.get(sensor.name))
+    return tuple(sensor for sensor in ranking(compute_capability) if there[sensor.name])
 
 
 def sum_sensor(usable: Sequence[PowerSensor], compute_capability: tuple[int, int] | None) -> PowerSensor | None:

@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from commands import Simulated, call, surroundings
+from commands import Simulated, call
+from doctoring import SENSORS, doctor, status
 
-from energy_plugins.cli.check import ANSWER, CPU, DRIVER, JOULES, VISIBLE, Check, Status, Verdict
-from energy_plugins.cli.machine_checks import cpu_energy, has_capability
+from energy_plugins.cli.check import ANSWER, CPU, DRIVER, MEASURED_BY, VISIBLE, Check, Status, Verdict
+from energy_plugins.cli.machine_checks import has_capability
 from energy_plugins.cli.probe import Probe, Say
-from energy_plugins.testing import (
-    Fault,
-    GpuLost,
-    Hang,
-    MissingSymbol,
-    NoCounter,
-    NoPermission,
-    NoSampleBuffer,
-    Simulation,
-    WallClockStep,
-)
-
-Checks = dict[tuple[str, str], dict[str, Any]]
-SENSORS = ("power samples", "instant power", "average power", "energy counter", "state")
-ALL_SENSORS_GONE: list[Fault] = [
-    NoSampleBuffer(),
-    NoCounter(),
-    MissingSymbol("nvmlDeviceGetPowerUsage"),
-    MissingSymbol("nvmlDeviceGetFieldValues"),
-]
-
-
-def doctor(on: Simulation | None = None, *, timeout_s: float = 20.0, **variables: str) -> tuple[int, Checks]:
-    """Return the exit code, and the checks by name and GPU. A loaded machine gets more time than a user would give."""
-    variables = {"ENERGY_POWERCAP_ROOT": "/nonexistent", **variables}
-    done = call("doctor", "--json", "--timeout", str(timeout_s), on=on, variables=variables)
-    assert done.stderr == ""
-    page = json.loads(done.stdout)
-    assert (page["schema"], page["version"], page["exit_code"]) == ("energy-plugins/doctor", 1, done.returncode)
-    return done.returncode, {(check["name"], check["gpu"]): check for check in page["checks"]}
-
-
-def status(checks: Checks, name: str, gpu: str = "") -> str:
-    return str(checks[name, gpu]["status"])
+from energy_plugins.testing import GpuLost, Hang, NoPermission, WallClockStep
+from energy_plugins.testing.powercap import PowercapTree, intel
 
 
 def test_a_sound_machine(simulated: Simulated) -> None:
@@ -64,8 +29,8 @@ def test_a_sound_machine(simulated: Simulated) -> None:
     assert status(checks, DRIVER) == status(checks, VISIBLE) == status(checks, "CUDA") == "ok"
     assert "580.159.04" in checks[DRIVER, ""]["found"]
     for gpu in simulation.gpus:
-        assert {name: status(checks, name, gpu.uuid) for name in (*SENSORS, JOULES)} == dict.fromkeys(
-            (*SENSORS, JOULES), "ok"
+        assert {name: status(checks, name, gpu.uuid) for name in (*SENSORS, MEASURED_BY)} == dict.fromkeys(
+            (*SENSORS, MEASURED_BY), "ok"
         )
         assert "20 ms" in checks["power samples", gpu.uuid]["found"]
         assert "200-700 W" in checks["limits", gpu.uuid]["found"]
@@ -93,10 +58,12 @@ def test_without_a_driver() -> None:
 
 
 def test_a_machine_of_which_only_the_cpu_can_be_measured(tmp_path: Path) -> None:
-    zone(tmp_path)
-    code, checks = doctor(ENERGY_POWERCAP_ROOT=str(tmp_path))
-    assert code == 1
-    assert (status(checks, CPU), status(checks, DRIVER)) == ("ok", "missing")
+    tree = PowercapTree(tmp_path, intel(2))
+    code, checks = doctor(ENERGY_POWERCAP_ROOT=str(tree.root))
+    assert (code, status(checks, DRIVER)) == (1, "missing")
+    assert checks[CPU, ""]["found"] == "package-0, package-1, by powercap"
+    assert checks["DRAM energy", ""]["found"] == "package-0 dram, package-1 dram, by powercap"
+    assert status(checks, CPU) == status(checks, "DRAM energy") == "ok"
 
 
 @pytest.mark.parametrize(
@@ -122,43 +89,8 @@ def test_a_mig_slice_is_measured_as_its_card(simulated: Simulated) -> None:
     simulation = simulated()
     part = f"MIG-{simulation.gpus[0].uuid}/1/0"
     code, checks = doctor(simulation, CUDA_VISIBLE_DEVICES=part)
-    assert (code, status(checks, JOULES, part)) == (0, "warning")
-    assert "no sensor of its own" in checks[JOULES, part]["why"]
-
-
-@pytest.mark.parametrize(
-    ("fault", "sensor", "why", "remedy"),
-    [
-        (NoSampleBuffer(), "power samples", "Not Supported", "no such sensor"),
-        (NoCounter(), "energy counter", "Not Supported", "no such sensor"),
-        (MissingSymbol("nvmlDeviceGetFieldValues"), "instant power", "Function Not Found", "update the driver"),
-        (NoPermission("nvmlDeviceGetPowerUsage"), "average power", "Insufficient Permissions", "run as root"),
-        (MissingSymbol("nvmlDeviceGetClockInfo"), "state", "Function Not Found", "update the driver"),
-    ],
-)
-def test_a_missing_sensor_is_named_with_reason_and_remedy(
-    simulated: Simulated, fault: Fault, sensor: str, why: str, remedy: str
-) -> None:
-    simulation = simulated(faults=[fault])
-    _, checks = doctor(simulation)
-    found = checks[sensor, simulation.gpus[0].uuid]
-    assert found["status"] == "missing"
-    assert why in found["why"]
-    assert remedy in found["remedy"]
-    others = [name for name in SENSORS if name != sensor]
-    assert {name: status(checks, name, simulation.gpus[0].uuid) for name in others} == dict.fromkeys(others, "ok")
-
-
-def test_a_gpu_without_any_sensor(simulated: Simulated) -> None:
-    simulation = simulated(count=2)
-    for fault in ALL_SENSORS_GONE:
-        simulation.gpus[1].inject(fault)
-    code, checks = doctor(simulation)
-    assert code == 1
-    assert [status(checks, JOULES, gpu.uuid) for gpu in simulation.gpus] == ["ok", "missing"]
-    for fault in ALL_SENSORS_GONE:
-        simulation.gpus[0].inject(fault)
-    assert doctor(simulation)[0] == 3
+    assert (code, status(checks, MEASURED_BY, part)) == (0, "warning")
+    assert "no sensor of its own" in checks[MEASURED_BY, part]["why"]
 
 
 def test_lost_gpus(simulated: Simulated) -> None:
@@ -177,20 +109,6 @@ def test_clocks_that_disagree(simulated: Simulated) -> None:
     time.sleep(0.5)  # until there are samples stamped by the new clock
     _, checks = doctor(simulation)
     assert status(checks, "clock", simulation.gpus[0].uuid) == "warning"
-
-
-def test_another_process_on_the_gpu(simulated: Simulated) -> None:
-    simulation = simulated()
-    program = "import ctypes; print(ctypes.CDLL('libnvidia-ml.so.1').ep_sim_launch(0), flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", program], env=surroundings(simulation), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        _, checks = doctor(simulation)
-        other.communicate(b"\n")
-    found = checks["others", simulation.gpus[0].uuid]
-    assert (found["status"], found["found"]) == ("warning", "1 process computes here")
 
 
 @pytest.mark.parametrize("call_name", ["nvmlDeviceGetName", "nvmlDeviceGetTotalEnergyConsumption"])
@@ -278,66 +196,18 @@ OK, WARNING, MISSING = Status.OK, Status.WARNING, Status.MISSING
     ("found", "verdict"),
     [
         ({}, Verdict.NOTHING),
-        ({DRIVER: OK, VISIBLE: OK, JOULES: OK}, Verdict.READY),
-        ({DRIVER: OK, VISIBLE: OK, JOULES: WARNING}, Verdict.READY),
-        ({DRIVER: OK, VISIBLE: OK, JOULES: OK, CPU: MISSING, "activity": MISSING}, Verdict.READY),
-        ({DRIVER: OK, VISIBLE: OK, JOULES: MISSING}, Verdict.NOTHING),
-        ({DRIVER: OK, VISIBLE: OK, JOULES: MISSING, CPU: OK}, Verdict.INCOMPLETE),
-        ({DRIVER: OK, VISIBLE: OK, JOULES: OK, ANSWER: MISSING}, Verdict.INCOMPLETE),
+        ({DRIVER: OK, VISIBLE: OK, MEASURED_BY: OK}, Verdict.READY),
+        ({DRIVER: OK, VISIBLE: OK, MEASURED_BY: WARNING}, Verdict.READY),
+        ({DRIVER: OK, VISIBLE: OK, MEASURED_BY: OK, CPU: MISSING, "activity": MISSING}, Verdict.READY),
+        ({DRIVER: OK, VISIBLE: OK, MEASURED_BY: MISSING}, Verdict.NOTHING),
+        ({DRIVER: OK, VISIBLE: OK, MEASURED_BY: MISSING, CPU: OK}, Verdict.INCOMPLETE),
+        ({DRIVER: OK, VISIBLE: OK, MEASURED_BY: OK, ANSWER: MISSING}, Verdict.INCOMPLETE),
         ({DRIVER: MISSING, CPU: OK}, Verdict.INCOMPLETE),
         ({DRIVER: MISSING, CPU: MISSING}, Verdict.NOTHING),
     ],
 )
 def test_the_verdict(found: dict[str, Status], verdict: Verdict) -> None:
     assert Verdict.of([Check(name, status, "") for name, status in found.items()]) is verdict
-
-
-def zone(root: Path, name: str = "package-0") -> Path:
-    folder = root / "intel-rapl:0"
-    folder.mkdir()
-    (folder / "name").write_text(f"{name}\n")
-    (folder / "energy_uj").write_text("123456\n")
-    return folder / "energy_uj"
-
-
-def test_cpu_counters_that_may_be_read(tmp_path: Path) -> None:
-    zone(tmp_path)
-    assert cpu_energy(tmp_path) == Check(CPU, Status.OK, "package-0")
-
-
-def test_cpu_counters_that_are_not_there(tmp_path: Path) -> None:
-    assert cpu_energy(tmp_path).status is Status.MISSING
-
-
-@pytest.fixture
-def public_folder() -> Iterator[Path]:
-    """A folder that every user may enter, which pytest's own are not."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-def test_cpu_counters_that_only_root_may_read(public_folder: Path) -> None:
-    counter = zone(public_folder)
-    counter.chmod(0o400)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            if os.geteuid() == 0:
-                os.setuid(65534)
-            else:
-                counter.chmod(0)
-            os.write(writer, json.dumps(cpu_energy(public_folder).plain()).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    check = Check.read(json.loads(os.read(reader, 4096)))
-    os.close(reader)
-    assert check.status is Status.MISSING
-    assert check.why == f"{counter} is readable by root only"
-    assert "chmod" in check.remedy
 
 
 @pytest.mark.parametrize(
