@@ -78,7 +78,7 @@ class CurveBuilder:
 
     def forget(self, before_ns: int) -> None:
         """Drop samples that no block after ``before_ns`` needs; the last few always stay."""
-        keep = int(np.searchsorted(self._t_ns, before_ns - self._sensor.gap_ns))
+        keep = int(np.searchsorted(self._t_ns, before_ns - self._sensor.around_ns))
         keep = min(keep, max(0, len(self._t_ns) - 10))
         self._t_ns, self._power_w = self._t_ns[keep:], self._power_w[keep:]
 
@@ -92,8 +92,9 @@ class CurveBuilder:
 
     def _build(self, stretch: Stretch, *, learn: bool) -> EnergyCurve:
         delay_ns, gap_ns, segments = self._response.delay_ns, self._sensor.gap_ns, stretch.segments
-        first = np.searchsorted(self._t_ns, stretch.start_ns + delay_ns - gap_ns)
-        last = np.searchsorted(self._t_ns, stretch.end_ns + delay_ns + gap_ns)
+        around_ns = self._sensor.around_ns
+        first = np.searchsorted(self._t_ns, stretch.start_ns + delay_ns - around_ns)
+        last = np.searchsorted(self._t_ns, stretch.end_ns + delay_ns + around_ns)
         t_ns, power_w = self._t_ns[first:last], self._power_w[first:last]
         if not len(t_ns):
             return unmeasured(stretch)

@@ -21,8 +21,10 @@ class ErrorModel:
     """Variance of cutting inside a period, in the same units."""
     timing_s: float = 0.001
     """Standard error of the sensor's delay: fits of the sample buffer's on an H200 agree to a millisecond."""
-    unanchored: float = 0.055
-    """Relative error of a sum that no counter confirms; a load that repeats every 20 ms is 10 % off at worst."""
+    unanchored: float = 0.11
+    """Relative error of a sum that no counter confirms. A square wave between idle and full power, at the rate of the
+    samples, passes their lag with a quarter of its first harmonic, which is up to 22 % of the mean if it is always met
+    at its height."""
     unwatched: float = 0.0
     """Share of the time at which the sensor does not look. In it the power may be anything up to the most the GPU can
     draw, which falsifies a sum that no counter confirms: a load that repeats with the sensor's period looks steady."""

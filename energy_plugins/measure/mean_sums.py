@@ -18,6 +18,9 @@ between two refreshes does to the interpolation: sqrt(1/90) of their distance, o
 _RELATIVE = 0.01 / Z95
 """Relative standard error of all such sums alike: nobody promises that the average is a mean over exactly a second."""
 
+_WHOLE = 0.99
+"""Coverage from which on a shape is known."""
+
 
 class MeanSums:
     """Turns samples of the mean power over a second into readings of a counter that does not exist.
@@ -59,6 +62,8 @@ class MeanSums:
         if mean_w is None or last is None or last.t_ns != curve.settled_ns or ago_ns < self._origin_ns:
             return None
         shared = attribute(curve.at(np.array([ago_ns])), curve.at(np.array([last.t_ns])))
+        if shared.coverage[0] < _WHOLE:
+            return None
         error_j = float(np.hypot(shared.error_bound_j[0] / Z95, mean_w * _INSTANT_NS * 1e-9))
         energy_j = last.energy_j + mean_w - float(shared.joules[0])
         return Anchor(end_ns, energy_j, error_j / max(mean_w, 1e-3) * 1e9, last.count, _RELATIVE)

@@ -36,6 +36,11 @@ class PowerSensor:
         return round(self.gap_s * 1e9)
 
     @property
+    def around_ns(self) -> int:
+        """How far outside of a block samples may still say something about it (ns)."""
+        return max(self.gap_ns, self.extend_ns)
+
+    @property
     def settle_ns(self) -> int:
         """``settle_s`` in nanoseconds."""
         return round(self.settle_s * 1e9)

