@@ -127,25 +127,30 @@ class Collector:
         self.collect_s += time.thread_time() - began
 
     def _take(self, now_ns: int, before_ns: int) -> None:
-        for row, track in enumerate(self.tracks):
-            if self._sampler is None:
-                break
-            power = self._sampler.power(row)
-            track.take(power, self._sampler.counter(row))
-            track.take_means(self._sampler.mean(row))
-            if self._slept:
-                track.interrupt(before_ns)
-            if self._spill and len(power):
-                inside = power[power["t_ns"] >= self._start_ns]
-                self._spill.power(row, inside["t_ns"], inside["power_w"])
-            self.lanes.take(row, self._sampler, power, now_ns)
-            if track.wants_edge(now_ns) and now_ns - self._edge_asked_ns > _EDGE_PERIOD_NS:
-                self._edge_asked_ns = now_ns
-                self._sampler.find_edge()
+        if self._sampler is not None:
+            # What was drawn by all GPUs before any of it is written: a disk may be slow.
+            taken = [self._listen(self._sampler, row, now_ns, before_ns) for row in range(len(self.tracks))]
+            for row, power in enumerate(taken):
+                if self._spill and len(power):
+                    inside = power[power["t_ns"] >= self._start_ns]
+                    self._spill.power(row, inside["t_ns"], inside["power_w"])
+                self.lanes.take(row, self._sampler, power, now_ns)
         self._slept = False
         known = len(self.timeline.steps)
         self.timeline.feed(self._marks.drain())
         self._fresh += self.timeline.steps[known:]
+
+    def _listen(self, sampler: _native.Sampler, row: int, now_ns: int, before_ns: int) -> NDArray[np.void]:
+        """Take what a GPU's rings hold, and return its power samples."""
+        track, power = self.tracks[row], sampler.power(row)
+        track.take(power, sampler.counter(row))
+        track.take_means(sampler.mean(row))
+        if self._slept:
+            track.interrupt(before_ns)
+        if track.wants_edge(now_ns) and now_ns - self._edge_asked_ns > _EDGE_PERIOD_NS:
+            self._edge_asked_ns = now_ns
+            sampler.find_edge()
+        return power
 
     def _segments(self) -> Segments:
         if not self.timeline.edges:
