@@ -18,6 +18,7 @@ from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.neighbours import Neighbours
+from energy_plugins.measure.power_sensors import COUNTER
 from energy_plugins.measure.report import (
     ACTIVITY_COLUMNS,
     POWER_COLUMNS,
@@ -36,7 +37,6 @@ from energy_plugins.measure.report import (
     state_folder,
     steps_folder,
 )
-from energy_plugins.measure.power_sensors import COUNTER
 from energy_plugins.measure.sensors import SensorPlan
 from energy_plugins.measure.totals import KindSum, StepSum
 
