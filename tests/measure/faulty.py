@@ -16,6 +16,9 @@ from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import Simulation
 
+BLOCK_S = 30
+"""Between two readings of the counter, at most (csrc/device.cpp)."""
+
 Between = Callable[[int], None]
 """Called before each step with its number."""
 

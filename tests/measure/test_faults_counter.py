@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from faulty import Between, Outcome, measured, truth_j
+from faulty import BLOCK_S, Between, Outcome, measured, truth_j
 from measuring import POWER_W, SECOND, Simulated
 
 from energy_plugins.measure.attribution import Z95
@@ -11,8 +11,6 @@ from energy_plugins.measure.power_sensors import SAMPLE_BUFFER
 from energy_plugins.testing import Constant, CounterJump, CounterReset, Fault, GpuLost, Script, Simulation
 
 RISING = Script([(30, 300.0), (30, 600.0), (600, 200.0)], repeat=False)
-BLOCK_S = 20
-"""Between two readings of the counter, at most, as the simulated driver makes them cost (csrc/device.cpp)."""
 
 
 def one_block_rests_on_samples(simulation: Simulation, outcome: Outcome, at_s: float) -> bool:

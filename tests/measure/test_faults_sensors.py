@@ -90,7 +90,7 @@ def test_taken_away_one_by_one_they_widen_the_bound(simulated: Simulated, gone: 
     played, step_s = LOADS[load]
     simulation = simulated(played, virtual=True, start_s=10, faults=[GONE[name] for name in gone])
     left = LEFT[gone]
-    # A mean over a second shows little of a wave that no mark tells of, and shorter blocks hold less that is whole.
+    # A mean over a second shows little of a wave that no mark tells of (more of that in a test of its own, below).
     held = 0.8 if load == "wave" and left and set(left) <= MEANS else 0.95
     outcome = measured(simulation, round(60 / step_s), step_s, held=held)
     report = outcome.report

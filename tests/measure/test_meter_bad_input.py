@@ -389,7 +389,7 @@ def test_a_gpu_that_is_lost_and_comes_back_leaves_a_gap(simulated: Simulated) ->
     assert report.total_j == pytest.approx(400 * 0.1 * POWER_W, rel=5e-3)
     energy_j, coverage = report.steps["energy_j"], report.steps["coverage"]
     assert (np.isnan(energy_j) == (coverage == 0)).all()
-    assert 30 < np.isnan(energy_j).sum() < 75
+    assert 25 < np.isnan(energy_j).sum() < 75  # the driver buffers the last 2.4 s before the GPU is back
     whole = coverage == 1
     assert energy_j[whole] == pytest.approx(POWER_W * lasted_s(report.steps)[whole], rel=0.02)
     assert sum(kind.energy_j or 0 for kind in report.kinds) == pytest.approx(report.total_j)
