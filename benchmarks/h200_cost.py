@@ -146,13 +146,25 @@ class HostTime:
         return np.asarray(first_ns + np.array(offsets) * (last_ns - first_ns) / total_ms)
 
 
+def frequent_reader(uuids: list[str]) -> _native.Sampler:
+    """Return a sampler that does nothing but read the counter, often."""
+    drivers = current_drivers()
+    return _native.Sampler(
+        _native.Nvml(drivers.nvml),
+        uuids,
+        drivers.clock.native,
+        drain_period_ns=3_600_000_000_000,
+        sources=[_native.PowerSource.NONE] * len(uuids),  # with no power to read, its period is kept to
+        counter_period_ns=round(OFTEN_S * 1e9),
+    )
+
+
 def one_run(step: Step, seconds: float, seed: int) -> dict[str, Any]:
     """Run steps for ``seconds``, one of each two with marks.
 
     Return step times and when background reads happened.
     """
     rng = random.Random(seed)
-    drivers = current_drivers()
     for _ in range(50):
         step()
     torch.cuda.synchronize()
@@ -167,14 +179,7 @@ def one_run(step: Step, seconds: float, seed: int) -> dict[str, Any]:
     while sampler.stats().drains == drains:
         time.sleep(0.0005)
     drain_phase_ns = time.monotonic_ns()
-    often = _native.Sampler(
-        _native.Nvml(drivers.nvml),
-        list(run.uuids),
-        drivers.clock.native,
-        drain_period_ns=3_600_000_000_000,
-        sources=[_native.PowerSource.NONE] * len(run.uuids),  # with no power to read, its period is kept to
-        counter_period_ns=round(OFTEN_S * 1e9),
-    )
+    often = frequent_reader(list(run.uuids))
     often.start()
     time.sleep(0.5)
     host_time = HostTime()

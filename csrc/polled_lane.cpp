@@ -1,10 +1,15 @@
 #include "polled_lane.hpp"
 
 namespace energy {
+namespace {
+
+constexpr int64_t kHungNs = 50'000'000;
+
+}  // namespace
 
 void PolledLane::open(abi::Device device) noexcept {
+    if (device != device_) refresh_ = RefreshClock();  // a retry of another lane must not begin to learn anew
     device_ = device;
-    refresh_ = RefreshClock();
 }
 
 void PolledLane::poll() {
@@ -13,6 +18,7 @@ void PolledLane::poll() {
     const int64_t after = clock_.now_ns();
     driver_ns.fetch_add(after - before, std::memory_order_relaxed);
     const auto refresh = refresh_.feed(before, after, power_w);
+    if (after - before > kHungNs) return;  // nobody knows when in that time the driver looked
     if (!refresh || *refresh <= last_t_ns_) return;
     last_t_ns_ = *refresh;
     ring.push({*refresh, power_w});

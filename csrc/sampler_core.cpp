@@ -15,7 +15,7 @@ using Steady = std::chrono::steady_clock;
 using Lock = std::unique_lock<std::mutex>;
 
 constexpr int64_t kResolvePeriodNs = 600'000'000;  // how late a mark's GPU time may be known
-constexpr int64_t kSlowPeriodNs = 1'000'000'000;  // of state and activity, but for what follows
+constexpr int64_t kSlowPeriodNs = 1'000'000'000;   // of state and activity, but for what follows
 // A look at the state burns 1.7 ms of CPU in the driver of an H200: 0.01 % of a core is what it may take, unless asked
 // for together with the activity.
 constexpr int64_t kSlowShare = 10'000;
@@ -72,7 +72,8 @@ void SamplerCore::run() noexcept {
             const int64_t next = work(clock_->now_ns());
             cpu_ns_.store(cpu_base_ns_ + thread_cpu_ns(), std::memory_order_relaxed);
             Lock lock(mutex_);
-            const auto deadline = Steady::now() + std::chrono::nanoseconds(next - clock_->now_ns());
+            const int64_t now = clock_->now_ns();
+            const auto deadline = Steady::now() + std::chrono::nanoseconds(std::max(next, now) - now);
             changed_.wait_until(lock, deadline,
                                 [&] { return stopping_ || drain_requested_ || edge_requested_ || reads_requested_; });
         }

@@ -70,7 +70,7 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
-"""What may go wrong in measuring. Caught in `_guarded` and nowhere else."""
+"""What may go wrong in measuring. Caught in `_guarded`, and where other ranks would wait for this one."""
 
 _P = ParamSpec("_P")
 
@@ -319,7 +319,8 @@ class EnergyMonitor(Callback):
         self._refresh()
         run, watch = self._run, self._watch
         if run is None or not run.fitting:
-            return {"total_j": self._earlier_j, "run": "", **_fit_state(self._earlier_fit_j)}
+            fit_j = self._earlier_fit_j if watch is None else watch.total_j(watch.own_j)
+            return {"total_j": self._earlier_j, "run": "", **_fit_state(fit_j)}
         fit_j = None if watch is None else watch.total_j(run.drawn_j)
         return {"total_j": self._earlier_j + run.drawn_j, "run": run.key, **_fit_state(fit_j)}
 
@@ -327,8 +328,12 @@ class EnergyMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Carry on from the joules of an earlier run; the state of the present run changes nothing."""
         if self._run is None or state_dict["run"] != self._run.key:
-            self._earlier_j = float(state_dict["total_j"])
-            self._earlier_fit_j = float(state_dict["fit_j"]) if "fit_j" in state_dict else None
+            total_j, fit_j = float(state_dict["total_j"]), state_dict.get("fit_j")
+            fit_j = None if fit_j is None else float(fit_j)
+            if not (math.isfinite(total_j) and math.isfinite(fit_j or 0.0)):
+                _warn(f"the checkpoint's joules are no numbers ({total_j}, {fit_j}): those are not counted")
+            self._earlier_j = total_j if math.isfinite(total_j) else self._earlier_j
+            self._earlier_fit_j = fit_j if fit_j is not None and math.isfinite(fit_j) else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in this process only: copies and other processes measure anew."""
@@ -338,10 +343,10 @@ class EnergyMonitor(Callback):
 
     @_guarded
     def _tell(self, watch: _Watch) -> None:
-        """Say what this rank has drawn and expects to; nothing if it measures nothing."""
-        watch.own_j = watch.own_expected_j = 0.0
+        """Say what this rank has drawn and expects to; if it measures no more, what it said last."""
+        self._refresh()
         if self._run is not None and self._run.counts:
-            watch.own_j = self._run.meter.drawn_j()
+            watch.own_j = self._run.drawn_j
             forecast = self._run.forecast()
             watch.own_expected_j = math.nan if forecast is None else forecast.energy_j
 
@@ -424,6 +429,8 @@ class EnergyMonitor(Callback):
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
+            if run is None:
+                self._earlier_fit_j = watch.total_j(watch.own_j)
         if run is None or run.owner != os.getpid():  # a forked child that exits leaves the run to its parent
             return
         atexit.unregister(self._finish)
@@ -445,14 +452,30 @@ class EnergyMonitor(Callback):
         if run is not None:
             atexit.unregister(self._finish)
             with suppress(*_FAILURES):
+                run.drawn_j = run.meter.drawn_j()
+            with suppress(*_FAILURES):
                 run.close()
+            if run.fitting:
+                self._keep_drawn(run)
         if not self._warned:
             self._warned = True
-            warnings.warn(f"Measuring energy failed, training goes on: {error}", RuntimeWarning, stacklevel=3)
+            _warn(f"measuring failed, training goes on: {error}")
+
+    def _keep_drawn(self, run: _Run) -> None:
+        """Count what a fit drew that is not measured to its end."""
+        self._earlier_j += run.drawn_j
+        if (watch := self._watch) is not None:
+            watch.own_j = run.drawn_j if run.counts else watch.own_j
+            self._earlier_fit_j = watch.total_j(watch.own_j)
 
     def _claim_folder(self, trainer: Trainer) -> Path | None:
         """Return the folder of this rank's report, agreed on by all ranks, or None if none can be made."""
-        claimed = _new_folder(self._parent(trainer), self._name or "run") if trainer.is_global_zero else None
+        claimed = None
+        if trainer.is_global_zero:
+            try:
+                claimed = _new_folder(self._parent(trainer), self._name or "run")
+            except _FAILURES as error:
+                _warn(f"the report is not kept on disk: {error}")
         folder = trainer.strategy.broadcast(claimed)
         return folder if folder is None or trainer.is_global_zero else folder / f"rank-{trainer.global_rank}"
 
@@ -701,6 +724,7 @@ class _Watch:
         ranks = self.trainer.world_size
         total_j = self.earlier_j + own_j * (self._all_j / self.own_j if self.own_j and ranks > 1 else ranks)
         # The last second's joules are a guess. One that came out lower by now does not give anything back.
+        total_j = max(total_j, self.earlier_j + self._all_j)
         return max(total_j, self.budget.energy_j) if self._stopped else total_j
 
     def stop(self) -> None:
@@ -836,16 +860,11 @@ def _settings(trainer: Trainer) -> dict[str, JSON]:
     }
 
 
-def _new_folder(parent: Path, name: str) -> Path | None:
-    """Make the first free ``<parent>/<name>-<n>``; without a place to write, warn and return None."""
-    for number in count(1):
-        folder = parent / f"{name}-{number}"
-        try:
+def _new_folder(parent: Path, name: str) -> Path:
+    """Make the first free ``<parent>/<name>-<n>``; raises OSError or ValueError without a place to write."""
+    numbers = count(1)
+    while True:
+        folder = parent / f"{name}-{next(numbers)}"
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            warnings.warn(f"The energy report is not kept on disk: {error}", RuntimeWarning, stacklevel=3)
-            return None
-        return folder
-    return None
+            return folder

@@ -38,7 +38,7 @@ class Budget:
 
         That is half of the way to the budget, so that a look, which costs a synchronisation where there are several
         ranks, is rare while there is much left, and a pace that doubles spends no more than the budget. For the same
-        reason it is no more steps than were made so far, and at most 100.
+        reason it is no more steps than were made so far, and at most 100; so many, too, where joules are no numbers.
 
         Args:
             total_j: what is spent, earlier fits included.
@@ -46,7 +46,7 @@ class Budget:
             steps: optimizer steps of this fit.
         """
         most = min(max(steps, 1), _MOST_STEPS)
-        if drawn_j <= 0 or steps <= 0:
+        if not (math.isfinite(total_j) and 0 < drawn_j < math.inf and steps > 0):
             return most
         left = max(self.energy_j - total_j, 0.0) / (drawn_j / steps)
         return max(1, math.floor(min(left / 2, most)))

@@ -219,13 +219,14 @@ class Collector:
 
     def _needed(self) -> list[int]:
         needed = [self._start_ns, *self.timeline.open_starts()]
-        for step in self.timeline.steps:
+        for step in [*self.timeline.steps, *self._fresh]:
             needed += [step.start_ns, *(step.stall or ()), *(t_ns for wait in step.waits for t_ns in wait)]
         return needed + [span.start_ns for span in self.timeline.spans]
 
     def _publish(self) -> None:
         """Bring `live` up to date: settled energy, and a preview of what is not settled yet."""
-        horizon_ns = self._horizon_ns()
+        # A GPU that is lost is settled further than it has told, and of what is settled only its end is kept.
+        horizon_ns = max(self._horizon_ns(), self.settlement.settled_ns)
         ready = [step for step in self._fresh if step.end_ns <= horizon_ns]
         self._fresh = self._fresh[len(ready) :]
         waits = [wait for step in ready for wait in step.waits]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import threading
@@ -46,6 +47,8 @@ _SLEPT_NS = 100_000_000
 _HEADER_PERIOD_NS = 30_000_000_000
 """How often ``report.json`` is brought up to date as the run goes, more often at first; the columns beside it are
 appended every few seconds."""
+_MOST_AHEAD_NS = 5_000_000_000
+"""How far what was drawn is guessed beyond what is known of it."""
 
 
 class Run:
@@ -97,6 +100,7 @@ class Run:
         lanes.open(self.start_ns, self._spill)
         self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill, lanes=lanes)
         self._header_ns: int | None = None
+        self._drawn_j = 0.0
         self._drains = 0
         self._slept_ns = self._clock.suspended_ns()
         self._begin_collecting()
@@ -138,9 +142,13 @@ class Run:
 
     def _count(self, value: object, name: str) -> int:
         """Return a count as marks carry it, -1 for none; what is no count is said in the report."""
-        if (type(value) is int or isinstance(value, Integral)) and (count := int(value)) >= 0:
-            return count
-        self._warn(f"{name} must be a whole number from 0 on, got {value!r:.50}; it was left out")
+        sign = ""
+        if type(value) is int or isinstance(value, Integral):
+            if (count := int(value)) >= 0:
+                return count
+            sign = "negative "
+        # Not the value: reading a tensor's waits for the GPU, and each would be a warning of its own.
+        self._warn(f"{name} must be a whole number from 0 on, got a {sign}{type(value).__name__}; it was left out")
         return -1
 
     def expect(self, since_ns: int | None) -> None:
@@ -156,10 +164,16 @@ class Run:
         return self._collector.live
 
     def drawn_j(self) -> float:
-        """Return about what was drawn until now: what is known, and the mean power for the second or so that is not."""
+        """Return about what was drawn until now, a finite number of joules.
+
+        That is what is known, and the mean power for the second or so that is not; for no more than 5 s of it.
+        """
         live = self.live()
         known_j, known_ns = sum(live.gpu_j), live.t_ns - self.start_ns
-        return known_j * (self._clock.now_ns() - self.start_ns) / known_ns if known_ns > 0 else 0.0
+        if known_ns > 0 and math.isfinite(known_j):
+            ahead_ns = min(self._clock.now_ns() - live.t_ns, _MOST_AHEAD_NS)
+            self._drawn_j = known_j * (known_ns + ahead_ns) / known_ns
+        return self._drawn_j
 
     def finish(self) -> Report:
         """Close the window and return its report."""

@@ -72,7 +72,7 @@ LOADS: dict[str, tuple[Load, float]] = {
 """Load and length of the steps (s)."""
 WITH_COUNTER = {BUFFER: 0.002, INSTANT: 0.01, AVERAGE: 0.01, USAGE: 0.01, COUNTER: 0.01}
 """Bound of the total of a minute where the counter gives the sum, by what gives the shape."""
-ALONE = {BUFFER: 0.11, AVERAGE: 0.015, USAGE: 0.015, INSTANT: 1.0}
+ALONE = {BUFFER: 0.22, AVERAGE: 0.015, USAGE: 0.015, INSTANT: 1.0}
 """The same without a counter, by what gives the sum: what it can be wrong by."""
 MEANS = {AVERAGE, USAGE}
 """What shows the mean over a second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -112,3 +113,29 @@ def test_a_peek_leaves_the_means_where_they_began(virtual: Simulation) -> None:
                 assert progress is not None
                 seen += progress.steps
     assert seen > 350
+
+
+@pytest.mark.parametrize("back_s", [None, 100.0])
+def test_they_stay_numbers_when_all_gpus_are_lost(simulated: Simulated, back_s: float | None) -> None:
+    simulation = simulated(Constant(POWER_W), virtual=True, start_s=10)
+    simulation.gpus[0].inject(GpuLost(at_s=20, back_s=back_s))
+    drawn_j = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with EnergyMeter() as meter:
+            meter.latest()
+            for number in range(400):
+                with meter.step(samples=1):
+                    simulation.advance(0.5)
+                drawn_j.append(meter.drawn_j())
+                progress = meter.latest(peek=True)
+                if progress is not None and number > 10:
+                    assert math.isfinite(progress.total_j)
+                    assert all(map(math.isfinite, (progress.spent.step_j, progress.spent.energy_j)))
+    assert all(map(math.isfinite, drawn_j))
+    assert drawn_j[39] == pytest.approx(20 * POWER_W, rel=0.02)
+    # Of a GPU that is lost for long no more is guessed than a little beyond what it told.
+    assert max(drawn_j[40:190]) <= 25.5 * POWER_W
+    assert min(drawn_j[40:]) >= 19 * POWER_W
+    if back_s is not None:
+        assert drawn_j[-1] > 100 * POWER_W

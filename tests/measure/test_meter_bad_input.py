@@ -238,10 +238,19 @@ def test_overlapping_spans_are_said_and_keep_the_sum(steady: Simulation) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("samples", -1), ("samples", -(10**12)), ("tokens", -3), ("samples", 2.5), ("tokens", "many")]
+    ("name", "value", "what"),
+    [
+        ("samples", -1, "negative int"),
+        ("samples", -(10**12), "negative int"),
+        ("tokens", -3, "negative int"),
+        ("samples", 2.5, "float"),
+        ("tokens", "many", "str"),
+    ],
 )
-def test_a_count_that_is_none_is_named_and_stops_nothing(steady: Simulation, name: str, value: object) -> None:
-    complaint = f"{name} must be a whole number from 0 on, got {value!r}"
+def test_a_count_that_is_none_is_named_and_stops_nothing(
+    steady: Simulation, name: str, value: object, what: str
+) -> None:
+    complaint = f"{name} must be a whole number from 0 on, got a {what}; it was left out"
     with warned(complaint), EnergyMeter() as meter:
         with meter.step(**{name: value}):  # type: ignore[arg-type]
             steady.advance(1)
@@ -259,6 +268,27 @@ def test_a_count_that_is_none_is_named_and_stops_nothing(steady: Simulation, nam
     assert report.steps["energy_j"].tolist() == pytest.approx([300] * 4, rel=0.02)
     assert report.work.samples == 4
     assert report.work.tokens is None
+
+
+def test_a_bad_count_is_not_looked_into_and_said_once(steady: Simulation) -> None:
+    class Tensor:
+        """As a tensor on a GPU: to read it is to wait, or to fail."""
+
+        def __int__(self) -> int:
+            raise RuntimeError("read")
+
+        __index__ = __int__
+
+        def __repr__(self) -> str:
+            raise RuntimeError("read")
+
+    with warned("got a Tensor"), EnergyMeter() as meter:
+        for number in range(20):
+            with meter.step(samples=Tensor(), tokens=-number - 1):  # type: ignore[arg-type]
+                steady.advance(0.1)
+    said = [text for text in meter.report().warnings if "whole number" in text]
+    assert sorted(text.split(" must")[0] for text in said) == ["samples", "tokens"]
+    assert meter.report().steps.rows == 20
 
 
 def test_marks_outside_a_window_are_nothing(steady: Simulation) -> None:

@@ -381,6 +381,16 @@ class TestTrouble:
             EnergyMonitor().load_state_dict({"joules": 1.0})
         assert len(texts) == 1
 
+    @pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+    def test_joules_in_a_checkpoint_that_are_no_numbers_are_not_counted(self, lost: float) -> None:
+        monitor = EnergyMonitor()
+        with our_warnings() as texts:
+            monitor.load_state_dict({"total_j": 5.0, "run": "", "fit_j": lost})
+            assert monitor.state_dict() == {"total_j": 5.0, "run": ""}
+            monitor.load_state_dict({"total_j": lost, "run": "", "fit_j": 7.0})
+            assert monitor.state_dict() == {"total_j": 5.0, "run": "", "fit_j": 7.0}
+        assert ["are no numbers" in text for text in texts] == [True, True]
+
     def test_a_failure_of_ours_warns_once(
         self, simulation: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -393,7 +403,7 @@ class TestTrouble:
             trainer.fit(model := Model(), loader(8))
         assert model.steps == 6
         ours = [text for text in texts if "training goes on" in text]
-        assert ours == ["Measuring energy failed, training goes on: the meter broke"]
+        assert ours == ["energy: measuring failed, training goes on: the meter broke"]
         assert "save_checkpoint" not in vars(trainer)
 
     def test_another_lightning_without_the_bracket(
@@ -418,6 +428,29 @@ class TestTrouble:
         assert ["not kept on disk" in text for text in texts] == [True]
         assert monitor.report is not None
         assert monitor.report.steps.rows == 2
+
+    def test_a_folder_that_cannot_be_is_only_no_folder(self, simulation: Simulation, tmp_path: Path) -> None:
+        # Whatever goes wrong with it, the other ranks wait to be told the folder.
+        monitor = EnergyMonitor(folder="no\0folder")
+        with our_warnings() as texts:
+            make_trainer(tmp_path, monitor).fit(Model(), loader(8))
+        assert ["not kept on disk" in text for text in texts] == [True]
+        assert monitor.report is not None
+        assert monitor.report.steps.rows == 2
+
+    def test_training_goes_on_where_warnings_are_errors(
+        self, simulation: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise RuntimeError("the meter broke")
+
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(EnergyMeter, "end", fail)
+        monitor = EnergyMonitor(folder=str(tmp_path / "file" / "below"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            make_trainer(tmp_path, monitor).fit(model := Model(), loader(8))
+        assert model.steps == 2
 
     def test_what_another_put_over_ours_stays(self, simulation: Simulation, tmp_path: Path) -> None:
         class Shadows(Callback):

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from energy_plugins.lightning import EnergyMonitor
 from energy_plugins.measure.report import Report
-from energy_plugins.testing import Constant, Simulation, simulated_gpus
+from energy_plugins.testing import Constant, GpuLost, Simulation, simulated_gpus
 
 POWER_W = 360.0
 STEP_S = 0.5
@@ -279,6 +279,37 @@ class TestBudget:
         assert trainer.global_step == pytest.approx(50, abs=2)
         assert monitor.report is not None
         assert monitor.report.stopped
+
+    @pytest.mark.parametrize("back_s", [None, 60.0])
+    def test_gpus_that_are_lost_do_not_end_the_training(
+        self, virtual: Simulation, tmp_path: Path, back_s: float | None
+    ) -> None:
+        virtual.gpus[0].inject(GpuLost(at_s=20, back_s=back_s))
+        trainer, monitor = fit_with_budget(virtual, tmp_path, 300)
+        assert trainer.global_step == 200
+        state = monitor.state_dict()
+        assert math.isfinite(state["total_j"])
+        assert math.isfinite(state["fit_j"])
+        assert state["fit_j"] >= 19 * POWER_W
+
+    def test_what_was_drawn_before_measuring_failed_still_counts(self, virtual: Simulation, tmp_path: Path) -> None:
+        class Breaks(Callback):
+            def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+                if trainer.global_step == 60:
+                    assert monitor._run is not None
+                    vars(monitor._run.steps)["_meter"] = None
+
+        monitor = EnergyMonitor(table=False, energy_budget_kwh=300 * STEP_J / KWH)
+        checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=150)
+        trainer = make_trainer(tmp_path, monitor, Breaks(), checkpoints, enable_checkpointing=True)
+        with our_warnings() as texts:
+            trainer.fit(Takes(virtual), batches(200))
+        assert any("training goes on" in text for text in texts)
+        saved = torch.load(checkpoints.best_model_path, weights_only=True)["callbacks"]["EnergyMonitor"]
+        for state in (saved, monitor.state_dict()):
+            assert state["run"] == ""
+            assert state["total_j"] == pytest.approx(60 * STEP_J, rel=0.03)
+            assert state["fit_j"] == pytest.approx(60 * STEP_J, rel=0.03)
 
     def test_lightning_cli(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.argv", ["train.py"])
