@@ -375,6 +375,13 @@ def test_the_report_knows_its_name_config_and_folder(steady: Simulation, tmp_pat
     assert "SIMULATED" in str(loaded)
 
 
+def test_tables_of_a_gpu_are_made_with_their_first_rows(steady: Simulation, tmp_path: Path) -> None:
+    with EnergyMeter(folder=tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {"steps", "spans"}
+        steady.advance(5)
+    assert {path.name for path in tmp_path.iterdir()} >= {"steps", "spans", "power", "state"}
+
+
 def test_power_need_not_be_kept(steady: Simulation, tmp_path: Path) -> None:
     with EnergyMeter(folder=tmp_path, keep_power=False) as meter:
         steady.advance(30)

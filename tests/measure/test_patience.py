@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from energy_plugins.measure.patience import within
+from energy_plugins.measure.patience import Aside, within
 
 
 def test_what_returns_in_time_is_returned() -> None:
@@ -35,6 +35,13 @@ def test_what_hangs_is_left_behind_and_what_it_returns_is_dropped() -> None:
     assert time.monotonic() - began_s < 1.0
     let_go.set()
     assert dropped.wait(2.0)
+
+
+def test_work_aside_begins_before_its_result_is_asked_for() -> None:
+    begun = threading.Event()
+    aside = Aside(begun.set)
+    assert begun.wait(5.0)
+    assert aside.within(5.0) is None
 
 
 def test_it_is_no_reason_to_stay_for_a_program_that_ends() -> None:
