@@ -47,6 +47,8 @@ _SLEPT_NS = 100_000_000
 _HEADER_PERIOD_NS = 30_000_000_000
 """How often ``report.json`` is brought up to date as the run goes, more often at first; the columns beside it are
 appended every few seconds."""
+_MOST_COUNTED = 2**63 - 1
+"""The largest count that a mark carries."""
 _MOST_AHEAD_NS = 5_000_000_000
 """How far what was drawn is guessed beyond what is known of it."""
 
@@ -142,13 +144,13 @@ class Run:
 
     def _count(self, value: object, name: str) -> int:
         """Return a count as marks carry it, -1 for none; what is no count is said in the report."""
-        sign = ""
+        size = ""
         if type(value) is int or isinstance(value, Integral):
-            if (count := int(value)) >= 0:
+            if 0 <= (count := int(value)) <= _MOST_COUNTED:
                 return count
-            sign = "negative "
+            size = "negative " if count < 0 else "huge "
         # Not the value: reading a tensor's waits for the GPU, and each would be a warning of its own.
-        self._warn(f"{name} must be a whole number from 0 on, got a {sign}{type(value).__name__}; it was left out")
+        self._warn(f"{name} must be a whole number from 0 on, got a {size}{type(value).__name__}; it was left out")
         return -1
 
     def expect(self, since_ns: int | None) -> None:

@@ -199,6 +199,11 @@ def test_a_budget() -> None:
     assert [budget.spent(total_j) for total_j in (0, 1.79e6, 1.8e6)] == [False, False, True]
 
 
+@given(st.floats() | st.just(math.nan), st.floats() | st.just(math.inf), st.integers(0, 1000))
+def test_looks_come_again_whatever_was_told(total_j: float, drawn_j: float, steps: int) -> None:
+    assert 1 <= Budget(1e6).steps_to_next_look(total_j, drawn_j, steps) <= 100
+
+
 @given(st.floats(1e3, 1e7), st.floats(0.0, 0.9), st.floats(0.1, 1e4))
 def test_looks_are_few_and_a_pace_that_doubles_does_not_overspend(
     energy_j: float, earlier: float, step_j: float

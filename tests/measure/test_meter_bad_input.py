@@ -243,6 +243,7 @@ def test_overlapping_spans_are_said_and_keep_the_sum(steady: Simulation) -> None
         ("samples", -1, "negative int"),
         ("samples", -(10**12), "negative int"),
         ("tokens", -3, "negative int"),
+        ("tokens", 2**63, "huge int"),
         ("samples", 2.5, "float"),
         ("tokens", "many", "str"),
     ],

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from test_lightning import Evaluated, Model, Stream, load, loader, make_trainer, our_warnings
+from test_lightning import Evaluated, Model, Rows, Stream, load, loader, make_trainer, our_warnings
 from torch.utils.data import DataLoader
 
 from energy_plugins.lightning import EnergyMonitor
@@ -293,18 +293,21 @@ class TestBudget:
         assert state["fit_j"] >= 19 * POWER_W
 
     def test_what_was_drawn_before_measuring_failed_still_counts(self, virtual: Simulation, tmp_path: Path) -> None:
-        class Breaks(Callback):
-            def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-                if trainer.global_step == 60:
-                    assert monitor._run is not None
-                    vars(monitor._run.steps)["_meter"] = None
+        class Refuses(dict[str, torch.Tensor]):
+            def get(self, *args: Any) -> Any:
+                if (self["input_ids"] == 60).all():
+                    raise RuntimeError("not to be counted")
+                return super().get(*args)
+
+        def collate(rows: list[torch.Tensor]) -> Refuses:
+            return Refuses(input_ids=torch.stack(rows))
 
         monitor = EnergyMonitor(table=False, energy_budget_kwh=300 * STEP_J / KWH)
         checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=150)
-        trainer = make_trainer(tmp_path, monitor, Breaks(), checkpoints, enable_checkpointing=True)
+        trainer = make_trainer(tmp_path, monitor, checkpoints, enable_checkpointing=True)
         with our_warnings() as texts:
-            trainer.fit(Takes(virtual), batches(200))
-        assert any("training goes on" in text for text in texts)
+            trainer.fit(Takes(virtual), DataLoader(Rows(200), collate_fn=collate))
+        assert any("training goes on: not to be counted" in text for text in texts)
         saved = torch.load(checkpoints.best_model_path, weights_only=True)["callbacks"]["EnergyMonitor"]
         for state in (saved, monitor.state_dict()):
             assert state["run"] == ""
