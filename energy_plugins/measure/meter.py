@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from energy_plugins.errors import EnergyError
-from energy_plugins.measure.baseline import Baseline, measure_baseline
 from energy_plugins.measure.collector import Live
 from energy_plugins.measure.cpu_estimate import CpuEstimate
 from energy_plugins.measure.devices import Gpu
@@ -22,6 +21,9 @@ from energy_plugins.measure.progress import Progress
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.run import Options, Run
 from energy_plugins.measure.spans import Kind
+
+if TYPE_CHECKING:
+    from energy_plugins.measure.baseline import Baseline
 
 
 @dataclass(slots=True)
@@ -104,6 +106,8 @@ class EnergyMeter:
             BusyError: a GPU is at work, or a process has it open.
             DeviceError: a GPU is not there, or cannot be measured.
         """
+        from energy_plugins.measure.baseline import measure_baseline  # noqa: PLC0415 - no run of a meter needs it
+
         return measure_baseline(seconds, devices)
 
     @property

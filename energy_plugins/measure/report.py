@@ -49,7 +49,6 @@ from energy_plugins.measure.report_parts import (
     ProcessInfo,
     Work,
 )
-from energy_plugins.measure.summary import text_table
 
 __all__ = [
     "ACTIVITY_COLUMNS",
@@ -226,6 +225,8 @@ class Report:
         return _header(self)
 
     def __str__(self) -> str:
+        from energy_plugins.measure.summary import text_table  # noqa: PLC0415 - most runs of a meter print nothing
+
         return text_table(self)
 
 
