@@ -163,7 +163,6 @@ COUNTER_S = 30.0
 DRAIN_S = DRAIN_PERIOD_NS * 1e-9
 DELIVERED_S = 0.25
 """How late the driver has a sample at most, and some."""
-LATE_S = 0.3
 
 
 def test_a_report_killed_in_mid_write_always_loads(tmp_path: Path) -> None:
@@ -196,11 +195,9 @@ def test_a_report_killed_in_mid_write_always_loads(tmp_path: Path) -> None:
     del now_s
     clock.close()
     clock.unlink()
-    # Driver calls take virtual time, too: a drain may be late by some tenths of a second.
-    assert max(samples_s) <= DRAIN_S + DELIVERED_S + LATE_S
+    assert max(samples_s) <= DRAIN_S + DELIVERED_S
     # A block waits for its counter reading, its marks for the drain after the one that brought them.
-    assert max(steps_s) <= COUNTER_S + 2 * DRAIN_S + DELIVERED_S + LATE_S
-    assert np.median(steps_s) <= 0.7 * COUNTER_S
+    assert max(steps_s) <= COUNTER_S + 2 * DRAIN_S + DELIVERED_S
 
 
 def _train_until_killed(folder: Path, now_s: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
