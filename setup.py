@@ -72,8 +72,9 @@ def simulated(driver: str) -> Extension:
         depends=headers("csrc/sim"),
         language="c++",
         extra_compile_args=["-std=c++17", *COMPILE],
-        # A call inside a library stays in it, whatever other copy of the driver is loaded.
-        extra_link_args=["-pthread", "-ldl", *LINK, "-Wl,-Bsymbolic", f"-Wl,-soname,{SIMULATED[driver]}"],
+        # A call inside a library stays in it, whatever other copy of the driver is loaded; and no program that asks
+        # for the driver by its bare name is answered by a copy loaded from its path.
+        extra_link_args=["-pthread", "-ldl", *LINK, "-Wl,-Bsymbolic", f"-Wl,-soname,libenergy-plugins-{driver}.so"],
     )
 
 

@@ -289,7 +289,8 @@ NVML_API nvmlInit_v2() {
     if (code == NVML_SUCCESS) ++initialised;
     return code;
 }
-NVML_API nvmlInit() { return nvmlInit_v2(); }
+// There is no nvmlInit() without a version: torch's CUDA builds ask through it whether there is a GPU to compute on,
+// and on a machine without one must hear of none. They then ask CUDA itself.
 NVML_API nvmlInitWithFlags(unsigned) { return nvmlInit_v2(); }
 
 NVML_API nvmlShutdown() {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
@@ -145,8 +144,4 @@ def _load(path: Path) -> ctypes.CDLL:
         raise SimulatorError(
             f"{path} is missing: build it with `make install` or `python setup.py build_ext --inplace`"
         )
-    # Whoever asks for the driver by its bare name later gets the library of that name that was loaded first. On a
-    # machine that has a driver this must stay the real one, so that leaving a simulation leaves nothing behind.
-    with contextlib.suppress(OSError):
-        ctypes.CDLL(path.name)
     return ctypes.CDLL(str(path))

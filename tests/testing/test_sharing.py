@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -45,6 +46,17 @@ print(json.dumps({
     "samples": {sample.timeStamp: sample.sampleValue.uiVal for sample in samples},
 }))
 """
+
+
+@pytest.mark.parametrize("name", ["libnvidia-ml.so.1", "libcuda.so.1"])
+def test_a_simulation_never_answers_for_the_driver_of_its_process(simulated: Simulated, name: str) -> None:
+    """A CUDA build of torch asks the driver by its bare name, and on a machine without a GPU must hear of none."""
+    simulated(Constant(200))
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return  # the machine has no driver, and still has none
+    assert not hasattr(driver, "ep_sim_version")
 
 
 def test_another_process_sees_the_same_gpus(simulated: Simulated) -> None:
