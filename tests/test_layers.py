@@ -19,12 +19,13 @@ LEVELS = {
     # Raises what the error tree holds.
     "_native": 1,
     "measure": 2,
-    "lightning": 3,
-    "testing": 4,
+    "training": 3,
+    "lightning": 4,
+    "testing": 5,
     # A training to look at: it may use a framework, and simulated GPUs where there are no others.
-    "demo": 5,
-    "cli": 6,
-    "__main__": 7,
+    "demo": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 
 # For tests, examples, benchmarks and the demo: nothing else of ours may import it, wherever it stands.
@@ -34,7 +35,7 @@ FRAMEWORK_ROOMS = {
     # Who may import a framework. Whatever is not listed here is no framework.
     "lightning": {"lightning", "demo"},
     "pytorch_lightning": {"lightning"},
-    "torch": {"lightning", "demo"},
+    "torch": {"training", "lightning", "demo"},
     "transformers": set[str](),
     "accelerate": set[str](),
     "optuna": set[str](),

@@ -341,9 +341,9 @@ class TestState:
     def test_copies_are_of_the_settings(self, simulation: Simulation, tmp_path: Path) -> None:
         class Copies(Callback):
             def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-                assert monitor._run is not None
-                assert copy.deepcopy(monitor)._run is None
-                assert pickle.loads(pickle.dumps(monitor))._run is None  # noqa: S301 - our own bytes
+                assert monitor._monitor.run is not None
+                assert copy.deepcopy(monitor)._monitor.run is None
+                assert pickle.loads(pickle.dumps(monitor))._monitor.run is None  # noqa: S301 - our own bytes
 
         monitor = EnergyMonitor(name="mine")
         make_trainer(tmp_path, monitor, Copies()).fit(Model(), loader(8))
@@ -367,7 +367,7 @@ class TestTrouble:
     ) -> None:
         def fork(step: int) -> None:
             if (child := os.fork()) == 0:
-                monitor._finish()  # as atexit does
+                monitor._monitor.finish()  # as atexit does
                 os._exit(0)
             os.waitpid(child, 0)
 
@@ -482,9 +482,9 @@ class TestSettings:
             ],
         )
         monitor = next(callback for callback in vars(cli.trainer)["callbacks"] if isinstance(callback, EnergyMonitor))
-        assert monitor._phases_every_n_steps == 7
-        assert monitor._devices == [0]
-        assert monitor._activity
+        assert monitor._settings.phases_every_n_steps == 7
+        assert monitor._settings.devices == [0]
+        assert monitor._settings.activity
 
     def test_without_lightning_the_import_names_the_remedy(self) -> None:
         code = (

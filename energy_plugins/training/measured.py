@@ -1,0 +1,92 @@
+"""One run of a training while it is being measured."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from energy_plugins.measure.drivers import current_drivers
+from energy_plugins.measure.forecast import Forecast, Limits, Pace, Position, batches_left, in_short
+from energy_plugins.measure.meter import EnergyMeter
+from energy_plugins.measure.spans import Kind
+from energy_plugins.training.figures import figures
+from energy_plugins.training.replaced import Replaced
+from energy_plugins.training.steps import Steps
+from energy_plugins.units import j_to_kwh
+
+Outlook = Callable[[], tuple[Limits, Position]]
+"""What may end a training, and where it stands."""
+
+
+class Measured:
+    """One fit, validate, test or predict that is being measured: whatever lives only as long as it.
+
+    Args:
+        meter: started.
+        folder: where the report goes, None if it is not kept.
+        fitting: whether it is a fit, which has a span of its own and adds to what the training drew.
+        counts: whether its joules are no other rank's too.
+        outlook: asked when a forecast is made.
+    """
+
+    def __init__(
+        self, meter: EnergyMeter, folder: Path | None, *, fitting: bool, counts: bool, outlook: Outlook
+    ) -> None:
+        self.key = uuid.uuid4().hex
+        self.owner = os.getpid()
+        self.meter = meter
+        self.folder = folder
+        self.fitting = fitting
+        self.steps = Steps(meter, current_drivers().clock.now_ns)
+        self.replaced = Replaced()
+        self.counts = counts
+        self.made = 0
+        """Steps."""
+        self.drawn_j = 0.0
+        self.in_short = ""
+        """What a progress bar shows."""
+        self._outlook = outlook
+        self._pace = Pace()
+        if fitting:
+            meter.begin(Kind.FIT)
+
+    def figures(self, earlier_j: float, *, peek: bool = True) -> dict[str, float]:
+        """Return the latest figures by the key under which they are logged; what is not known is left out.
+
+        Means over steps begin where the last call without ``peek`` ended.
+        """
+        return figures(self.meter.latest(peek=peek), earlier_j if self.fitting else 0.0)
+
+    def forecast(self) -> Forecast | None:
+        """Return what to expect of this run, None while too little is known or if its end is not."""
+        progress = self.meter.latest(peek=True)
+        if progress is None:
+            return None
+        self._pace = self._pace.seen(progress.spent)
+        limits, position = self._outlook()
+        left = batches_left(limits, position)
+        return self._pace.forecast(left, made=self.made, seconds_left=limits.seconds_left)
+
+    def prospects(self, earlier_j: float) -> dict[str, float]:
+        """Return the forecast by the keys under which it is logged, and have the progress bar show it."""
+        progress, forecast = self.meter.latest(peek=True), self.forecast()
+        if progress is not None:
+            self.in_short = in_short(progress.total_j + earlier_j, forecast, earlier_j)
+        if forecast is None:
+            return {}
+        return {
+            "energy/forecast_kwh": j_to_kwh(forecast.energy_j + earlier_j),
+            "energy/forecast_s": forecast.left_s,
+        }
+
+    def close(self) -> None:
+        """Put everything back and stop the meter."""
+        self.replaced.close()
+        try:
+            self.steps.close()
+            if self.fitting:
+                self.meter.end(Kind.FIT)
+        finally:
+            self.meter.stop()

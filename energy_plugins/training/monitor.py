@@ -1,0 +1,321 @@
+"""What a framework's plugin does with hooks, whatever the framework: start, mark, tell, finish; and never raise."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from energy_plugins.measure.budget import Budget
+from energy_plugins.measure.meter import EnergyMeter
+from energy_plugins.measure.spans import Kind
+from energy_plugins.training.figures import TOTALS
+from energy_plugins.training.guard import FAILURES, guarded, warn
+from energy_plugins.training.measured import Measured, Outlook
+from energy_plugins.training.watch import SumOverRanks, Watch
+
+if TYPE_CHECKING:
+    from energy_plugins.measure.json_section import JSON
+    from energy_plugins.measure.report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a user may ask of any plugin."""
+
+    folder: str | None = None
+    name: str | None = None
+    phases_every_n_steps: int = 50
+    log: bool = True
+    progress_bar: bool = True
+    devices: Sequence[int | str] | None = None
+    table: bool = True
+    activity: bool = False
+    energy_budget_kwh: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, at once; raises ValueError."""
+        every = self.phases_every_n_steps
+        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+            raise ValueError(f"phases_every_n_steps is {every!r}: give 0 for never, or a positive number")
+        _ = self.budget
+
+    @property
+    def budget(self) -> Budget | None:
+        """The most that a fit may draw."""
+        return None if self.energy_budget_kwh is None else Budget.of_kwh(self.energy_budget_kwh)
+
+    def in_phases(self, optimizer_step: int) -> bool:
+        """Tell whether the phases of this optimizer step are marked."""
+        return self.phases_every_n_steps > 0 and optimizer_step % self.phases_every_n_steps == 0
+
+
+class Monitor:
+    """Measures the runs of one training, one after the other.
+
+    It lives in the plugin's callback. Its methods never raise: the first failure in measuring ends the run with one
+    warning, and the training goes on. Copies, and those in other processes, measure anew.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.run: Measured | None = None
+        self.watch: Watch | None = None
+        """The budget of the fit that runs. The plugin looks at it, unguarded: that is collective."""
+        self.report: Report | None = None
+        self.earlier_j = 0.0
+        """What this rank's earlier runs of the same training drew."""
+        self.earlier_fit_j: float | None = None
+        """Of all ranks, which `earlier_j` is not; None if nobody counted."""
+        self._speaks = True
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what lives in this process only."""
+        return {**self.__dict__, "run": None, "watch": None, "report": None}
+
+    # A run.
+
+    def start(  # noqa: PLR0913 - what a run is
+        self,
+        *,
+        folder: Path | None,
+        devices: Sequence[int | str] | None,
+        config: Mapping[str, JSON],
+        outlook: Outlook,
+        fitting: bool = True,
+        counts: bool = True,
+        speaks: bool = True,
+    ) -> Measured | None:
+        """Start measuring, and return the run; None if that failed.
+
+        Args:
+            folder: for the report, new; None if it is not to be kept.
+            devices: to measure, unless the user named some; None for all that are visible.
+            config: what a reader of the report needs to know of the trainer.
+            outlook: see `Measured`.
+            fitting: see `Measured`.
+            counts: see `Measured`.
+            speaks: whether this process is the one that prints.
+        """
+        self.finish()
+        self._speaks = speaks
+        self._start(folder=folder, devices=devices, config=config, outlook=outlook, fitting=fitting, counts=counts)
+        return self.run
+
+    @guarded
+    def _start(  # noqa: PLR0913 - as `start`
+        self,
+        *,
+        folder: Path | None,
+        devices: Sequence[int | str] | None,
+        config: Mapping[str, JSON],
+        outlook: Outlook,
+        fitting: bool,
+        counts: bool,
+    ) -> None:
+        settings = self.settings
+        meter = EnergyMeter(
+            settings.name,
+            settings.devices if settings.devices is not None else devices,
+            folder=folder,
+            config={**config, "earlier_j": self.earlier_j},
+            activity=settings.activity,
+        )
+        meter.start()
+        self.run = Measured(meter, folder, fitting=fitting, counts=counts, outlook=outlook)
+        if settings.log or settings.progress_bar or settings.budget is not None:
+            meter.latest(peek=True)  # figures are made from now on, so that no step is missing in them
+        atexit.register(self.finish)
+        if fitting and settings.budget is not None and not (meter.run and meter.run.own):
+            warn(f"no GPU is measured, so no {settings.budget} can be kept")
+
+    def finish(self) -> Report | None:
+        """Stop measuring, save the report, print and return it; None if no run is measured."""
+        before = self.report
+        self._finish()
+        return self.report if self.report is not before else None
+
+    @guarded
+    def _finish(self) -> None:
+        run, self.run = self.run, None
+        watch, self.watch = self.watch, None
+        if watch is not None:
+            watch.close()
+            if run is None:
+                self.earlier_fit_j = watch.total_j(watch.own_j)
+        if run is None or run.owner != os.getpid():  # a forked child that exits leaves the run to its parent
+            return
+        atexit.unregister(self.finish)
+        run.close()
+        self.report = report = run.meter.report()
+        if report.total_j is not None and run.fitting:
+            self.earlier_j += report.total_j
+            self.earlier_fit_j = None if watch is None else watch.total_j(report.total_j)
+        if self.settings.table and self._speaks:
+            where = f"\nReport: {run.folder}" if run.folder is not None else ""
+            sys.stdout.write(f"\n{report}{where}\n")
+            sys.stdout.flush()
+
+    def give_up(self, error: Exception) -> None:
+        """End the measurement because of ``error``; its joules so far still count."""
+        run, self.run = self.run, None
+        if run is not None:
+            atexit.unregister(self.finish)
+            with suppress(*FAILURES):
+                run.drawn_j = run.meter.drawn_j()
+            with suppress(*FAILURES):
+                run.close()
+            if run.fitting:
+                self._keep_drawn(run)
+        if not self._warned:
+            self._warned = True
+            warn(f"measuring failed, training goes on: {error}")
+
+    def _keep_drawn(self, run: Measured) -> None:
+        """Count what a fit drew that is not measured to its end."""
+        self.earlier_j += run.drawn_j
+        if (watch := self.watch) is not None:
+            watch.own_j = run.drawn_j if run.counts else watch.own_j
+            self.earlier_fit_j = watch.total_j(watch.own_j)
+
+    # Marks.
+
+    @guarded
+    def begin(self, kind: Kind) -> None:
+        """Open a span."""
+        if self.run is not None:
+            self.run.meter.begin(kind)
+
+    @guarded
+    def end(self, kind: Kind) -> None:
+        """Close it."""
+        if self.run is not None:
+            self.run.meter.end(kind)
+
+    @guarded
+    def fetch_begins(self) -> None:
+        """Note that the training loop turns to its loader for a batch."""
+        if self.run is not None:
+            self.run.steps.fetch_begins()
+
+    @guarded
+    def fetch_ends(self) -> None:
+        """Note that it has one, or that there is none left."""
+        if self.run is not None:
+            self.run.steps.fetch_ends()
+
+    @guarded
+    def open_step(self, optimizer_step: int) -> None:
+        """Open the step that began with the fetch of its first batch."""
+        if self.run is not None:
+            self.run.steps.open(in_phases=self.settings.in_phases(optimizer_step))
+
+    @guarded
+    def enter(self, phase: Kind | None) -> None:
+        """Go from one phase of the step to the next, or to none."""
+        if self.run is not None:
+            self.run.steps.enter(phase)
+
+    @guarded
+    def close_step(self, samples: int | None, tokens: int | None) -> None:
+        """Close the step, and say what it worked on."""
+        if self.run is not None:
+            self.run.steps.close(samples, tokens)
+            self.run.made += 1
+
+    @guarded
+    def drop_step(self) -> None:
+        """Close a step that is open without having become one, such as at the end of an epoch."""
+        if self.run is not None:
+            self.run.steps.close()
+
+    # Figures, by the key under which every framework logs them.
+
+    def news(self) -> dict[str, float]:
+        """Return the latest figures, with means since the last call, and what to expect of the whole fit."""
+        found: dict[str, float] = {}
+        self._gather(found, peek=False)
+        return found
+
+    def totals(self) -> dict[str, float]:
+        """Return the totals so far, and begin no new means; nothing if no run is measured."""
+        found: dict[str, float] = {}
+        if self.run is not None:
+            found["energy/total_j"] = self.earlier_j
+            self._gather(found, peek=True)
+        return {key: value for key, value in found.items() if key in TOTALS}
+
+    @guarded
+    def _gather(self, found: dict[str, float], *, peek: bool) -> None:
+        if self.run is not None:
+            found |= self.run.figures(self.earlier_j, peek=peek)
+            if not peek:
+                found |= self.run.prospects(self.earlier_j)
+
+    # The training's joules, over all its runs.
+
+    @guarded
+    def refresh(self) -> None:
+        """Look what the run has drawn until now."""
+        if self.run is not None:
+            self.run.drawn_j = self.run.meter.drawn_j()
+
+    @guarded
+    def note_stop(self, reason: str) -> None:
+        """Have the report say why the training was ended early."""
+        if self.run is not None:
+            self.run.meter.stopped_because(reason)
+
+    @guarded
+    def tell(self, watch: Watch) -> None:
+        """Say what this rank has drawn and expects to; if it measures no more, what it said last."""
+        self.refresh()
+        if self.run is not None and self.run.counts:
+            watch.own_j = self.run.drawn_j
+            forecast = self.run.forecast()
+            watch.own_expected_j = math.nan if forecast is None else forecast.energy_j
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, as plain numbers and strings: joules so far, and the run that counts them."""
+        self.refresh()
+        run, watch = self.run, self.watch
+        if run is None or not run.fitting:
+            fit_j = self.earlier_fit_j if watch is None else watch.total_j(watch.own_j)
+            return {"total_j": self.earlier_j, "run": "", **_fit_state(fit_j)}
+        fit_j = None if watch is None else watch.total_j(run.drawn_j)
+        return {"total_j": self.earlier_j + run.drawn_j, "run": run.key, **_fit_state(fit_j)}
+
+    @guarded
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Carry on from the joules of an earlier run; the state of the present run changes nothing."""
+        if self.run is not None and state["run"] == self.run.key:
+            return
+        total_j, fit_j = float(state["total_j"]), state.get("fit_j")
+        fit_j = None if fit_j is None else float(fit_j)
+        if not (math.isfinite(total_j) and math.isfinite(fit_j or 0.0)):
+            warn(f"the checkpoint's joules are no numbers ({total_j}, {fit_j}): those are not counted")
+        self.earlier_j = total_j if math.isfinite(total_j) else self.earlier_j
+        self.earlier_fit_j = fit_j if fit_j is not None and math.isfinite(fit_j) else None
+
+    @guarded
+    def forget(self) -> None:
+        """Count from zero: a training begins that is no earlier one's sequel."""
+        self.earlier_j, self.earlier_fit_j = 0.0, None
+
+    def watch_budget(self, budget: Budget, *, ranks: int, speaks: bool, sum_over_ranks: SumOverRanks) -> Watch:
+        """Begin to keep the budget of a fit that has just been started, on every rank."""
+        # A training that had no budget counted this rank only.
+        earlier_j = self.earlier_j * ranks if self.earlier_fit_j is None else self.earlier_fit_j
+        self.watch = Watch(budget, earlier_j, ranks=ranks, speaks=speaks, sum_over_ranks=sum_over_ranks)
+        return self.watch
+
+
+def _fit_state(fit_j: float | None) -> dict[str, float]:
+    return {} if fit_j is None else {"fit_j": fit_j}
