@@ -66,6 +66,8 @@ def _compose(path: str | Path, text: str) -> Node | None:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{path} line {line}: the character {error.character:#x}; expected YAML") from error
+    except (ValueError, OverflowError) as error:  # of an escape beyond Unicode, or a version of endless digits
+        raise ConfigError(f"{path}: {error}; expected YAML") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply; expected sections with keys, no more") from error
 
