@@ -2,6 +2,7 @@
 
 The names below are loaded on first use, so that importing the package opens no library and imports no framework:
 
+* `EnergyConfig` says how a training is measured and reported;
 * `EnergyMeter` measures a run, its steps and its spans of work;
 * `Report` is what it found, a frozen value and a folder on disk;
 * `visible_gpus` lists the GPUs that this process may use;
@@ -17,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from energy_plugins.config import EnergyConfig
     from energy_plugins.measure.cpu_estimate import CpuEstimate
     from energy_plugins.measure.devices import visible_gpus
     from energy_plugins.measure.meter import EnergyMeter
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["CpuEstimate", "EnergyMeter", "Kind", "Report", "__version__", "visible_gpus"]
+__all__ = ["CpuEstimate", "EnergyConfig", "EnergyMeter", "Kind", "Report", "__version__", "visible_gpus"]
 
 _HOMES = {
     "CpuEstimate": "energy_plugins.measure.cpu_estimate",
+    "EnergyConfig": "energy_plugins.config",
     "EnergyMeter": "energy_plugins.measure.meter",
     "Kind": "energy_plugins.measure.spans",
     "Report": "energy_plugins.measure.report",

@@ -4,6 +4,7 @@
 
     EnergyError                     everything this package raises on purpose
     ├── DeviceError (ValueError)    a GPU that is unknown, or not one that this process may use
+    ├── ConfigError (ValueError)    something configured that is unknown or not allowed; says where it stands
     ├── BusyError (RuntimeError)    a GPU that should be idle is at work
     ├── NvmlError (RuntimeError)    a call of NVML failed; has .call and .code
     ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
@@ -20,6 +21,10 @@ class EnergyError(Exception):
 
 class DeviceError(EnergyError, ValueError):
     """A GPU was named that does not exist, or that this process may not use."""
+
+
+class ConfigError(EnergyError, ValueError):
+    """A key that does not exist, or a value that is not allowed; the message says where it stands and what may."""
 
 
 class BusyError(EnergyError, RuntimeError):

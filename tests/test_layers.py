@@ -18,6 +18,8 @@ LEVELS = {
     "units": 0,
     # Raises what the error tree holds.
     "_native": 1,
+    # Beside measuring: neither knows the other.
+    "config": 2,
     "measure": 2,
     "training": 3,
     "lightning": 4,

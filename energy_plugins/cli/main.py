@@ -22,6 +22,7 @@ _VERBS = {
     "run": "Measure any command and its children.",
     "report": "Show the report in a folder.",
     "watch": "Show power and joules of the GPUs as they are now.",
+    "config": "Show the configuration that counts, and where each value came from.",
     "demo": "Train a small network and show where the joules went.",
 }
 
