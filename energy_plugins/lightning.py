@@ -19,13 +19,15 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("Lightning is missing: pip install energy-plugins[lightning]") from error
 
+from energy_plugins.config import effective
+from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.batch import work_of
 from energy_plugins.training.folder import new_folder
 from energy_plugins.training.guard import FAILURES, guard, warn
-from energy_plugins.training.monitor import Monitor, Settings
+from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.watch import Watch
 
@@ -73,10 +75,13 @@ class EnergyMonitor(Callback):
     Every fit, validate, test or predict leaves one report folder, and the last one is `report`. A run that cannot be
     measured warns once and goes on.
 
+    What is not given here is taken from the configuration (`energy_plugins.config`): the environment, or its file.
+
     Args:
         folder: Where reports go, a folder ``<name>-<n>`` for each run; ``<default_root_dir>/energy`` if not given.
         name: What the runs are called; ``run`` if not given.
-        phases_every_n_steps: Mark forward, backward and optimizer in every n-th optimizer step; 0 never does.
+        phases_every_n_steps: Mark forward, backward and optimizer in every n-th optimizer step, of 50 if not given; 0
+            never does.
         log: Whether to send the figures to the trainer's loggers.
         progress_bar: Whether to show the joules in the progress bar.
         devices: Ordinals of the GPUs to measure; if not given, the one this process trains on, and without one all
@@ -90,7 +95,7 @@ class EnergyMonitor(Callback):
             last validation. It ends even if ``min_epochs`` or ``min_steps`` ask for more.
 
     Raises:
-        ValueError: If ``phases_every_n_steps`` is negative, or ``energy_budget_kwh`` is no positive number.
+        ConfigError: If a value is not allowed, here or in the configuration. It is a ValueError.
 
     Example::
 
@@ -105,26 +110,28 @@ class EnergyMonitor(Callback):
         self,
         folder: str | None = None,
         name: str | None = None,
-        phases_every_n_steps: int = 50,
-        log: bool = True,  # noqa: FBT001, FBT002 - LightningCLI's convention
-        progress_bar: bool = True,  # noqa: FBT001, FBT002
+        phases_every_n_steps: int | None = None,
+        log: bool | None = None,  # noqa: FBT001 - LightningCLI's convention
+        progress_bar: bool | None = None,  # noqa: FBT001
         devices: list[int] | None = None,
-        table: bool = True,  # noqa: FBT001, FBT002
-        activity: bool = False,  # noqa: FBT001, FBT002
+        table: bool | None = None,  # noqa: FBT001
+        activity: bool | None = None,  # noqa: FBT001
         energy_budget_kwh: float | None = None,
     ) -> None:
-        self._settings = settings = Settings(
-            folder=folder,
-            name=name,
-            phases_every_n_steps=phases_every_n_steps,
-            log=log,
-            progress_bar=progress_bar,
-            devices=devices,
-            table=table,
-            activity=activity,
-            energy_budget_kwh=energy_budget_kwh,
-        )
-        self._monitor = Monitor(settings)
+        if energy_budget_kwh is not None:
+            Budget.of_kwh(energy_budget_kwh)
+        arguments = {
+            "report.folder": folder,
+            "report.name": name,
+            "report.log": log,
+            "report.progress_bar": progress_bar,
+            "report.table": table,
+            "measure.devices": devices,
+            "measure.phases_every_n_steps": phases_every_n_steps,
+            "measure.activity": activity,
+            "measure.energy_budget_kwh": energy_budget_kwh,
+        }
+        self._monitor = Monitor(effective(arguments=arguments).config)
 
     @property
     def report(self) -> Report | None:
@@ -145,7 +152,7 @@ class EnergyMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start measuring, when the model is on its device; end the fit at once if its budget is spent already."""
         self._start(trainer)
-        budget = self._settings.budget
+        budget = self._monitor.budget
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
         if budget is not None:
             watch = self._monitor.watch_budget(
@@ -231,17 +238,17 @@ class EnergyMonitor(Callback):
 
     @_guarded
     def _close_step(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
-        monitor, settings = self._monitor, self._settings
+        monitor, asked = self._monitor, self._monitor.config.report
         if monitor.run is None:
             return
         monitor.close_step(*work_of(batch))
-        if (settings.log or settings.progress_bar) and not trainer.barebones and _is_logging_step(trainer):
+        if (asked.log or asked.progress_bar) and not trainer.barebones and _is_logging_step(trainer):
             for key, value in monitor.news().items():
                 pl_module.log(
                     key,
                     _metric(value),
-                    prog_bar=settings.progress_bar and key in _IN_PROGRESS_BAR,
-                    logger=settings.log and bool(trainer.loggers),
+                    prog_bar=asked.progress_bar and key in _IN_PROGRESS_BAR,
+                    logger=asked.log and bool(trainer.loggers),
                     on_step=True,
                     on_epoch=False,
                     batch_size=1,
@@ -257,7 +264,7 @@ class EnergyMonitor(Callback):
     @_guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the joules so far while the loggers are open, for fits shorter than the logging interval."""
-        totals = self._monitor.totals() if self._settings.log else {}
+        totals = self._monitor.totals() if self._monitor.config.report.log else {}
         for logger in trainer.loggers if totals else ():
             logger.log_metrics(totals, step=trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001
 
@@ -310,17 +317,17 @@ class EnergyMonitor(Callback):
         devices = own_gpu(trainer.strategy.root_device)
         loop = trainer.fit_loop.epoch_loop
         bracket = _fetch_bracket(loop)
-        config = _settings(trainer)
+        facts = _facts(trainer)
         if bracket is None:
-            config["data_wait"] = "not measured: this version of Lightning does not call out around a fetch"
+            facts["data_wait"] = "not measured: this version of Lightning does not call out around a fetch"
         run = self._monitor.start(
             folder=folder,
             devices=devices,
-            config=config,
+            facts=facts,
             outlook=lambda: (_limits(trainer), _position(trainer)),
             fitting=trainer.state.fn == "fit",
             # GPUs that are not the rank's own may be measured by its neighbours too.
-            counts=trainer.local_rank == 0 or (self._settings.devices is None and devices is not None),
+            counts=trainer.local_rank == 0 or (self._monitor.config.measure.devices is None and devices is not None),
             speaks=trainer.is_global_zero,
         )
         if run is None:
@@ -330,7 +337,7 @@ class EnergyMonitor(Callback):
             run.replaced.replace(loop, _BEFORE_FETCH, partial(self._before_fetch, bracket[0]))
             run.replaced.replace(loop, _AFTER_FETCH, partial(self._after_fetch, bracket[1]))
         bar = trainer.progress_bar_callback
-        if run.fitting and self._settings.progress_bar and bar is not None:
+        if run.fitting and self._monitor.config.report.progress_bar and bar is not None:
             run.replaced.replace(bar, "get_metrics", partial(self._in_bar, bar.get_metrics))
 
     def _in_bar(self, get_metrics: Callable[..., dict[str, Any]], /, *args: object, **kwargs: object) -> dict[str, Any]:
@@ -354,15 +361,15 @@ class EnergyMonitor(Callback):
         claimed = None
         if trainer.is_global_zero:
             try:
-                claimed = new_folder(self._parent(trainer), self._settings.name or "run")
+                claimed = new_folder(self._parent(trainer), self._monitor.config.report.name or "run")
             except FAILURES as error:
                 warn(f"the report is not kept on disk: {error}")
         folder = trainer.strategy.broadcast(claimed)
         return folder if folder is None or trainer.is_global_zero else folder / f"rank-{trainer.global_rank}"
 
     def _parent(self, trainer: Trainer) -> Path:
-        if self._settings.folder is not None:
-            return Path(self._settings.folder)
+        if (folder := self._monitor.config.report.folder) is not None:
+            return Path(folder)
         root = trainer.default_root_dir
         return Path.cwd() / "energy" if "://" in root else Path(root) / "energy"
 
@@ -445,7 +452,7 @@ def _is_logging_step(trainer: Trainer) -> bool:
     return trainer._logger_connector.should_update_logs  # noqa: SLF001
 
 
-def _settings(trainer: Trainer) -> dict[str, JSON]:
+def _facts(trainer: Trainer) -> dict[str, JSON]:
     """Return what a reader of the report needs to know of the trainer."""
     return {
         "stage": "" if trainer.state.fn is None else trainer.state.fn.value,

@@ -455,3 +455,14 @@ def test_importing_it_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["ENERGY_STAR_RATING", "ENERGY_MARKET", "ENERGYLABEL"])
+def test_variables_of_other_programs_are_none_of_our_business(name: str) -> None:
+    assert effective(environ={name: "whatever"}) == effective(environ={})
+
+
+@pytest.mark.parametrize("name", ["ENERGY_MEASURE_POWER", "ENERGY_REPORT_X", "ENERGY_MESURE_ACTIVITY", "ENERGY_CONFG"])
+def test_misspelt_variables_of_ours_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}.*nearest"):
+        effective(environ={name: "1"})

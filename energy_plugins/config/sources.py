@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 
@@ -105,9 +106,17 @@ def from_environment(environ: Mapping[str, str]) -> Iterator[Given]:
         origin = f"environment {name}"
         if name not in VARIABLES:
             _refuse_if_to_come(name.removeprefix(_PREFIX).lower(), origin)
-            raise unknown(name, "environment: the variable", [*VARIABLES, FILE_VARIABLE])
+            if _is_ours(name):
+                raise unknown(name, "environment: the variable", [*VARIABLES, FILE_VARIABLE])
+            continue
         if environ[name]:
             yield Given.of(VARIABLES[name], environ[name], origin)
+
+
+def _is_ours(name: str) -> bool:
+    """Tell a misspelt variable of ours from one of another program's, which is none of our business."""
+    sections = tuple(f"{_PREFIX}{section.upper()}_" for section in SECTIONS)
+    return name.startswith(sections) or bool(get_close_matches(name, [*VARIABLES, FILE_VARIABLE], n=1, cutoff=0.8))
 
 
 def _from_flags(pairs: Iterable[tuple[str, str]]) -> Iterator[Given]:

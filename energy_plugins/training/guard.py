@@ -35,7 +35,7 @@ _Hook = Callable[Concatenate[_Self, _P], None]
 
 
 def guard(*more: type[Exception]) -> Callable[[_Hook[Any, _P]], _Hook[Any, _P]]:
-    """Return a decorator for hooks: a failure inside (`FAILURES`, and ``more``) ends the measurement, not the training."""
+    """Return a decorator for hooks: a failure inside (`FAILURES`, ``more``) ends the measurement, not the training."""
     failures = (*FAILURES, *more)
 
     def guarded(hook: _Hook[_Self, _P]) -> _Hook[_Self, _P]:

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,39 +20,9 @@ from energy_plugins.training.measured import Measured, Outlook
 from energy_plugins.training.watch import SumOverRanks, Watch
 
 if TYPE_CHECKING:
+    from energy_plugins.config import EnergyConfig
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.report import Report
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a user may ask of any plugin."""
-
-    folder: str | None = None
-    name: str | None = None
-    phases_every_n_steps: int = 50
-    log: bool = True
-    progress_bar: bool = True
-    devices: Sequence[int | str] | None = None
-    table: bool = True
-    activity: bool = False
-    energy_budget_kwh: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what makes no sense, at once; raises ValueError."""
-        every = self.phases_every_n_steps
-        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
-            raise ValueError(f"phases_every_n_steps is {every!r}: give 0 for never, or a positive number")
-        _ = self.budget
-
-    @property
-    def budget(self) -> Budget | None:
-        """The most that a fit may draw."""
-        return None if self.energy_budget_kwh is None else Budget.of_kwh(self.energy_budget_kwh)
-
-    def in_phases(self, optimizer_step: int) -> bool:
-        """Tell whether the phases of this optimizer step are marked."""
-        return self.phases_every_n_steps > 0 and optimizer_step % self.phases_every_n_steps == 0
 
 
 class Monitor:
@@ -63,8 +32,8 @@ class Monitor:
     warning, and the training goes on. Copies, and those in other processes, measure anew.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, config: EnergyConfig) -> None:
+        self.config = config
         self.run: Measured | None = None
         self.watch: Watch | None = None
         """The budget of the fit that runs. The plugin looks at it, unguarded: that is collective."""
@@ -80,6 +49,12 @@ class Monitor:
         """Leave out what lives in this process only."""
         return {**self.__dict__, "run": None, "watch": None, "report": None}
 
+    @property
+    def budget(self) -> Budget | None:
+        """The most that a fit may draw."""
+        kwh = self.config.measure.energy_budget_kwh
+        return None if kwh is None else Budget.of_kwh(kwh)
+
     # A run.
 
     def start(  # noqa: PLR0913 - what a run is
@@ -87,7 +62,7 @@ class Monitor:
         *,
         folder: Path | None,
         devices: Sequence[int | str] | None,
-        config: Mapping[str, JSON],
+        facts: Mapping[str, JSON],
         outlook: Outlook,
         fitting: bool = True,
         counts: bool = True,
@@ -98,7 +73,7 @@ class Monitor:
         Args:
             folder: for the report, new; None if it is not to be kept.
             devices: to measure, unless the user named some; None for all that are visible.
-            config: what a reader of the report needs to know of the trainer.
+            facts: what a reader of the report needs to know of the trainer.
             outlook: see `Measured`.
             fitting: see `Measured`.
             counts: see `Measured`.
@@ -106,7 +81,7 @@ class Monitor:
         """
         self.finish()
         self._speaks = speaks
-        self._start(folder=folder, devices=devices, config=config, outlook=outlook, fitting=fitting, counts=counts)
+        self._start(folder=folder, devices=devices, facts=facts, outlook=outlook, fitting=fitting, counts=counts)
         return self.run
 
     @guarded
@@ -115,26 +90,29 @@ class Monitor:
         *,
         folder: Path | None,
         devices: Sequence[int | str] | None,
-        config: Mapping[str, JSON],
+        facts: Mapping[str, JSON],
         outlook: Outlook,
         fitting: bool,
         counts: bool,
     ) -> None:
-        settings = self.settings
+        measure, report = self.config.measure, self.config.report
+        if not measure.enabled:
+            return
         meter = EnergyMeter(
-            settings.name,
-            settings.devices if settings.devices is not None else devices,
+            report.name,
+            measure.devices if measure.devices is not None else devices,
             folder=folder,
-            config={**config, "earlier_j": self.earlier_j},
-            activity=settings.activity,
+            config={**facts, "earlier_j": self.earlier_j},
+            power_sensor=measure.power_sensor,
+            activity=measure.activity,
         )
         meter.start()
         self.run = Measured(meter, folder, fitting=fitting, counts=counts, outlook=outlook)
-        if settings.log or settings.progress_bar or settings.budget is not None:
+        if report.log or report.progress_bar or self.budget is not None:
             meter.latest(peek=True)  # figures are made from now on, so that no step is missing in them
         atexit.register(self.finish)
-        if fitting and settings.budget is not None and not (meter.run and meter.run.own):
-            warn(f"no GPU is measured, so no {settings.budget} can be kept")
+        if fitting and self.budget is not None and not (meter.run and meter.run.own):
+            warn(f"no GPU is measured, so no {self.budget} can be kept")
 
     def finish(self) -> Report | None:
         """Stop measuring, save the report, print and return it; None if no run is measured."""
@@ -158,7 +136,7 @@ class Monitor:
         if report.total_j is not None and run.fitting:
             self.earlier_j += report.total_j
             self.earlier_fit_j = None if watch is None else watch.total_j(report.total_j)
-        if self.settings.table and self._speaks:
+        if self.config.report.table and self._speaks:
             where = f"\nReport: {run.folder}" if run.folder is not None else ""
             sys.stdout.write(f"\n{report}{where}\n")
             sys.stdout.flush()
@@ -215,7 +193,8 @@ class Monitor:
     def open_step(self, optimizer_step: int) -> None:
         """Open the step that began with the fetch of its first batch."""
         if self.run is not None:
-            self.run.steps.open(in_phases=self.settings.in_phases(optimizer_step))
+            every = self.config.measure.phases_every_n_steps
+            self.run.steps.open(in_phases=every > 0 and optimizer_step % every == 0)
 
     @guarded
     def enter(self, phase: Kind | None) -> None:

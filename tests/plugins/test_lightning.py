@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from energy_plugins.errors import ConfigError
 from energy_plugins.lightning import EnergyMonitor
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
@@ -431,7 +432,9 @@ class TestTrouble:
 
     def test_a_folder_that_cannot_be_is_only_no_folder(self, simulation: Simulation, tmp_path: Path) -> None:
         # Whatever goes wrong with it, the other ranks wait to be told the folder.
-        monitor = EnergyMonitor(folder="no\0folder")
+        with pytest.raises(ConfigError, match="report.folder is"):
+            EnergyMonitor(folder="no\0folder")
+        monitor = EnergyMonitor(folder="n" * 300)
         with our_warnings() as texts:
             make_trainer(tmp_path, monitor).fit(Model(), loader(8))
         assert ["not kept on disk" in text for text in texts] == [True]
@@ -482,9 +485,9 @@ class TestSettings:
             ],
         )
         monitor = next(callback for callback in vars(cli.trainer)["callbacks"] if isinstance(callback, EnergyMonitor))
-        assert monitor._settings.phases_every_n_steps == 7
-        assert monitor._settings.devices == [0]
-        assert monitor._settings.activity
+        assert monitor._monitor.config.measure.phases_every_n_steps == 7
+        assert monitor._monitor.config.measure.devices == (0,)
+        assert monitor._monitor.config.measure.activity
 
     def test_without_lightning_the_import_names_the_remedy(self) -> None:
         code = (

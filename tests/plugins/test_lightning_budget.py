@@ -327,7 +327,7 @@ class TestBudget:
             ],
         )
         monitor = next(callback for callback in vars(cli.trainer)["callbacks"] if isinstance(callback, EnergyMonitor))
-        assert str(monitor._settings.budget) == "energy budget of 0.5 kWh"
+        assert str(monitor._monitor.budget) == "energy budget of 0.5 kWh"
 
 
 class Records(Callback):
