@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from measuring import Simulated, lasted_s
+from measuring import COUNTER, POWER_W, SAMPLES, Simulated, lasted_s
 
 from energy_plugins.errors import DeviceError, EnergyError, ReportError
 from energy_plugins.measure.devices import Gpu, visible_gpus
@@ -31,8 +31,6 @@ from energy_plugins.testing import (
     Simulation,
 )
 
-POWER_W = 300.0
-SAMPLES, COUNTER = "nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption"
 POWER_CALLS = (SAMPLES, COUNTER, "nvmlDeviceGetPowerUsage", "nvmlDeviceGetFieldValues")
 
 
