@@ -185,20 +185,18 @@ class Collector:
     def _settle_segments(self, settled_ns: int, working: Sequence[Interval]) -> None:
         segments = self._segments()
         start_ns = self.settlement.settled_ns
-        edges = segments.edges_ns
-        inside = edges[(edges > start_ns) & (edges < settled_ns)]
-        cuts = np.concatenate([[start_ns], inside, [settled_ns]])
-        which = np.clip(np.searchsorted(edges, cuts[:-1], side="right") - 1, 0, len(segments.kinds) - 1)
+        cuts = np.concatenate([[start_ns], segments.edges_between(start_ns, settled_ns), [settled_ns]])
+        kinds = segments.kinds[segments.at(cuts[:-1])]
         energy = self.settlement.energy(np.stack([cuts[:-1], cuts[1:]], axis=1).tolist())
         # What a gap in the samples drew belongs to the run's total, so it must be in the sum of its kinds.
         drawn_j = sum(
             (np.diff(self.settlement.points(row, cuts).energy_j) for row in range(len(self.settlement.tracks))),
-            np.zeros(len(which)),
+            np.zeros(len(kinds)),
         )
         self.totals.add_segments(
-            segments.kinds[which], np.diff(cuts), replace(energy, joules=drawn_j), begun=np.isin(cuts[:-1], edges)
+            kinds, np.diff(cuts), replace(energy, joules=drawn_j), begun=np.isin(cuts[:-1], segments.edges_ns)
         )
-        self.lanes.settle(self.settlement.tracks, cuts, segments.kinds[which], working)
+        self.lanes.settle(self.settlement.tracks, cuts, kinds, working)
         for row, track in enumerate(self.settlement.tracks):
             for one in track.ledger.recovered[self._recovered[row] :]:
                 if one.until_ns <= settled_ns:
