@@ -20,6 +20,7 @@ from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.neighbours import judge, look_at, sees_all_processes
 from energy_plugins.measure.power_sensors import usage_sensor
 from energy_plugins.measure.report_parts import Company, Others
+from energy_plugins.units import mj_to_j, mw_to_w
 
 Handle = Any
 """nvidia-ml-py's handle of a GPU; it has no type."""
@@ -92,18 +93,18 @@ def _power_field(handle: Handle, number: int) -> str:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
     if field.nvmlReturn != pynvml.NVML_SUCCESS:
         raise pynvml.NVMLError(field.nvmlReturn)
-    return f"{field.value.uiVal * 1e-3:.1f} W"
+    return f"{mw_to_w(field.value.uiVal):.1f} W"
 
 
 def _power_usage(gpu: Gpu, handle: Handle) -> str:
     kind = usage_sensor(gpu.compute_capability).name.partition(", ")[2]
     if gpu.compute_capability is None:
         kind += " for all that is known: the driver does not tell the compute capability"
-    return f"{pynvml.nvmlDeviceGetPowerUsage(handle) * 1e-3:.1f} W, {kind}"
+    return f"{mw_to_w(pynvml.nvmlDeviceGetPowerUsage(handle)):.1f} W, {kind}"
 
 
 def _energy_counter(_: Gpu, handle: Handle) -> str:
-    return f"{pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3:,.0f} J since the driver was loaded"
+    return f"{mj_to_j(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)):,.0f} J since the driver was loaded"
 
 
 def _activity(_: Gpu, handle: Handle) -> str:
@@ -152,8 +153,8 @@ def _clock(gpu: Gpu, handle: Handle) -> Check:
 
 def _limits(gpu: Gpu, handle: Handle) -> Check:
     """Say what limit holds and who may change it; it is never tried."""
-    lowest_w, highest_w = (mw * 1e-3 for mw in pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
-    now_w = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) * 1e-3
+    lowest_w, highest_w = map(mw_to_w, pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
+    now_w = mw_to_w(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))
     found = f"{now_w:.0f} W in force, may be {lowest_w:.0f}-{highest_w:.0f} W"
     if has_capability(_CAP_SYS_ADMIN):
         return Check("limits", Status.OK, f"{found}; this process may set it", gpu=name_of(gpu))

@@ -12,7 +12,7 @@ import numpy as np
 from energy_plugins.errors import ColumnError
 from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
 from energy_plugins.measure.state import NO_THROTTLING
-from energy_plugins.units import JOULES_PER_WH
+from energy_plugins.units import j_to_wh
 
 if TYPE_CHECKING:
     from energy_plugins.measure.report import KindActivity, KindTotal, Report
@@ -81,7 +81,7 @@ def _energy(report: Report) -> list[str]:
         "one factor for all joules of a card, so it cancels between runs on one card, not between cards"
     )
     return [
-        *_entry("energy", f"{joules} = {quantity(total / JOULES_PER_WH, 'Wh')}"),
+        *_entry("energy", f"{joules} = {quantity(j_to_wh(total), 'Wh')}"),
         *_entry("duration", f"{duration(report.duration_s)}{mean}; {seen}"),
         *_entry("accuracy", accuracy),
         *_above_idle(report),
