@@ -19,7 +19,9 @@ from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.power_sensors import COUNTER
-from energy_plugins.measure.report import (
+from energy_plugins.measure.report import Report
+from energy_plugins.measure.report_files import activity_folder, power_folder, spans_folder, state_folder, steps_folder
+from energy_plugins.measure.report_parts import (
     ACTIVITY_COLUMNS,
     POWER_COLUMNS,
     SPAN_COLUMNS,
@@ -29,13 +31,7 @@ from energy_plugins.measure.report import (
     DeviceInfo,
     KindTotal,
     Observer,
-    Report,
     Work,
-    activity_folder,
-    power_folder,
-    spans_folder,
-    state_folder,
-    steps_folder,
 )
 from energy_plugins.measure.sensors import SensorPlan
 from energy_plugins.measure.totals import KindSum, StepSum

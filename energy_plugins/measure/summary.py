@@ -15,7 +15,8 @@ from energy_plugins.measure.state import NO_THROTTLING
 from energy_plugins.units import j_to_wh
 
 if TYPE_CHECKING:
-    from energy_plugins.measure.report import KindActivity, KindTotal, Report
+    from energy_plugins.measure.report import Report
+    from energy_plugins.measure.report_parts import KindActivity, KindTotal
 
 WIDTH = 100
 _LABEL = 14
