@@ -11,6 +11,7 @@ import click
 from energy_plugins import __version__
 from energy_plugins.cli.check import ANSWER, Check, Status, Verdict
 from energy_plugins.cli.machine_checks import machine_checks
+from energy_plugins.cli.options import seconds
 from energy_plugins.cli.probe import Answer, Probe, Say
 
 SCHEMA = "energy-plugins/doctor"
@@ -28,14 +29,7 @@ _SENTENCES = {
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a page.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0.1),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long the driver has to answer.",
-)
+@seconds("--timeout", "How long the driver has to answer.")
 @click.pass_context
 def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
     """Say what can be measured on this machine: each GPU and each sensor, what works, what does not, why, what to do.
@@ -106,13 +100,16 @@ def _page(checks: Sequence[Check]) -> Iterator[str]:
 
 def _lines(check: Check, width: int) -> Iterator[str]:
     mark = click.style(f"{check.status.value:<8}", fg=_COLOURS[check.status])
-    yield f"{mark} {check.name:<{width}}  {check.found}"
+    margin = " " * (width + 11)
+    found, *more = textwrap.wrap(check.found, _WIDTH - len(margin), break_on_hyphens=False) or [""]
+    yield f"{mark} {check.name:<{width}}  {found}"
+    yield from (f"{margin}{line}" for line in more)
     for label, text in (("why:", check.why), ("do:", check.remedy)):
         if text:
             yield from textwrap.wrap(
                 text,
                 _WIDTH,
-                initial_indent=f"{'':<{width + 11}}{label:<5}",
-                subsequent_indent=" " * (width + 16),
+                initial_indent=f"{margin}{label:<5}",
+                subsequent_indent=f"{margin}     ",
                 break_on_hyphens=False,
             )
