@@ -46,7 +46,8 @@ class Check:
     @classmethod
     def read(cls, plain: dict[str, str]) -> Self:
         """Return what `plain` was made of."""
-        return cls(**{**plain, "status": Status(plain["status"])})  # type: ignore[arg-type]
+        rest = {name: text for name, text in plain.items() if name != "status"}
+        return cls(status=Status(plain["status"]), **rest)
 
 
 class Verdict(IntEnum):

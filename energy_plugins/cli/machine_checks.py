@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from energy_plugins.cli.check import CPU, Check, Status
 
@@ -37,19 +36,6 @@ def cpu_checks() -> Iterator[Check]:
         sensors = [sensor for sensor in plan.sensors if sensor.part is part]
         source = "a perf event" if sensors[0].source.startswith("perf ") else "powercap"
         yield Check(name, Status.OK, f"{', '.join(sensor.name for sensor in sensors)}, by {source}")
-
-
-def has_capability(number: int, status: Path = Path("/proc/self/status")) -> bool:
-    """Return whether this process has a capability in force; False where the system does not say."""
-    return bool(int(_status_field(status, "CapEff") or "0", 16) >> number & 1)
-
-
-def _status_field(status: Path, name: str) -> str | None:
-    try:
-        lines = status.read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(f"{name}:")), None)
 
 
 def _wall_clock() -> Check:

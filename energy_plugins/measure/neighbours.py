@@ -11,12 +11,12 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pynvml
 
+from energy_plugins.measure.devices import shut_down_after
 from energy_plugins.measure.drivers import Clock
 from energy_plugins.measure.report_parts import Company, Others, ProcessInfo
 
@@ -84,11 +84,8 @@ def look_at(uuids: Sequence[str], proc: Path = PROC) -> dict[str, Look]:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return dict.fromkeys(uuids, Look(failure=str(error)))
-    try:
+    with shut_down_after():
         return {uuid: _look_at_one(uuid, proc) for uuid in uuids}
-    finally:
-        with suppress(pynvml.NVMLError):  # somebody else in this process may have done it
-            pynvml.nvmlShutdown()
 
 
 def sees_all_processes(proc: Path = PROC) -> bool:
