@@ -17,11 +17,12 @@ from energy_plugins import _native
 from energy_plugins.errors import EnergyError
 from energy_plugins.measure.activity import plan_activity
 from energy_plugins.measure.baseline_store import recall
-from energy_plugins.measure.collector import Collector, Live
+from energy_plugins.measure.collector import Collector
 from energy_plugins.measure.cpu import CpuMeter, plan_cpu
 from energy_plugins.measure.drivers import Drivers, current_drivers
 from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.lanes import Lanes
+from energy_plugins.measure.live import Live
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.options import Options
 from energy_plugins.measure.patience import Aside, within
