@@ -10,7 +10,6 @@ import click
 
 from energy_plugins import __version__
 from energy_plugins.cli.check import ANSWER, Check, Status, Verdict
-from energy_plugins.cli.machine_checks import machine_checks
 from energy_plugins.cli.options import seconds
 from energy_plugins.cli.probe import Answer, Probe, Say
 
@@ -46,6 +45,8 @@ def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
     all, 2 wrong use.
     """
     probe = Probe(_driver_checks)
+    from energy_plugins.cli.machine_checks import machine_checks  # noqa: PLC0415 - no thread of numpy's before the fork
+
     machine = tuple(machine_checks())
     checks = (*_whole(probe.answer(timeout), timeout), *machine)
     verdict = Verdict.of(checks)

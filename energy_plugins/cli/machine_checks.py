@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from energy_plugins.cli.check import CPU, Check, Status
+from energy_plugins.measure.cpu import plan_cpu
+from energy_plugins.measure.drivers import current_drivers
+from energy_plugins.measure.neighbours import sees_all_processes
+from energy_plugins.measure.rapl import Part
 
 _FRAMEWORKS = ("torch", "lightning", "pytorch-lightning", "transformers", "accelerate", "optuna", "ray")
 _WRITTEN_S = 1_767_225_600.0
@@ -23,10 +27,6 @@ def machine_checks() -> Iterator[Check]:
 
 def cpu_checks() -> Iterator[Check]:
     """Say which energy counters of the CPU a meter reads, and why it has none for packages or for DRAM."""
-    from energy_plugins.measure.cpu import plan_cpu  # noqa: PLC0415 - no thread of numpy's before the driver is asked
-    from energy_plugins.measure.drivers import current_drivers  # noqa: PLC0415
-    from energy_plugins.measure.rapl import Part  # noqa: PLC0415
-
     plan = plan_cpu(current_drivers())
     for part, name in ((Part.CPU, CPU), (Part.DRAM, "DRAM energy")):
         if part in plan.reasons:
@@ -48,8 +48,6 @@ def _wall_clock() -> Check:
 
 
 def _processes() -> Check:
-    from energy_plugins.measure.neighbours import sees_all_processes  # noqa: PLC0415 - see above
-
     if sees_all_processes():
         return Check("processes", Status.OK, "those of the whole machine are seen")
     why = "other users of a GPU may be hidden: a report then says that they are unknown, not that there are none"
