@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from energy_plugins import __version__
-from energy_plugins.cli.check import ANSWER, Check, Status, Verdict
+from energy_plugins.cli.check import ANSWER, ASK_NVIDIA_SMI, Check, Status, Verdict
 from energy_plugins.cli.options import seconds
 from energy_plugins.cli.probe import Answer, Probe, Say
 
@@ -79,7 +79,7 @@ def _whole(answer: Answer, timeout_s: float) -> tuple[Check, ...]:
         return answer.checks
     if answer.died:
         found, why = "the process that asked it died", f"while {answer.unfinished}"
-        remedy = "see whether nvidia-smi works; dmesg may say more"
+        remedy = ASK_NVIDIA_SMI
     else:
         found, why = "the driver does not answer", f"nothing came for {timeout_s:g} s while {answer.unfinished}"
         remedy = (

@@ -8,8 +8,8 @@ from itertools import takewhile
 
 import pynvml
 
-from energy_plugins.cli.check import MEASURED_BY, Check, Status
-from energy_plugins.cli.remedies import ASK_NVIDIA_SMI, has_remedy, remedy_for
+from energy_plugins.cli.check import ASK_NVIDIA_SMI, MEASURED_BY, Check, Status
+from energy_plugins.cli.remedies import has_remedy, remedy_for
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.baseline_store import recall
 from energy_plugins.measure.devices import Gpu

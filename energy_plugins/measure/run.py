@@ -88,7 +88,7 @@ class Run:
         self.stopped = ""
         """Why the training was ended early: for framework modules."""
         lanes = Lanes(self._plan, self._activity)
-        self._neighbours = Neighbours(self.uuids, self._clock)
+        self._neighbours = Neighbours(self.uuids, drivers)
         self._neighbours.begin()
         self.start_ns = self._clock.now_ns()
         self._cpu = CpuMeter(self._cpu_plan, self.start_ns, options.cpu_estimate)
