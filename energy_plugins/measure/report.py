@@ -18,6 +18,8 @@ from typing import Final
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.columns import Columns, ColumnWriter, Schema
 from energy_plugins.measure.json_section import JSON, Section, parse, plain
+from energy_plugins.measure.rank_part import Rank
+from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report_files import (
     HEADER,
     activity_folder,
@@ -88,6 +90,8 @@ _LATER: Final[Mapping[str, JSON]] = {
     "gpu_states": [],
     "kind_activity": [],
     "underfilled_how": "",
+    "rank": None,
+    "ranks": None,
 }
 """Keys that a report may lack because the version that wrote it did not know them, and what that stands for."""
 _ROWS_A_TIME = 65536  # a copy stays below 10 MB whatever the length of the run
@@ -162,6 +166,10 @@ class Report:
     warnings: tuple[str, ...] = ()
     stopped: str = ""
     """Why the training was ended early, where this package did it."""
+    rank: Rank | None = None
+    """Which process of the training this report is of, where it was told; everything but `ranks` is of this one."""
+    ranks: Ranks | None = None
+    """The whole training, in the report of rank 0."""
     extra: Mapping[str, JSON] = field(default_factory=dict)
     """Sections of ``report.json`` that this version does not know, kept through load and save."""
 
@@ -254,7 +262,9 @@ def _json(value: object) -> JSON:
             return {"rows": value.rows, "columns": dict(value.schema)}
         case Work() | Observer() | CpuDomain() | DeviceInfo() | KindTotal() | GpuState() | KindActivity():
             return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
-        case Others() | ProcessInfo():
+        case Ranks():
+            return value.json()
+        case Others() | ProcessInfo() | Rank():
             return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
         case Mapping():
             return {str(name): _json(item) for name, item in value.items()}
@@ -330,6 +340,8 @@ def _read(section: Section, folder: Path) -> Report:
         config=section.json_by_name("config"),
         warnings=section.texts("warnings") + losses,
         stopped=section.text("stopped") if section.has("stopped") else "",
+        rank=None if section.absent("rank") else Rank.read(section.section("rank")),
+        ranks=None if section.absent("ranks") else Ranks.read(section.section("ranks")),
         extra=section.others({_VERSION_KEY, *_KEYS}),
     )
 

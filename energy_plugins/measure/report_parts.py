@@ -86,6 +86,8 @@ class Observer:
     marks: int = 0
     events: int = 0
     """Marks that also recorded an event on the GPU."""
+    ranks_s: float = 0.0
+    """CPU time spent on telling other ranks, and on merging what they told."""
 
     @classmethod
     def read(cls, section: Section) -> Observer:
@@ -98,6 +100,7 @@ class Observer:
             dropped=section.count("dropped"),
             marks=section.count("marks"),
             events=section.count("events"),
+            ranks_s=section.number("ranks_s") if section.has("ranks_s") else 0.0,
         )
 
 
