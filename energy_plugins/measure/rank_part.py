@@ -32,6 +32,7 @@ class Rank:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
+    """How many processes the launcher started on this node; 0 if nobody said."""
     pid: int = 0
     boot_id: str = ""
     """Of the kernel that it runs on, which is what containers of one machine share; empty if that cannot be read."""
@@ -57,9 +58,11 @@ class Rank:
         if rank is None or size is None or not rank < size <= MOST_RANKS:
             return cls()
         local, local_size = _number(environ, "LOCAL_RANK"), _number(environ, "LOCAL_WORLD_SIZE")
-        if local is None:
+        if size == 1:
             local, local_size = 0, 1
-        return cls(rank=rank, world_size=size, local_rank=local, local_world_size=max(local_size or 1, local + 1))
+        if local is None or local_size is None or local >= local_size:
+            local, local_size = local or 0, 0
+        return cls(rank=rank, world_size=size, local_rank=local, local_world_size=local_size)
 
     @classmethod
     def read(cls, section: Section) -> Self:
@@ -158,13 +161,14 @@ class RankPart:
         A report has one error bound for all its GPUs. It is divided so that the squares of the parts add up to its
         square, each in proportion to its GPU's joules, as for GPUs that are all measured alike.
         """
+        begun = report.duration_s > 0  # else nothing is settled yet, which is no measurement of 0 J
         total_j, bound_j = report.total_j or 0.0, report.error_bound_j
         gpus = tuple(
             GpuPart(
                 uuid=uuid,
-                energy_j=energy_j,
+                energy_j=energy_j if begun else None,
                 error_bound_j=None
-                if energy_j is None or bound_j is None
+                if energy_j is None or bound_j is None or not begun
                 else bound_j * float(np.sqrt(max(energy_j / total_j, 0.0) if total_j > 0 else 1.0)),
             )
             for uuid, energy_j in report.gpu_j.items()
@@ -176,9 +180,9 @@ class RankPart:
             started=report.started,
             duration_s=report.duration_s,
             complete=report.complete,
-            energy_j=report.total_j,
-            error_bound_j=bound_j,
-            coverage=report.coverage,
+            energy_j=report.total_j if begun else None,
+            error_bound_j=bound_j if begun else None,
+            coverage=report.coverage if begun else 0.0,
             gpus=gpus,
             steps=report.work.steps,
             samples=report.work.samples,

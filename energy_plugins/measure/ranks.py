@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final, Self
 
-from energy_plugins.measure.json_section import JSON, Section, plain
+from energy_plugins.measure.json_section import Section, plain
 from energy_plugins.measure.rank_part import GpuPart, RankPart
 
 _SIGMAS: Final = 3.0
@@ -94,7 +94,7 @@ class Ranks:
         absent = tuple(rank for rank in range(world_size) if rank not in best)
         counted, notes = _once(present)
         notes += [f"a part of rank {rank}, of {world_size} ranks, was left out" for rank in sorted(strangers)]
-        notes += [f"rank {part.who.rank}: {part.who.gpu_choice}" for part in present if part.who.gpu_choice]
+        notes += _choices(present)
         notes += [
             f"rank {part.who.rank} has {part.gpus_left_out} GPUs more than it could tell of; they are in the sum"
             for part in present
@@ -170,16 +170,12 @@ class Ranks:
             notes=section.texts("notes"),
         )
 
-    def json(self) -> JSON:
-        """Return it as JSON holds it."""
-        return plain(asdict(self))
-
     def shortcomings(self) -> tuple[str, ...]:
         """Return what a reader of the sums has to be warned of."""
         said = []
         if self.absent:
             said.append(
-                f"nothing is known of {_named(self.absent)} of {self.world_size}: what they drew is in no sum of all ranks"
+                f"nothing is known of {_named(self.absent)} of {self.world_size}; the joules are in no sum of all ranks"
             )
         if unfinished := [row.part.who.rank for row in self.rows if not row.part.complete]:
             said.append(f"{_named(unfinished)} never told the end: the sums hold what was settled of it before")
@@ -225,6 +221,14 @@ def _once(present: Sequence[RankPart]) -> tuple[dict[int, list[GpuPart]], list[s
     return counted, notes
 
 
+def _choices(present: Sequence[RankPart]) -> list[str]:
+    ranks: dict[str, list[int]] = {}
+    for part in present:
+        if part.who.gpu_choice:
+            ranks.setdefault(part.who.gpu_choice, []).append(part.who.rank)
+    return [f"{_named(those)}: {how}" for how, those in ranks.items()]
+
+
 def _rest(part: RankPart) -> tuple[float | None, float | None]:
     """Return joules and bound of the GPUs that a part could not tell of."""
     if part.energy_j is None:
@@ -260,7 +264,8 @@ def _waits(
         return {}, ()
     _, least = min(marked.values(), key=lambda one: one[1].seconds)
     waits: dict[int, tuple[float, float | None]] = {}
-    on_time, late = [], []
+    on_time: list[int] = []
+    late: list[int] = []
     for rank, (part, backward) in marked.items():
         longer_s = backward.seconds - least.seconds
         share = longer_s / backward.seconds if backward.seconds > 0 else 0.0

@@ -262,10 +262,8 @@ def _json(value: object) -> JSON:
             return {"rows": value.rows, "columns": dict(value.schema)}
         case Work() | Observer() | CpuDomain() | DeviceInfo() | KindTotal() | GpuState() | KindActivity():
             return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
-        case Ranks():
-            return value.json()
-        case Others() | ProcessInfo() | Rank():
-            return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        case Others() | ProcessInfo() | Rank() | Ranks():
+            return plain(dataclasses.asdict(value))
         case Mapping():
             return {str(name): _json(item) for name, item in value.items()}
         case tuple():

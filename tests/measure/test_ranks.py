@@ -269,8 +269,8 @@ def test_one_bound_of_several_gpus_is_divided_in_squares(typical_report: Report)
     [
         ({}, None, (0, 1, 0, 1)),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, None, (3, 4, 1, 2)),
-        ({"RANK": "3", "WORLD_SIZE": "4"}, None, (3, 4, 0, 1)),
-        ({"LOCAL_RANK": "1"}, (1, 2), (1, 2, 1, 2)),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, None, (3, 4, 0, 0)),
+        ({"LOCAL_RANK": "1"}, (1, 2), (1, 2, 1, 0)),
         ({"RANK": "4", "WORLD_SIZE": "4"}, None, (0, 1, 0, 1)),
         ({"RANK": "1"}, None, (0, 1, 0, 1)),
         ({"RANK": "-1", "WORLD_SIZE": "x"}, None, (0, 1, 0, 1)),
