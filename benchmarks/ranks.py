@@ -106,7 +106,7 @@ def main() -> int:
             "sum of all ranks against the sum of their reports", abs((ranks.total_j or 0.0) / parts_j - 1), at_most=1e-9
         ),
         Bar(
-            "ranks named as stragglers that are none, or the reverse",
+            "ranks wrongly called stragglers, or wrongly not",
             len({*ranks.stragglers} ^ {_SLOW}),
             at_most=0,
             show="d",

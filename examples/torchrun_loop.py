@@ -25,8 +25,8 @@ STEPS, BATCH, CONTEXT = 60, 16, 64
 
 def text() -> torch.Tensor:
     """Return this rank's share of the sources."""
-    sources = b"".join(file.read_bytes() for file in sorted(Path(os.__file__).parent.glob("*.py"))[RANK::RANKS])
-    return torch.frombuffer(bytearray(sources), dtype=torch.uint8)
+    files = sorted(Path(os.__file__).parent.glob("*.py"))[RANK::RANKS]
+    return torch.frombuffer(bytearray(b"".join(map(Path.read_bytes, files))), dtype=torch.uint8)
 
 
 def train(simulation: Simulation | None) -> EnergyMeter:
@@ -52,11 +52,10 @@ def train(simulation: Simulation | None) -> EnergyMeter:
 
 
 if __name__ == "__main__":
-    real = torch.cuda.is_available()
-    if real:
-        torch.cuda.set_device(LOCAL)
-    dist.init_process_group("nccl" if real else "gloo")
-    gpus: AbstractContextManager[Simulation | None] = nullcontext() if real else simulated_gpus(count=RANKS)
+    gpus: AbstractContextManager[Simulation | None] = simulated_gpus(count=RANKS)
+    if torch.cuda.is_available():
+        gpus = nullcontext(torch.cuda.set_device(LOCAL))
+    dist.init_process_group()
     with gpus as simulated:
         finished = train(simulated)
     if RANK == 0:
