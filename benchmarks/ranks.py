@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from _common import Bar, finish, gpu_names
 
@@ -60,7 +61,7 @@ def train(folder: Path, seconds: float) -> None:
 def _collectives() -> int:
     from torch.distributed import distributed_c10d  # noqa: PLC0415
 
-    group = distributed_c10d._get_default_group()  # noqa: SLF001 - torch counts what it does, and does not tell otherwise
+    group: Any = distributed_c10d._get_default_group()  # noqa: SLF001 - torch counts, and has no public name for it
     return int(group._get_sequence_number_for_group())  # noqa: SLF001
 
 

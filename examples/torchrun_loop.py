@@ -23,16 +23,11 @@ RANK, RANKS, LOCAL = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "
 STEPS, BATCH, CONTEXT = 60, 16, 64
 
 
-def text() -> torch.Tensor:
-    """Return this rank's share of the sources."""
-    files = sorted(Path(os.__file__).parent.glob("*.py"))[RANK::RANKS]
-    return torch.frombuffer(bytearray(b"".join(map(Path.read_bytes, files))), dtype=torch.uint8)
-
-
 def train(simulation: Simulation | None) -> EnergyMeter:
     """Train to foretell the next byte, and return the meter that watched."""
     device = torch.device("cpu" if simulation else f"cuda:{LOCAL}")
-    sources = text()
+    files = sorted(Path(os.__file__).parent.glob("*.py"))[RANK::RANKS]
+    sources = torch.frombuffer(bytearray(b"".join(map(Path.read_bytes, files))), dtype=torch.uint8)
     layers = nn.Sequential(nn.Embedding(256, 32), nn.Flatten(), nn.Linear(32 * CONTEXT, 256))
     network = DistributedDataParallel(layers.to(device))
     optimizer = torch.optim.AdamW(network.parameters())
@@ -54,7 +49,8 @@ def train(simulation: Simulation | None) -> EnergyMeter:
 if __name__ == "__main__":
     gpus: AbstractContextManager[Simulation | None] = simulated_gpus(count=RANKS)
     if torch.cuda.is_available():
-        gpus = nullcontext(torch.cuda.set_device(LOCAL))
+        torch.cuda.set_device(LOCAL)
+        gpus = nullcontext()
     dist.init_process_group()
     with gpus as simulated:
         finished = train(simulated)
