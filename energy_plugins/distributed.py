@@ -11,6 +11,8 @@ What a framework module calls, in this order; `EnergyMeter(distributed=True)` do
     meter.stop()
     report = exchange.finish(meter.report(), folder)      # rank 0: with `ranks`; after an exception: failed=True
 
+A rank whose measuring failed calls `RankExchange.abandon` instead, so that rank 0 does not wait for it.
+
 The end of an epoch needs no call. Nothing here is a collective: what ranks tell each other goes through the key-value
 store that torch.distributed was started with. Each leaves its part there, at most 64 KiB, on a thread that no training
 waits for, and rank 0 reads what is there. So a rank that died, that never had a meter or whose measuring failed holds
@@ -25,7 +27,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain, count, repeat
@@ -166,6 +168,12 @@ class RankExchange:
                 write_header(folder, report)
         return report
 
+    def abandon(self) -> None:
+        """Tell the others that there will be no last word: for a rank whose measuring failed."""
+        self._done.set()
+        if not self.who.alone and self._owner == os.getpid():
+            self._mail.put(f"last/{self.who.rank}", b"")
+
     def _merged(self, report: Report, parts: list[RankPart], folder: Path | None) -> Report:
         with self._counted():
             told = sum(part.complete for part in parts)
@@ -183,27 +191,31 @@ class RankExchange:
     def _hear(self, patience_s: float) -> list[RankPart]:
         """Return each rank's last word, or what it told before if the time is up or its process has ended."""
         deadline_s, look_s = time.monotonic() + patience_s, _LOOKS_S[0]
-        waiting = set(range(self.who.world_size)) - {self.who.rank}
-        parts = self._letters("now", waiting)
+        others = set(range(self.who.world_size)) - {self.who.rank}
+        waiting = set(others)
+        parts = _told(self._letters("now", waiting))
         while waiting and self._mail.open:
             left_s = deadline_s - time.monotonic()
             # Asked before the letters are fetched: one that has ended may have left its last.
             ended = {rank for rank in waiting & parts.keys() if _has_ended(parts[rank].who, self.who)}
             last = self._letters("last", waiting)
-            parts |= last
+            parts |= _told(last)
             waiting -= ended | last.keys()
             if not waiting or left_s <= 0:
                 break
             time.sleep(min(look_s, left_s))
             look_s = min(look_s * 1.5, _LOOKS_S[1])
-        return list((parts | self._letters("now", waiting)).values())
+        silent = others - {rank for rank, part in parts.items() if part.complete}
+        return list((parts | _told(self._letters("now", silent))).values())
 
-    def _letters(self, name: str, ranks: Collection[int]) -> dict[int, RankPart]:
+    def _letters(self, name: str, ranks: Collection[int]) -> dict[int, RankPart | None]:
+        """Return the letters that are there; None for one without a part that can be read."""
         letters = self._mail.get([f"{name}/{rank}" for rank in sorted(ranks)])
-        read = ((rank, self._read(rank, letters[f"{name}/{rank}"])) for rank in ranks if f"{name}/{rank}" in letters)
-        return {rank: part for rank, part in read if part is not None}
+        return {rank: self._read(rank, letters[f"{name}/{rank}"]) for rank in ranks if f"{name}/{rank}" in letters}
 
     def _read(self, rank: int, letter: bytes) -> RankPart | None:
+        if not letter:
+            return None
         with self._counted():
             try:
                 part = RankPart.decode(letter, f"what rank {rank} told")
@@ -266,6 +278,10 @@ class RankExchange:
             self._warned.append(text)
             with suppress(RuntimeWarning):  # where warnings are errors, this one must still not end the training
                 warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
+
+
+def _told(letters: Mapping[int, RankPart | None]) -> dict[int, RankPart]:
+    return {rank: part for rank, part in letters.items() if part is not None}
 
 
 def this_rank() -> Rank:

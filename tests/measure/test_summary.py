@@ -333,7 +333,7 @@ ALL RANKS     3 of 4 ranks on 1 node, 3 GPUs: 37.05 +/- 0.20 kJ (95 %) in 1 min 
               360,000 samples, 102.9 mJ/sample
               7.500 kJ (20.2 %) drawn while waiting for rank 1
               nothing is known of rank 2 of 4; the joules are in no sum of all ranks
-rank  node   GPU     energy  per step  backward   waiting
+rank  node   GPU      energy  per step  backward   waiting
    0  node7  GPU-0  12.35 kJ   4.850 J  16.00 ms  3.750 kJ
    1  node7  GPU-1  12.35 kJ   4.850 J  12.00 ms       0 J  <- the others wait for it
    3  node7  GPU-3  12.35 kJ   4.850 J  16.00 ms  3.750 kJ

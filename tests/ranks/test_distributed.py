@@ -154,29 +154,56 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert "ranks 0, 1 never told the end" in shown
 
 
-def test_garbage_from_a_rank_is_a_warning(launcher: Launcher, tmp_path: Path) -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("letter", "said"), [("{nonsense", "what rank 1 told is no JSON"), ("", "nothing is known of rank 1 of 2")]
+)
+def test_a_last_word_that_says_nothing_is_a_warning(launcher: Launcher, tmp_path: Path, letter: str, said: str) -> None:
+    code = f"""
 dist.init_process_group("gloo")
-meter = EnergyMeter("train", folder=folder, distributed=True)
 if rank:
     from torch.distributed.distributed_c10d import _get_default_store
-    for name in ("now", "last"):
-        _get_default_store().set(f"energy_plugins/0/train/0/{name}/1", "{nonsense")
-    time.sleep(3)
+    _get_default_store().set("energy_plugins/0/train/0/last/1", {letter!r})
+    dist.barrier()
 else:
-    import energy_plugins.distributed
-    energy_plugins.distributed._PATIENCE_S = 1.0
-    with meter:
+    with EnergyMeter("train", folder=folder, distributed=True) as meter:
         train(meter)
+        began = time.monotonic()
+    assert time.monotonic() - began < 3, "there was nothing to wait for"
+    dist.barrier()
 """
     with simulated_gpus([Constant(300), Constant(400)]) as simulation:
         zero, one = launcher.run(code, tmp_path, simulation, 2)
-    assert (zero.code, one.code) == (0, 0)
-    assert "what rank 1 told is no JSON" in zero.err
+    assert (zero.code, one.code) == (0, 0), zero.err
+    assert said in zero.err
     report = Report.load(tmp_path)
     assert report.ranks is not None
     assert report.ranks.absent == (1,)
     assert report.ranks.total_j == report.total_j
+
+
+def test_a_rank_that_gives_up_is_not_waited_for(launcher: Launcher, tmp_path: Path) -> None:
+    code = """
+from energy_plugins.distributed import RankExchange
+dist.init_process_group("gloo")
+exchange = RankExchange("fit")
+meter = EnergyMeter(devices=exchange.own_gpus(), rank=exchange.who).start()
+exchange.watch(meter)
+train(meter)
+meter.stop()
+if rank:
+    exchange.abandon()
+    dist.barrier()
+else:
+    dist.barrier()
+    began = time.monotonic()
+    report = exchange.finish(meter.report())
+    assert time.monotonic() - began < 3, "it was waited for"
+    print([row.part.who.rank for row in report.ranks.rows], report.ranks.complete)
+"""
+    with simulated_gpus([Constant(300), Constant(400)]) as simulation:
+        zero, one = launcher.run(code, tmp_path, simulation, 2)
+    assert (zero.code, one.code) == (0, 0), zero.err
+    assert zero.out == "[0, 1] False\n"  # what it told before counts
 
 
 def test_a_meter_may_begin_before_the_process_group_and_end_after_it(launcher: Launcher, tmp_path: Path) -> None:
