@@ -104,7 +104,10 @@ def main() -> int:
             show=".3%",
         ),
         Bar(
-            "sum of all ranks against the sum of their reports", abs((ranks.total_j or 0.0) / parts_j - 1), at_most=1e-9
+            "sum of all ranks against the sum of their reports",
+            abs((ranks.total_j or 0.0) / parts_j - 1),
+            at_most=1e-9,
+            show=".1e",
         ),
         Bar(
             "ranks wrongly called stragglers, or wrongly not",
