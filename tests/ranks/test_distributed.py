@@ -60,6 +60,7 @@ def test_the_whole_is_the_sum_of_its_parts(launcher: Launcher, tmp_path: Path) -
     assert alone[0].total_j == pytest.approx(300 * alone[0].duration_s, rel=0.02)
     assert alone[0].observer.ranks_s > 0
     assert [report.ranks for report in alone[1:]] == [None, None]
+    assert "report of rank 0" in alone[1].missing["peer_wait_j"]
     assert [report.rank and report.rank.rank for report in alone] == [0, 1, 2]
     assert "3 ranks on 1 node, 3 GPUs" in " ".join(str(alone[0]).split())
 
