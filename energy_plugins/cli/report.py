@@ -12,6 +12,7 @@ import click
 
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.columns import Columns
+from energy_plugins.measure.rank_folders import completed_from_disk
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_files import header_path
 
@@ -34,6 +35,7 @@ def command(folder: Path, *, steps: bool, limit: int | None, as_json: bool) -> N
     """Show the report in FOLDER: a table of what was drawn and where it went.
 
     The folder of a run that is still going, or that was killed, can be read too: it holds what was settled until then.
+    Of a training on many GPUs it is that of rank 0, and what lies in the folders of the others is merged.
     Energies are joules, times are seconds since the run began; what was not measured is "-" (null in JSON).
 
     \b
@@ -48,7 +50,7 @@ def command(folder: Path, *, steps: bool, limit: int | None, as_json: bool) -> N
         raise click.UsageError("--limit is about steps: give --steps as well")
     if folder.is_dir() and not header_path(folder).exists():
         raise ReportError(f"{folder} holds no report.json: is it the folder of a run, half a minute after its start?")
-    report = Report.load(folder)
+    report = completed_from_disk(Report.load(folder), header_path(folder).parent)
     if not steps:
         click.echo(json.dumps(report.header(), indent=1) if as_json else str(report))
         return

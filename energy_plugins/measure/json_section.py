@@ -61,6 +61,10 @@ class Section:
         """Tell whether there is such a key: reports of earlier versions lack some."""
         return key in self.values
 
+    def absent(self, key: str) -> bool:
+        """Tell whether nothing stands under a key: no such key, or null."""
+        return self.values.get(key) is None
+
     def text(self, key: str) -> str:
         """Read text."""
         value = self._value(key)
@@ -89,6 +93,14 @@ class Section:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             self._refuse(key, "a whole number, 0 or more")
         return value
+
+    def counts(self, key: str) -> tuple[int, ...]:
+        """Read a list of whole numbers that are not negative."""
+        value = self._value(key)
+        if not isinstance(value, list):
+            self._refuse(key, "a list of whole numbers")
+        items = self._section(key, {str(i): item for i, item in enumerate(value)})
+        return tuple(items.count(name) for name in items.values)
 
     def maybe_count(self, key: str) -> int | None:
         """Read a whole number that is not negative, or null."""

@@ -16,12 +16,14 @@ from energy_plugins.measure.folders import drop_private_folders
 from energy_plugins.measure.options import Options
 
 if TYPE_CHECKING:
+    from energy_plugins.distributed import RankExchange
     from energy_plugins.measure.baseline import Baseline
     from energy_plugins.measure.cpu_estimate import CpuEstimate
     from energy_plugins.measure.devices import Gpu
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.live import Live
     from energy_plugins.measure.progress import Progress
+    from energy_plugins.measure.rank_part import Rank
     from energy_plugins.measure.report import Report
     from energy_plugins.measure.run import Run
     from energy_plugins.measure.spans import Kind
@@ -66,6 +68,10 @@ class EnergyMeter:
         activity: whether to read how busy the GPUs' parts are (Hopper and newer), and their state, once a second; not
         done beside a running DCGM profiler, which the report then says.
         keep_power: whether the report has power and state over time, about 80 MB a day for each GPU on disk.
+        distributed: whether this is one of several processes of a training, as torchrun starts them, each of which has
+        such a meter. Each measures the GPU that it uses, reports to ``<folder>/rank-<k>``, and rank 0, to ``folder``,
+        with `Report.ranks`: all of them side by side, for which its `stop` waits up to 10 s.
+        rank: which process of a training this is, where `energy_plugins.distributed` is used directly.
     """
 
     def __init__(  # noqa: PLR0913 - each is a separate wish of the user
@@ -79,6 +85,8 @@ class EnergyMeter:
         cpu_estimate: CpuEstimate | None = None,
         activity: bool = False,
         keep_power: bool = True,
+        distributed: bool = False,
+        rank: Rank | None = None,
     ) -> None:
         self._options = Options(
             name=name or "run",
@@ -89,7 +97,12 @@ class EnergyMeter:
             cpu_estimate=cpu_estimate,
             activity=activity,
             keep_power=keep_power,
+            rank=rank,
         )
+        self._distributed = distributed
+        self._exchange: RankExchange | None = None
+        self._folder: Path | None = None
+        """Of this rank's report."""
         self.run: Run | None = None
         """The open window: for framework modules and tests."""
         self._final: Report | None = None
@@ -130,26 +143,40 @@ class EnergyMeter:
             message = "this meter is running; stop it before starting it again"
             raise EnergyError(message)
         self._final = self._seen = None
-        asked = self._options.ask()
+        options = self._options
+        if self._distributed:
+            from energy_plugins.distributed import RankExchange  # noqa: PLC0415 - the one import upward, for many ranks
+
+            self._exchange = RankExchange(options.name)
+            options = self._exchange.place(options)
+            self._folder = options.folder
+        asked = options.ask()
         from energy_plugins.measure.run import Run  # noqa: PLC0415 - much to import the first time: the driver answers
 
-        self.run = Run(self._options, asked)
+        self.run = Run(options, asked)
         _LIVE.add(self)
+        if self._exchange is not None:
+            self._exchange.watch(self)
         return self
 
     def stop(self) -> None:
         """Close the window; does nothing when none is open."""
+        self._stop(failed=False)
+
+    def _stop(self, *, failed: bool) -> None:
         if not self.running or self.run is None:
             return
         run, self.run = self.run, None
         _LIVE.discard(self)
         self._final = run.finish()
+        if self._exchange is not None:
+            self._final = self._exchange.finish(self._final, self._folder, failed=failed)
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *exc_info: object) -> None:
-        self.stop()
+        self._stop(failed=exc_info[0] is not None)
 
     def begin(self, kind: Kind | str, *, event: bool = False, at_ns: int | None = None) -> None:
         """Mark the beginning of a span: one clock read, and with ``event`` one CUDA event on the current stream.

@@ -11,6 +11,7 @@ from energy_plugins.errors import DeviceError
 from energy_plugins.measure.devices import Gpu, find, visible_gpus
 from energy_plugins.measure.drivers import Drivers, current_drivers
 from energy_plugins.measure.patience import Aside
+from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.sensors import SensorPlan, plan_sensors
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Options:
     cpu_estimate: CpuEstimate | None = None
     activity: bool = False
     keep_power: bool = True
+    rank: Rank | None = None
 
     def ask(self) -> Aside[SensorPlan]:
         """Begin to ask the driver which of these GPUs there are, and what sensors they have.

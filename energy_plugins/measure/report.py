@@ -18,6 +18,8 @@ from typing import Any, Final, TypeVar
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.columns import Columns, ColumnWriter, Schema
 from energy_plugins.measure.json_section import JSON, Section, parse, plain, read_fields
+from energy_plugins.measure.rank_part import Rank
+from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report_files import (
     HEADER,
     activity_folder,
@@ -61,8 +63,11 @@ _LATER: Final[Mapping[str, JSON]] = {
     "kind_activity": [],
     "underfilled_how": "",
     "stopped": "",
+    "rank": None,
+    "ranks": None,
 }
 """Keys that a report may lack because the version that wrote it did not know them, and what that stands for."""
+_LATER_OBSERVER: Final[Mapping[str, JSON]] = {"ranks_s": 0.0}
 _BY_GPU: Final[Mapping[str, tuple[Callable[[Path, str], Path], Schema]]] = {
     "power": (power_folder, POWER_COLUMNS),
     "state": (state_folder, STATE_COLUMNS),
@@ -141,6 +146,10 @@ class Report:
     warnings: tuple[str, ...] = ()
     stopped: str = ""
     """Why the training was ended early, where this package did it."""
+    rank: Rank | None = None
+    """Which process of the training this report is of, where it was told; everything but `ranks` is of this one."""
+    ranks: Ranks | None = None
+    """The whole training, in the report of rank 0."""
     extra: Mapping[str, JSON] = field(default_factory=dict)
     """Sections of ``report.json`` that this version does not know, kept through load and save."""
 
@@ -233,6 +242,8 @@ def _json(value: object) -> JSON:
             return {"rows": value.rows, "columns": dict(value.schema)}
         case Part():
             return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        case Rank() | Ranks():
+            return plain(dataclasses.asdict(value))
         case Mapping():
             return {str(name): _json(item) for name, item in value.items()}
         case tuple():
@@ -264,13 +275,15 @@ def _read(section: Section, folder: Path) -> Report:
         "spans": spans.columns,
         **{name: {uuid: table.columns for uuid, table in tables.items()} for name, tables in by_gpu.items()},
         "work": Work.read(section.section("work")),
-        "observer": Observer.read(section.section("observer")),
+        "observer": Observer.read(section.section("observer").with_defaults(_LATER_OBSERVER)),
         "cpu_domains": _parts(CpuDomain, section, "cpu_domains"),
         "devices": _parts(DeviceInfo, section, "devices"),
         "kinds": _parts(KindTotal, section, "kinds"),
         "phases": _parts(KindTotal, section, "phases"),
         "gpu_states": _parts(GpuState, section, "gpu_states"),
         "kind_activity": _parts(KindActivity, section, "kind_activity"),
+        "rank": None if section.absent("rank") else Rank.read(section.section("rank")),
+        "ranks": None if section.absent("ranks") else Ranks.read(section.section("ranks")),
         "extra": section.others({_VERSION_KEY, *_KEYS}),
     }
     report = Report(**read_fields(Report, section, *parts), **parts)

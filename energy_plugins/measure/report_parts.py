@@ -88,6 +88,8 @@ class Observer(Part):
     marks: int = 0
     events: int = 0
     """Marks that also recorded an event on the GPU."""
+    ranks_s: float = 0.0
+    """CPU time spent on telling other ranks, and on merging what they told."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.power_sensors import COUNTER
+from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_files import activity_folder, power_folder, spans_folder, state_folder, steps_folder
 from energy_plugins.measure.report_parts import (
@@ -61,6 +62,7 @@ class Facts:
     """Idle power of its GPUs."""
     activity: bool = False
     """Whether the activity lane is on."""
+    rank: Rank | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
     devices = _devices(facts, state)
     missing = {**state.cpu.missing, **_NOT_YET, **_waste_missing(totals.steps), **lanes.missing}
     missing |= _devices_missing(devices)
+    if facts.rank is not None and facts.rank.rank > 0:
+        missing["peer_wait_j"] = "the report of rank 0 has it, where all ranks are side by side"
     if whole is None:
         missing["total_j"] = plan.nothing_because or _nothing_because(plan)
     shared: dict[str, JSON] = {
@@ -148,6 +152,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         config=facts.config,
         warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9, collector, plan),
         stopped=state.stopped,
+        rank=facts.rank,
         extra={"shared_gpu_j": shared} if shared else {},
     )
 

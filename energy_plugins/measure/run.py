@@ -83,6 +83,7 @@ class Run:
             folder=self._folder,
             activity=self._activity.on,
             baselines=recall(self.own),
+            rank=options.rank,
         )
         self._note_doubts()
         self.stopped = ""

@@ -11,6 +11,8 @@ import numpy as np
 from energy_plugins.errors import ColumnError
 from energy_plugins.measure.aligned import aligned
 from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
+from energy_plugins.measure.rank_table import in_short
+from energy_plugins.measure.rank_table import rows as rank_rows
 from energy_plugins.measure.state import NO_THROTTLING
 from energy_plugins.units import j_to_wh
 
@@ -48,6 +50,7 @@ def text_table(report: Report) -> str:
         _title(report),
         [*_energy(report), *_work(report)],
         [*_devices(report), *_held_back(report)],
+        _ranks(report),
         [*_kinds(report), *_bounds(report)],
         _waste(report),
         _phases(report),
@@ -194,6 +197,16 @@ def _busy(kind: KindActivity) -> str:
     return ", ".join(shown + mixed)
 
 
+def _ranks(report: Report) -> list[str]:
+    if report.ranks is None:
+        return []
+    said = [
+        line for i, text in enumerate(in_short(report.ranks)) for line in _entry("" if i else "ALL RANKS", _clean(text))
+    ]
+    table = [[_clean(cell) for cell in row] for row in rank_rows(report.ranks)]
+    return [*said, *aligned(table, "><<>>>><")]
+
+
 def _kinds(report: Report) -> list[str]:
     if not report.kinds:
         return []
@@ -249,7 +262,8 @@ def _observer(report: Report) -> list[str]:
     background = f"{core} in the background ({quantity(background_s, 's')}"
     driver = f"{quantity(observer.driver_call_s, 's')} of it in the driver)"
     training = f"training thread {quantity(observer.mark_s, 's')} ({_counted(observer.marks, 'mark')}{each})"
-    return _entry("measuring", f"{background}, {driver}; {training}; {lost}")
+    ranks = f"; other ranks {quantity(observer.ranks_s, 's')}" if observer.ranks_s else ""
+    return _entry("measuring", f"{background}, {driver}; {training}{ranks}; {lost}")
 
 
 def _warnings(report: Report) -> list[str]:

@@ -16,6 +16,8 @@ from hypothesis.extra import numpy as hnp
 from measuring import POWER_W, Simulated
 
 from energy_plugins.measure.columns import Columns, Schema
+from energy_plugins.measure.rank_part import Backward, GpuPart, Rank, RankPart
+from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import (
     ACTIVITY_COLUMNS,
@@ -176,6 +178,46 @@ def few(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
 @pytest.fixture(scope="session")
 def any_report() -> st.SearchStrategy[Report]:
     """Return a strategy for reports of every kind, sensible or not."""
+    ranks = st.builds(
+        lambda size, rank, **others: Rank(rank=rank % size, world_size=size, **others),
+        size=st.integers(1, 1000),
+        rank=counts,
+        local_rank=counts,
+        local_world_size=counts,
+        pid=counts,
+        boot_id=names,
+        pid_space=names,
+        gpu_choice=texts,
+    )
+    modest = st.none() | st.floats(-1e12, 1e12)
+    parts = st.builds(
+        RankPart,
+        who=ranks,
+        node=names,
+        run_id=texts,
+        started=names,
+        duration_s=st.floats(0, 1e9),
+        complete=st.booleans(),
+        energy_j=modest,
+        error_bound_j=modest,
+        coverage=st.floats(0, 1),
+        gpus=st.lists(st.builds(GpuPart, uuid=names, energy_j=modest, error_bound_j=modest), max_size=2).map(tuple),
+        steps=counts,
+        samples=st.none() | counts,
+        tokens=st.none() | counts,
+        step_j=modest,
+        backward=st.none()
+        | st.builds(
+            Backward,
+            steps=counts,
+            seconds=st.floats(0, 1e6),
+            spread_s=st.floats(0, 1e6),
+            energy_j=st.none() | st.floats(0, 1e9),
+        ),
+        stall_j=modest,
+        cpu_j=modest,
+        warnings=counts,
+    )
     others = built(Others, company=st.sampled_from(Company), processes=few(built(ProcessInfo)))
     kinds = few(built(KindTotal))
     return built(
@@ -194,6 +236,8 @@ def any_report() -> st.SearchStrategy[Report]:
         observer=built(Observer),
         devices=few(built(DeviceInfo, others=others, idle_measured=names | st.datetimes().map(datetime.isoformat))),
         warnings=st.lists(texts, max_size=12).map(tuple),
+        rank=st.none() | ranks,
+        ranks=st.none() | st.lists(parts, max_size=3).map(lambda some: Ranks.merge(some, 3)),
         extra=st.dictionaries(names.map("x_".__add__), json_values, max_size=2),
     )
 

@@ -127,7 +127,7 @@ def test_sections_of_others_survive(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_from_before_a_key_existed_is_read(saved: Path, typical_report: Report) -> None:
-    later = ("state", "activity", "gpu_states", "kind_activity", "underfilled_how")
+    later = ("state", "activity", "gpu_states", "kind_activity", "underfilled_how", "rank", "ranks")
     edit(saved, lambda values: [values.pop(key) for key in later])
     assert Report.load(saved) == typical_report
 

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
+from energy_plugins.measure.rank_folders import with_ranks
+from energy_plugins.measure.rank_part import Backward, Rank, RankPart
+from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import STEP_COLUMNS, GpuState, KindActivity, KindTotal, Work
 
@@ -312,3 +315,30 @@ def test_why_it_was_stopped(typical_report: Report) -> None:
 )
 def test_ages(then: str, now: str, age: str) -> None:
     assert age_at(then, now) == age
+
+
+def test_all_ranks_stand_in_a_table(typical_report: Report) -> None:
+    def told(rank: int, backward_s: float) -> RankPart:
+        who = Rank(rank=rank, world_size=4, local_rank=rank, local_world_size=4, boot_id="boot")
+        backward = Backward(steps=20, seconds=backward_s, spread_s=1e-4, energy_j=backward_s * 500)
+        part = RankPart.of(typical_report, who)
+        return dataclasses.replace(
+            part, gpus=(dataclasses.replace(part.gpus[0], uuid=f"GPU-{rank}"),), step_j=4.85, backward=backward
+        )
+
+    parts = [told(0, 0.016), told(1, 0.012), told(3, 0.016)]
+    text = str(with_ranks(dataclasses.replace(typical_report, rank=parts[0].who), Ranks.merge(parts, 4)))
+    expected = """
+ALL RANKS     3 of 4 ranks on 1 node, 3 GPUs: 37.05 +/- 0.20 kJ (95 %) in 1 min 02 s; readings cover
+              74.9 % of it
+              360,000 samples, 102.9 mJ/sample
+              7.500 kJ (20.2 %) drawn while waiting for rank 1
+              nothing is known of rank 2 of 4; the joules are in no sum of all ranks
+rank  node   GPU      energy  per step  backward   waiting
+   0  node7  GPU-0  12.35 kJ   4.850 J  16.00 ms  3.750 kJ
+   1  node7  GPU-1  12.35 kJ   4.850 J  12.00 ms       0 J  <- the others wait for it
+   3  node7  GPU-3  12.35 kJ   4.850 J  16.00 ms  3.750 kJ
+"""
+    assert expected.strip() in text
+    assert "peer wait" in text
+    assert max(map(len, text.splitlines())) <= 100
