@@ -74,7 +74,7 @@ def test_a_run_that_goes_on_or_was_killed_shows_what_is_settled(folders: tuple[P
     assert (done.returncode, done.stderr) == (0, "")
     assert "INCOMPLETE" in done.stdout
     steps = call("report", partial, "--steps", "--json")
-    assert 15 <= len(steps.stdout.splitlines()) < 80
+    assert 19 <= len(steps.stdout.splitlines()) < 60  # the first reading of the counter, at 10 s, settles 19
     assert steps.stderr == f"the run has not ended, or was killed: {len(steps.stdout.splitlines())} steps are settled\n"
 
 
