@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from faulty import Outcome, measured
+from faulty import Outcome, measured, quietly
 from measuring import POWER_W, Simulated, lasted_s
 
+from energy_plugins.measure.meter import EnergyMeter
+from energy_plugins.measure.spans import Kind
 from energy_plugins.testing import (
     Constant,
     CounterJump,
@@ -227,3 +229,44 @@ def test_what_no_sensor_tells_is_missing_and_said_to_be(
     assert outcome.says("are missing from the total") == 1
     # Nothing is invented, and no more is missing than the gap can have held.
     assert -outcome.bound_j <= outcome.true_j - outcome.total_j <= outcome.bound_j + missing_s * 650
+
+
+def test_of_two_gpus_one_may_tell_nothing(simulated: Simulated) -> None:
+    simulation = simulated([Constant(POWER_W), Constant(POWER_W)], virtual=True, start_s=10)
+    for fault in GONE.values():
+        simulation.gpus[1].inject(fault)
+    outcome = measured(simulation, 100, held=0.0)
+    seen, blind = (gpu.uuid for gpu in simulation.gpus)
+    assert outcome.report.gpu_j[seen] == pytest.approx(POWER_W * 10, rel=0.01)
+    assert outcome.report.gpu_j[blind] is None
+    assert "no reading of power" in outcome.report.missing[f"gpu_j {blind}"]
+    assert outcome.report.coverage == 0.5
+    assert outcome.says("are missing from the total") == 1
+
+
+def test_waits_of_which_nothing_is_measured_are_none_and_not_zero(simulated: Simulated) -> None:
+    simulation = simulated(Constant(POWER_W), virtual=True, start_s=10)
+    simulation.gpus[0].inject(GpuLost(at_s=30))
+    with quietly(), EnergyMeter() as meter:
+        for number in range(400):
+            with meter.step():
+                if number > 320:
+                    with meter.span(Kind.DATA_WAIT):
+                        simulation.advance(0.05)
+                simulation.advance(0.1)
+    report = meter.report()
+    assert report.total_j is not None
+    for name in ("data_wait_j", "stall_j"):
+        assert np.isnan(report.steps[name][-50:]).all()
+        assert getattr(report, name) is None
+        assert "nothing of them was measured" in report.missing[name]
+
+
+def test_without_a_gpu_all_that_is_missing_has_its_reason(
+    simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    report = measured(simulated(virtual=True), 100).report
+    for name in ("total_j", "error_bound_j", "data_wait_j", "stall_j"):
+        assert getattr(report, name) is None
+        assert "CUDA_VISIBLE_DEVICES hides them all" in report.missing[name]
