@@ -106,7 +106,9 @@ def _page(checks: Sequence[Check]) -> Iterator[str]:
 
 def _lines(check: Check, width: int) -> Iterator[str]:
     mark = click.style(f"{check.status.value:<8}", fg=_COLOURS[check.status])
-    yield f"{mark} {check.name:<{width}}  {check.found}"
+    first, *more = textwrap.wrap(check.found, _WIDTH - width - 11, break_on_hyphens=False) or [""]
+    yield f"{mark} {check.name:<{width}}  {first}"
+    yield from (f"{'':<{width + 11}}{line}" for line in more)
     for label, text in (("why:", check.why), ("do:", check.remedy)):
         if text:
             yield from textwrap.wrap(

@@ -19,7 +19,7 @@ from energy_plugins.measure.activity import plan_activity
 from energy_plugins.measure.baseline_store import recall
 from energy_plugins.measure.collector import Collector, Live
 from energy_plugins.measure.cpu import CpuMeter, plan_cpu
-from energy_plugins.measure.drivers import Drivers, current_drivers
+from energy_plugins.measure.drivers import CUDA_VARIABLE, Drivers, current_drivers
 from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.neighbours import Neighbours
@@ -73,7 +73,7 @@ class Run:
         self.uuids = self._plan.sampled
         self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
         self._folder = report_folder(options.folder)
-        self._marks = _native.MarkLog(drivers.clock.native, _open_cuda(drivers))
+        self._marks = _native.MarkLog(drivers.clock.native, self._open_cuda(drivers.cuda))
         self._sampler = self._open_sampler()
         self._facts = Facts(
             run_id=uuid.uuid4().hex,
@@ -358,6 +358,14 @@ class Run:
         ) as error:
             self._warn(f"some readings could not be turned into joules: {type(error).__name__}: {error}")
 
+    def _open_cuda(self, library: str) -> _native.Cuda | None:
+        try:
+            return _native.Cuda(library)
+        except OSError as error:
+            if library != Drivers.cuda:
+                self._warn(f"{error}, which {CUDA_VARIABLE} names: marks are times of the host, not of the GPU")
+            return None  # no CUDA: marks are host times, which is all there is to know
+
     def _pump(self) -> None:
         """Fetch the last samples now."""
         if self._sampler is None:
@@ -409,10 +417,3 @@ class Run:
 
 def _silent_driver(error: TimeoutError) -> SensorPlan:
     return SensorPlan.nothing(f"the NVIDIA driver hangs: {error}")
-
-
-def _open_cuda(drivers: Drivers) -> _native.Cuda | None:
-    try:
-        return _native.Cuda(drivers.cuda)
-    except OSError:
-        return None  # no CUDA: marks are host times, which is all there is to know
