@@ -12,6 +12,7 @@ from energy_plugins import __version__
 from energy_plugins.cli.check import ANSWER, Check, Status, Verdict
 from energy_plugins.cli.machine_checks import machine_checks
 from energy_plugins.cli.probe import Answer, Probe, Say
+from energy_plugins.cli.seconds import Seconds
 
 SCHEMA = "energy-plugins/doctor"
 SCHEMA_VERSION = 1
@@ -30,7 +31,7 @@ _SENTENCES = {
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a page.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

@@ -17,6 +17,7 @@ import click
 
 from energy_plugins.cli.frame import Frame, Row
 from energy_plugins.cli.gpu_reader import GpuNow, GpuReader
+from energy_plugins.cli.seconds import Seconds
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.meter import EnergyMeter
@@ -35,7 +36,7 @@ _BACK_AND_CLEAR = "\x1b[{}F\x1b[J"
 @click.command("watch")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

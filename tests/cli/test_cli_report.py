@@ -126,6 +126,17 @@ def test_a_wrong_folder_is_a_sentence(tmp_path: Path, content: dict[str, str] | 
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_steps_that_the_disk_has_lost_are_told(folders: tuple[Path, Path]) -> None:
+    whole, _ = folders
+    column = whole / "steps" / "energy_j.f8"
+    with column.open("r+b") as file:
+        file.truncate(8 * 30)
+    done = call("report", whole, "--steps", "--json")
+    assert len(done.stdout.splitlines()) == 30
+    assert done.stderr == "only 30 of 80 steps are left on the disk\n"
+    assert "only 30 of 80 rows are left on the disk" in call("report", whole).stdout
+
+
 def test_a_limit_is_about_steps(folders: tuple[Path, Path]) -> None:
     done = call("report", folders[0], "--limit", "3")
     assert done.returncode == 2
