@@ -133,6 +133,15 @@ def test_a_wave_that_hides_between_snapshots_is_within_the_bound_of_any_sum(
         assert abs(sum_j - truth_j) <= bound_j <= 1.01 * 0.75 * 700 * seconds
 
 
+@pytest.mark.parametrize("start_s", [10.0, 10.005, 10.01, 10.015])
+def test_a_wave_at_the_rate_of_the_buffer_is_within_its_bound(simulated: Simulated, start_s: float) -> None:
+    wave = Script([(0.01, 150.0), (0.01, 700.0)])
+    simulation = simulated(wave, virtual=True, start_s=start_s, faults=(NoCounter(),))
+    report, true_j = measured(simulation, EnergyMeter(), 30)
+    error_j = abs((report.total_j or 0.0) - true_j)
+    assert 0.05 * true_j < error_j <= (report.error_bound_j or 0.0) < 0.25 * true_j
+
+
 def test_spans_add_up_to_the_run(simulated: Simulated) -> None:
     simulation = simulated(Square(100, 700, 0.31, 0.5), virtual=True, start_s=2.3, faults=NO_COUNTER)
     meter = EnergyMeter().start()
