@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -74,6 +75,12 @@ def within_bound_as_recorded(result: Any) -> int:
     return sum(abs(row["total_j"] - row["expected_j"]) <= row["error_bound_j"] for row in result["totals"])
 
 
+def counter_reads_ms(result: Any) -> NDArray[np.float64]:
+    """Return how long the reads of the counter took beside both loads (ms)."""
+    tables = [result["raw"][f"{load}_counter_reads"] for load in ("gpu_bound", "launch_bound")]
+    return np.concatenate([np.subtract(table["end_ms"], table["start_ms"]) for table in tables])
+
+
 WORKED_OUT: Mapping[str, Callable[[Any], float]] = {
     "sampler_share.gpu_bound": lambda result: sampler_share(result, "gpu_bound"),
     "sampler_share.launch_bound": lambda result: sampler_share(result, "launch_bound"),
@@ -84,6 +91,11 @@ WORKED_OUT: Mapping[str, Callable[[Any], float]] = {
     "counter_windows.worst_as_recorded": worst_as_recorded,
     "counter_windows.within_bound_as_recorded": within_bound_as_recorded,
     "counter_windows.within_bound": totals_within_bound,
+    "counter_reads.count": lambda result: len(counter_reads_ms(result)),
+    "counter_reads.median_ms": lambda result: float(np.median(counter_reads_ms(result))),
+    "counter_reads.longest_ms": lambda result: float(counter_reads_ms(result).max()),
+    "memory.steps_per_s": lambda result: result["memory"]["steps"] / result["memory"]["seconds"],
+    "memory.marks_without_event": lambda result: 1 - result["memory"]["events"] / (2 * result["memory"]["steps"]),
     "mixed.against_counter": lambda result: (
         result["mixed"]["total_j"] / result["mixed"]["duration_s"] / result["mixed"]["power_w_between_refreshes"] - 1
     ),

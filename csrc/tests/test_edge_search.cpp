@@ -74,17 +74,19 @@ void few_reads_find_a_narrow_bracket() {
         Counter counter(static_cast<uint64_t>(seed));
         const Found found = counter.search();
         CHECK(found.edge && is_true(counter, *found.edge));
-        CHECK(found.reads <= 20);
+        CHECK(found.reads <= 12);
         narrow += width_ns(found) <= 10 * kMs;
         reads.push_back(found.reads);
         sum += found.reads;
         duration_ns += found.duration_ns;
     }
     std::nth_element(reads.begin(), reads.begin() + kSearches / 2, reads.end());
-    CHECK(reads[kSearches / 2] <= 9);
-    CHECK(sum < 9 * kSearches);
-    CHECK(narrow > kSearches * 8 / 10);
-    CHECK(duration_ns / kSearches < 450 * kMs);
+    // One read to begin with, four to halve 100 ms to less than 10, one where a read took long.
+    CHECK(reads[kSearches / 2] <= 6);
+    CHECK(2 * sum < 13 * kSearches);
+    CHECK(narrow > kSearches * 99 / 100);
+    // Half a period until the first refresh, and one for each that the search goes on to.
+    CHECK(duration_ns / kSearches < 300 * kMs);
 }
 
 void late_reads_tell_less_and_nothing_wrong() {
@@ -98,7 +100,7 @@ void late_reads_tell_less_and_nothing_wrong() {
             CHECK(!found.edge || is_true(counter, *found.edge));
             found_any += found.edge.has_value();
         }
-        CHECK(found_any > (late_ms <= 30 ? 999 : late_ms <= 90 ? 900 : -1));
+        CHECK(found_any >= (late_ms <= 30 ? 1000 : late_ms <= 90 ? 950 : 0));
     }
 }
 
@@ -136,7 +138,7 @@ void a_jump_of_the_phase_is_survived() {
         CHECK(found.reads <= 40);
         found_any += found.edge.has_value();
     }
-    CHECK(found_any > 900);
+    CHECK(found_any == 1000);
 }
 
 }  // namespace

@@ -35,5 +35,9 @@ def command(folder: Path, *, quick: bool) -> None:
         raise click.ClickException(
             f"the demo needs {package}, which is not installed: pip install 'energy-plugins[lightning]' scikit-learn"
         ) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"cannot make {folder}: {error.strerror}; name a folder with --folder") from error
     click.echo("loading a small data set and training on it; this takes up to a minute and a half", err=True)
     demo(folder, quick=quick)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,8 +11,17 @@ import click
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class Seconds(click.FloatRange):
+    """Seconds, at least ``min`` of them; "nan" and "inf", which are numbers to click, are none."""
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Raises click.BadParameter."""
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return found
+
+
 def seconds(name: str, meaning: str) -> Callable[[_F], _F]:
     """Return an option that takes a time of at least a tenth of a second, one second if it is not given."""
-    return click.option(
-        name, type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS", help=meaning
-    )
+    return click.option(name, type=Seconds(min=0.1), default=1.0, show_default=True, metavar="SECONDS", help=meaning)

@@ -56,6 +56,8 @@ def command(folder: Path, *, steps: bool, limit: int | None, as_json: bool) -> N
         return
     if not report.complete:
         click.echo(f"the run has not ended, or was killed: {report.steps.rows:,} steps are settled", err=True)
+    elif report.steps.rows < report.work.steps:
+        click.echo(f"only {report.steps.rows:,} of {report.work.steps:,} steps are left on the disk", err=True)
     rows = _rows(report.steps, limit)
     lines = _json_lines(rows) if as_json else _table(report.steps, rows)
     sys.stdout.writelines(f"{line}\n" for line in lines)

@@ -40,7 +40,7 @@ _BACK_AND_CLEAR = "\x1b[{}F\x1b[J"
 def command(*, interval: float, once: bool, as_json: bool) -> None:
     """Show power, limit, clock, temperature and joules since the start of each visible GPU, until Ctrl-C.
 
-    On a terminal a table is kept up to date; elsewhere each look is a line. Power and joules are up to 1.4 s late.
+    On a terminal a table is kept up to date; elsewhere each look is a line. Power and joules are up to 1.5 s late.
     "-" (null in JSON) is what a GPU does not tell. CUDA_VISIBLE_DEVICES chooses the GPUs.
 
     \b
@@ -119,16 +119,16 @@ class Watcher:
 
 def _row(gpu: Gpu, now: GpuNow, progress: Progress | None) -> Row:
     if progress is None or gpu.mig is not None:
-        power_w, energy_j = math.nan, None
+        power_w, energy_j = math.nan, math.nan
     else:
-        power_w, energy_j = progress.gpu_power_w.get(gpu.uuid, math.nan), progress.gpu_j.get(gpu.uuid)
+        power_w, energy_j = progress.gpu_power_w.get(gpu.uuid, math.nan), progress.gpu_j.get(gpu.uuid, math.nan)
     # The meter knows the last power there was: of a GPU that has stopped answering it is not the power now.
     return Row(
         index=gpu.index,
         uuid=gpu.visible_uuid,
         name=gpu.name if gpu.mig is None else f"{gpu.name} (MIG slice: no sensor)",
         power_w=power_w if math.isfinite(power_w) and now.answers else None,
-        energy_j=energy_j,
+        energy_j=energy_j if math.isfinite(energy_j) else None,
         **asdict(now),
     )
 

@@ -64,16 +64,18 @@ def bound_by(means: Means) -> str | None:
     Memory-bound: at least 60 % of the memory's bandwidth was used, and no less of it than of the tensor pipes; copy
     engines can do that without the SMs. Launch-bound: else, the SMs had work less than half of the time. Compute-bound:
     at least half of the tensor pipes' time was used. All else is mixed; that includes arithmetic without tensor pipes.
-    None where the SM activity is not known.
+    None where an activity that decides is not known.
     """
     sm, tensor, dram = (means[name] for name in ("sm", "tensor", "dram"))
-    if sm is None:
+    if sm is None or dram is None:
         return None
-    if dram is not None and dram >= _BUSY_DRAM and dram >= (tensor or 0.0):
-        return "memory-bound"
+    if dram >= _BUSY_DRAM and (tensor is None or dram >= tensor):
+        return None if tensor is None else "memory-bound"
     if sm < FILLED_SM:
         return "launch-bound"
-    return "compute-bound" if tensor is not None and tensor >= _BUSY_TENSOR else "mixed"
+    if tensor is None:
+        return None
+    return "compute-bound" if tensor >= _BUSY_TENSOR else "mixed"
 
 
 class ActivitySum:

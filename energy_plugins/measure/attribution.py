@@ -97,7 +97,8 @@ class SpanEnergy:
     error_bound_j: Values
     coverage: Values
     shift_j: Values
-    """The part of the standard error that all spans of a kind share, so that it adds up instead of averaging out."""
+    """The part of the standard error that all spans of a kind share, so that it adds up instead of averaging out: what
+    the sensor does at every cut, and the scale of samples that no counter confirms."""
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> SpanEnergy:
         """Return the spans of ``rows``."""
@@ -225,6 +226,7 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     # both.
     shift_j = np.maximum(start.shift_j, end.shift_j)
     shift_j = np.hypot(shift_j, np.maximum(start.sum_error, end.sum_error) * (end.energy_j - start.energy_j))
+    shift_j = np.hypot(shift_j, _unconfirmed_between_j(start, end))
     duration_ns = (end.t_ns - start.t_ns).astype(np.float64)
     covered_ns = end.covered_ns - start.covered_ns
     coverage = np.where(duration_ns > 0, np.minimum(covered_ns / np.maximum(duration_ns, 1.0), 1.0), 1.0)
@@ -249,13 +251,13 @@ def _inside_j2(start: Points, end: Points) -> Values:
     drawn_j = end.into_j - start.into_j
     share = np.clip(drawn_j / np.maximum(end.block_j, 1e-9), 0.0, 1.0)
     aged = (end.trust * share) ** 2 * (end.start_error_j**2 + end.end_error_j**2)
-    return _bridge(end.head_j2 - start.head_j2, end) + _drift(drawn_j, share, end) + aged
+    drift_j2 = _drift(drawn_j, share, end) - _unconfirmed_j(drawn_j, end) ** 2
+    return _bridge(end.head_j2 - start.head_j2, end) + drift_j2 + aged
 
 
 def _across_j2(start: Points, end: Points) -> Values:
     between = end.before_j2 - start.before_j2 - (1.0 - start.trust) * start.block_j2
-    bias_j = end.before_bias_j - start.before_bias_j - (1.0 - start.trust) * start.bias * start.block_j
-    return _part_j2(start, tail=True) + _part_j2(end, tail=False) + between + np.asarray(bias_j**2)
+    return _part_j2(start, tail=True) + _part_j2(end, tail=False) + between
 
 
 def _part_j2(point: Points, *, tail: bool) -> Values:
@@ -267,6 +269,7 @@ def _part_j2(point: Points, *, tail: bool) -> Values:
     return (
         _bridge(point.block_j2 - point.head_j2 if tail else point.head_j2, point)
         + _drift(drawn_j, share, point)
+        - _unconfirmed_j(drawn_j, point) ** 2
         + point.trust**2 * aged
     )
 
@@ -277,3 +280,16 @@ def _bridge(part_j2: Values, block: Points) -> Values:
 
 def _drift(drawn_j: Values, share: Values, block: Points) -> Values:
     return np.asarray((block.bias * drawn_j) ** 2 * (1.0 - block.trust * share))
+
+
+def _unconfirmed_between_j(start: Points, end: Points) -> Values:
+    """Return the error of the samples' scale that no counter took away.
+
+    It is the same wherever one looks: it adds up, over blocks and over spans, and never averages out.
+    """
+    into_j = end.before_bias_j + _unconfirmed_j(end.into_j, end)
+    return np.asarray(np.abs(into_j - start.before_bias_j - _unconfirmed_j(start.into_j, start)))
+
+
+def _unconfirmed_j(drawn_j: Values, block: Points) -> Values:
+    return np.asarray((1.0 - block.trust) * block.bias * drawn_j)

@@ -122,7 +122,7 @@ def remember(idle: Iterable[IdlePower]) -> Path:
     """Keep these for this node, in place of what was known of the same GPUs, and return the file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or what it holds of other GPUs cannot be read.
         RuntimeError: this user has no home folder.
     """
     path = store_path()
@@ -130,7 +130,7 @@ def remember(idle: Iterable[IdlePower]) -> Path:
     with _alone(path.with_suffix(".lock")):
         try:
             nodes = _read(path)
-        except (ReportError, OSError):
+        except ReportError:
             nodes = {}  # what cannot be trusted is not kept either
         known: dict[str, dict[str, object]] = {
             node: {uuid: entry.values for uuid, entry in entries.items()} for node, entries in nodes.items()

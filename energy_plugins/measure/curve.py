@@ -14,8 +14,8 @@ from energy_plugins.measure.power_sensors import PowerSensor
 from energy_plugins.measure.response import LevelFit, Levels, Segments, occupancy
 
 _PLAUSIBLE = 0.2
-"""By how much of it the counter may always be off the samples' integral: twice what aliasing did to the sample buffer
-of an H200. Further only within the 95 % of sensors that know less."""
+"""By how much of it the counter may always be off the samples' integral: about what aliasing can do to the sample
+buffer (`ErrorModel.unanchored`). Further only within the 95 % of sensors that know less."""
 _UNKNOWN_MOST_W = 1000.0
 """What a GPU may draw that does not tell its highest power limit."""
 _SHORT_NS = 500_000_000

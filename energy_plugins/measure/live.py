@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ class Live:
 
     t_ns: int
     gpu_j: tuple[float, ...]
+    """NaN of a GPU that has told nothing."""
     gpu_power_w: tuple[float, ...]
     steps: int = 0
     step_j: float = 0.0
@@ -33,6 +35,11 @@ class Live:
     """The end of the last of these steps, 0 before there is one."""
     stepped_j: float = 0.0
     """Drawn until then, in steps and between them."""
+
+    @property
+    def known_j(self) -> float:
+        """Joules of the GPUs that have told any; 0 if none has."""
+        return sum(joules for joules in self.gpu_j if not math.isnan(joules))
 
 
 class LiveFigures:
@@ -63,7 +70,10 @@ class LiveFigures:
         stepped_j = sum(float(ends[len(own)]) - self._before_j(row) for row, (_, ends) in enumerate(energy))
         self.live = Live(
             t_ns=max(horizon_ns, before.t_ns),
-            gpu_j=tuple(float(ends[0]) - self._before_j(row) for row, (_, ends) in enumerate(energy)),
+            gpu_j=tuple(
+                float(ends[0]) - self._before_j(row) if self._told(row) else math.nan
+                for row, (_, ends) in enumerate(energy)
+            ),
             gpu_power_w=tuple(track.builder.last_w for track in self._settlement.tracks),
             steps=before.steps + len(ready),
             step_j=before.step_j + step_j,
@@ -75,6 +85,11 @@ class LiveFigures:
             stepped_ns=ready[-1].end_ns if ready else before.stepped_ns,
             stepped_j=stepped_j if ready else before.stepped_j,
         )
+
+    def _told(self, row: int) -> bool:
+        """Return whether a GPU has ever told what it draws."""
+        track = self._settlement.tracks[row]
+        return track.builder.horizon_ns > 0 or track.curve.energy_j > 0
 
     def _horizon_ns(self, drained_ns: int) -> int:
         """Return up to when every GPU that is not silent has told its power."""

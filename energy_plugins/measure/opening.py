@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from energy_plugins import _native
 from energy_plugins.measure.cpu import CpuPlan
-from energy_plugins.measure.drivers import Clock, Drivers
+from energy_plugins.measure.drivers import CUDA_VARIABLE, Clock, Drivers
 from energy_plugins.measure.notices import Notices
 from energy_plugins.measure.patience import Aside, within
 from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, SensorPlan
@@ -62,9 +62,11 @@ def silent_driver(error: TimeoutError) -> SensorPlan:
     return SensorPlan.nothing(f"the NVIDIA driver hangs: {error}")
 
 
-def open_cuda(drivers: Drivers) -> _native.Cuda | None:
+def open_cuda(library: str, notices: Notices) -> _native.Cuda | None:
     """Return CUDA, None where there is none: marks are host times then, which is all there is to know."""
     try:
-        return _native.Cuda(drivers.cuda)
-    except OSError:
+        return _native.Cuda(library)
+    except OSError as error:
+        if library != Drivers.cuda:
+            notices.say(f"{error}, which {CUDA_VARIABLE} names: marks are times of the host, not of the GPU")
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -26,20 +27,21 @@ class Progress:
     data_wait_j: float | None
     stall_j: float | None
     gpu_j: Mapping[str, float]
+    """NaN of a GPU that has told nothing, as in `gpu_power_w`."""
     gpu_power_w: Mapping[str, float]
     spent: Spent
     """What was spent until the end of the last step that is resolved."""
 
     @classmethod
     def between(cls, now: Live, before: Live | None, uuids: tuple[str, ...], start_ns: int) -> Self | None:
-        """Return what is known at ``now``, with means since ``before``; None before any time has passed."""
+        """Return what is known at ``now``, with means since ``before``; None before any GPU has told anything."""
         elapsed_s = (now.t_ns - start_ns) * 1e-9
-        if elapsed_s <= 0:
+        if elapsed_s <= 0 or all(math.isnan(joules) for joules in now.gpu_j):
             return None
         before = before or Live(start_ns, (), ())
         steps, joules = now.steps - before.steps, now.step_j - before.step_j
         samples, tokens = now.samples - before.samples, now.tokens - before.tokens
-        total_j = sum(now.gpu_j)
+        total_j = now.known_j
         return cls(
             total_j=total_j,
             avg_power_w=total_j / elapsed_s,

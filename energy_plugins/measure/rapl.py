@@ -71,6 +71,8 @@ def powercap_counters(root: Path, part: Part) -> Found:
     """
     zones = _zones(root)
     wanted = [zone for zone in zones if zone.part is part]
+    if nameless := next((zone for zone in zones if not zone.name), None):
+        return Found(reason=f"{nameless.folder / 'name'} cannot be read: it may be one of those to be added up")
     if not wanted:
         return Found(reason=_nothing_because(root, zones, part))
     chosen = min((zone.control for zone in wanted), key=lambda control: ("mmio" in control, control))
@@ -89,7 +91,7 @@ def _zones(root: Path) -> list[_Zone]:
     for identity, folder in folders.items():
         match = _ZONE.fullmatch(identity)
         name = _text(folder / "name")
-        if match and name:
+        if match:
             zones.append(_Zone(folder, match["control"], name))
     return zones
 

@@ -46,6 +46,10 @@ _NOT_YET = {
 }
 
 
+_NO_SENSOR = "the driver gives no reading of power or energy"
+_NO_SAMPLES = "no power samples arrived"
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a report says of a run that was known when it started."""
@@ -95,7 +99,11 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
     if facts.rank is not None and facts.rank.rank > 0:
         missing["peer_wait_j"] = "the report of rank 0 has it, where all ranks are side by side"
     if whole is None:
-        missing["total_j"] = plan.nothing_because or _nothing_because(plan)
+        nothing = plan.nothing_because or _nothing_because(plan)
+        missing |= dict.fromkeys(("total_j", "error_bound_j", "data_wait_j", "stall_j"), nothing)
+    missing |= {
+        f"gpu_j {uuid}": _no_reading_because(plan, uuid) for uuid, joules in gpu_j.items() if joules is None and whole
+    }
     shared: dict[str, JSON] = {
         uuid: _measured(energy.joules[0])
         for uuid, energy in zip(plan.sampled[len(plan.gpus) :], collector.shared.window(end_ns), strict=True)
@@ -123,8 +131,8 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         error_bound_j=whole.bound if whole else None,
         coverage=whole.coverage if whole else 0.0,
         idle_j=_idle_j(devices, (end_ns - start_ns) * 1e-9),
-        stall_j=totals.steps.stall_j if totals.steps.saw_stalls and whole else None,
-        data_wait_j=totals.steps.data_wait_j if totals.steps.saw_waits and whole else None,
+        stall_j=totals.steps.stall_j if "stall_j" not in missing else None,
+        data_wait_j=totals.steps.data_wait_j if "data_wait_j" not in missing else None,
         underfilled_j=lanes.underfilled.energy_j,
         underfilled_how=lanes.underfilled.how,
         missing=missing,
@@ -161,8 +169,12 @@ def _nothing_because(plan: SensorPlan) -> str:
     if not plan.gpus:
         return "this process has only slices of GPUs"
     if all(gpu.uuid in plan.blind for gpu in plan.gpus):
-        return "the driver gives no reading of power or energy"
-    return "no power samples arrived"
+        return _NO_SENSOR
+    return _NO_SAMPLES
+
+
+def _no_reading_because(plan: SensorPlan, uuid: str) -> str:
+    return _NO_SENSOR if uuid in plan.blind else _NO_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -204,6 +216,11 @@ def _waste_missing(steps: StepSum) -> dict[str, str]:
         missing["data_wait_j"] = "no step marked a data_wait span" if steps.steps else "no steps were marked"
     if not steps.saw_stalls:
         missing["stall_j"] = "needs two steps in a row" if steps.steps else "no steps were marked"
+    unseen = "there were some, but nothing of them was measured"
+    if steps.lost_waits and steps.data_wait_j == 0:
+        missing["data_wait_j"] = unseen
+    if steps.lost_stalls and steps.stall_j == 0:
+        missing["stall_j"] = unseen
     return missing
 
 

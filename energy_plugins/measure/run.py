@@ -71,7 +71,7 @@ class Run:
         self.uuids = self._plan.sampled
         self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
         self._folder = report_folder(options.folder)
-        self._marks = _native.MarkLog(drivers.clock.native, open_cuda(drivers))
+        self._marks = _native.MarkLog(drivers.clock.native, open_cuda(drivers.cuda, self._notices))
         self._sampler = self._listen()
         self._facts = Facts(
             run_id=uuid.uuid4().hex,
@@ -171,7 +171,7 @@ class Run:
         That is what is known, and the mean power for the second or so that is not; for no more than 5 s of it.
         """
         live = self.live()
-        known_j, known_ns = sum(live.gpu_j), live.t_ns - self.start_ns
+        known_j, known_ns = live.known_j, live.t_ns - self.start_ns
         if known_ns > 0 and math.isfinite(known_j):
             ahead_ns = min(self._clock.now_ns() - live.t_ns, _MOST_AHEAD_NS)
             self._drawn_j = known_j * (known_ns + ahead_ns) / known_ns

@@ -56,6 +56,9 @@ class StepSum:
     saw_tokens: bool = False
     saw_waits: bool = False
     saw_stalls: bool = False
+    lost_waits: bool = False
+    """Whether there is one of which nothing was measured."""
+    lost_stalls: bool = False
 
 
 @dataclass
@@ -88,6 +91,10 @@ class Totals:
         total.saw_tokens |= any(step.tokens >= 0 for step in rows.steps)
         total.saw_waits |= any(step.waits for step in rows.steps)
         total.saw_stalls |= any(step.stall is not None for step in rows.steps)
+        lost = zip(rows.steps, np.isnan(rows.data_wait_j).tolist(), np.isnan(rows.stall_j).tolist(), strict=True)
+        for step, wait_lost, stall_lost in lost:
+            total.lost_waits |= bool(step.waits) and wait_lost
+            total.lost_stalls |= step.stall is not None and stall_lost
         total.data_wait_j += float(np.nansum(rows.data_wait_j))
         total.stall_j += float(np.nansum(rows.stall_j))
 

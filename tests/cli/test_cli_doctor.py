@@ -54,6 +54,8 @@ def test_without_a_driver() -> None:
     code, checks = doctor()
     assert code == 3
     assert (status(checks, DRIVER), status(checks, "CUDA")) == ("missing", "warning")
+    assert "ENERGY_NVML_LIBRARY" in checks[DRIVER, ""]["remedy"]
+    assert "ENERGY_CUDA_LIBRARY" in checks["CUDA", ""]["remedy"]
     assert "install the NVIDIA driver" in checks[DRIVER, ""]["remedy"]
 
 

@@ -42,7 +42,16 @@ def test_help_imports_no_verb() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["measure"], ["doctor", "--jason"], ["run"], ["report"], ["watch", "--interval", "0"]]
+    "arguments",
+    [
+        ["measure"],
+        ["doctor", "--jason"],
+        ["doctor", "--timeout", "nan"],
+        ["run"],
+        ["report"],
+        ["watch", "--interval", "0"],
+        ["watch", "--interval", "inf"],
+    ],
 )
 def test_wrong_use_is_a_sentence_and_code_2(arguments: list[str]) -> None:
     done = call(*arguments)
@@ -72,6 +81,13 @@ def test_the_demo_says_what_it_lacks(package: str, tmp_path: Path) -> None:
         f"Error: the demo needs {package.partition('.')[0]}, which is not installed: pip install"
     )
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_demo_that_has_nowhere_to_write_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = call("demo", "--quick", "--folder", tmp_path / "file" / "folder")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error: cannot make {tmp_path}/file/folder: Not a directory; name a folder with --folder\n"
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_or_was_killed_shows_what_is_settled(folders: tuple[P
     assert (done.returncode, done.stderr) == (0, "")
     assert "INCOMPLETE" in done.stdout
     steps = call("report", partial, "--steps", "--json")
-    assert 15 <= len(steps.stdout.splitlines()) < 80
+    assert 19 <= len(steps.stdout.splitlines()) < 60  # the first reading of the counter, at 10 s, settles 19
     assert steps.stderr == f"the run has not ended, or was killed: {len(steps.stdout.splitlines())} steps are settled\n"
 
 
@@ -125,6 +125,17 @@ def test_a_wrong_folder_is_a_sentence(tmp_path: Path, content: dict[str, str] | 
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_steps_that_the_disk_has_lost_are_told(folders: tuple[Path, Path]) -> None:
+    whole, _ = folders
+    column = whole / "steps" / "energy_j.f8"
+    with column.open("r+b") as file:
+        file.truncate(8 * 30)
+    done = call("report", whole, "--steps", "--json")
+    assert len(done.stdout.splitlines()) == 30
+    assert done.stderr == "only 30 of 80 steps are left on the disk\n"
+    assert "only 30 of 80 rows are left on the disk" in call("report", whole).stdout
 
 
 def test_a_limit_is_about_steps(folders: tuple[Path, Path]) -> None:

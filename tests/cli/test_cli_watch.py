@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from terminal import at_terminal
 
 from energy_plugins.cli.frame import Frame, Row
-from energy_plugins.testing import Constant, GpuLost, Hang, NoPermission
+from energy_plugins.testing import Constant, GpuLost, Hang, NoCounter, NoPermission, NoSampleBuffer, NotSupported
 
 maybe = st.none() | st.floats(0, 1e12)
 
@@ -49,6 +49,18 @@ def test_a_slice_has_no_joules_of_its_own(simulated: Simulated) -> None:
     done = call("watch", "--once", "--json", on=simulation, variables={"CUDA_VISIBLE_DEVICES": part})
     (row,) = json.loads(done.stdout)["gpus"]
     assert (row["uuid"], row["power_w"], row["energy_j"]) == (part, None, None)
+
+
+def test_a_gpu_without_sensors_has_no_joules_rather_than_none_drawn(simulated: Simulated) -> None:
+    simulation = simulated(count=2)
+    for fault in (NoSampleBuffer(), NoCounter()):
+        simulation.gpus[1].inject(fault)
+    for name in ("nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage"):
+        simulation.gpus[1].inject(NotSupported(name))
+    done = call("watch", "--once", "--json", on=simulation)
+    seen, blind = json.loads(done.stdout)["gpus"]
+    assert seen["energy_j"] > 0
+    assert (blind["power_w"], blind["energy_j"]) == (None, None)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 128 + 15), (signal.SIGHUP, 128 + 1)])

@@ -62,10 +62,10 @@ def test_total_agrees_with_the_counter(*, busy: bool) -> None:
     assert report.coverage == pytest.approx(1)
     power_w = (after - before) / (ended - started)
     outside_s = report.duration_s - (ended - started)
-    # The edges are up to 0.2 s in which the power is only about known.
-    assert report.total_j == pytest.approx(
-        power_w * report.duration_s, abs=0.01 * (after - before) + power_w * outside_s
-    )
+    # What was drawn in between is known to 1 %. Around it lie up to 0.2 s each in which the card idles: after a load it
+    # draws less there than in between, else about as much.
+    between_j, most_w = after - before, power_w if busy else 2 * power_w
+    assert 0.99 * between_j <= report.total_j <= 1.01 * between_j + most_w * outside_s
 
 
 def test_every_step_has_an_event_and_its_gpu_time() -> None:

@@ -109,6 +109,12 @@ def assert_honest(outcome: Outcome, held: float = 0.9) -> None:
     report, total_j = outcome.report, outcome.report.total_j
     energy_j, coverage, bound_j = (report.steps[name] for name in ("energy_j", "coverage", "error_bound_j"))
     assert report.complete
+    assert "no reason was recorded" not in str(report)
+    assert {f"gpu_j {uuid}" for uuid, joules in report.gpu_j.items() if joules is None and total_j} <= set(
+        report.missing
+    )
+    for waste_j, each_j in ((report.data_wait_j, "data_wait_j"), (report.stall_j, "stall_j")):
+        assert waste_j != 0 or not np.isnan(report.steps[each_j][1:]).any()
     assert (np.isnan(energy_j) == (coverage == 0)).all()
     covered = coverage >= 1 - 1e-9
     if covered.any():
@@ -125,7 +131,6 @@ def assert_honest(outcome: Outcome, held: float = 0.9) -> None:
     assert total_j <= outcome.true_j + 1.5 * (report.error_bound_j or 0.0)
     assert len(report.warnings) <= 12 * max(len(report.gpu_j), 1)
     assert len(set(report.warnings)) == len(report.warnings)
-    str(report)
 
 
 def shut_down() -> None:

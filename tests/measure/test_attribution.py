@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from measuring import MS, SECOND
 
 from energy_plugins.measure.attribution import Z95, EnergyCurve, RunCurve, SpanEnergy, attribute
+from energy_plugins.measure.totals import KindSum
 
 
 def block(
@@ -147,6 +148,17 @@ def test_blocks_without_a_counter_between_two_points_do_add() -> None:
     anchored, free = block(0, [300.0] * 50), [block((1 + n) * SECOND, [300.0] * 50, trust=0.0) for n in range(8)]
     curve = run_of(anchored, *free, block(9 * SECOND, [300.0] * 50))
     assert between(curve, 0, 10 * SECOND).error_bound_j[0] > between(curve, 0, 3 * SECOND).error_bound_j[0]
+
+
+@pytest.mark.parametrize("spans", [1, 3, 12, 90])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 9])
+def test_a_scale_that_no_counter_confirms_is_off_alike_everywhere(blocks: int, spans: int) -> None:
+    free = replace(block(0, [300.0] * 50, trust=0.0), variance_j2=np.zeros(51), cut_j2=np.zeros(50), bias=0.1)
+    curve = run_of(*(replace(free, t_ns=free.t_ns + number * SECOND, shift_j=np.zeros(50)) for number in range(blocks)))
+    total = KindSum()
+    times = np.linspace(0, blocks * SECOND, spans + 1).astype(np.int64)
+    total.add(np.diff(times), attribute(curve.at(times[:-1]), curve.at(times[1:])))
+    assert total.error_bound_j == pytest.approx(Z95 * 0.1 * 300 * blocks)
 
 
 def test_forgotten_blocks_leave_the_later_ones_as_they_were() -> None:

@@ -240,6 +240,15 @@ class TestStore:
         assert found.idle == {}
         assert why in found.trouble
 
+    def test_a_file_that_cannot_be_read_is_not_overwritten(self, tmp_path: Path) -> None:
+        path = remember([IDLE])
+        elsewhere = path.rename(tmp_path / "elsewhere")
+        path.symlink_to(elsewhere)
+        with pytest.raises(OSError, match="symbolic links"):
+            remember([replace(IDLE, uuid="GPU-b")])
+        assert path.is_symlink()
+        assert "GPU-a" in elsewhere.read_text()
+
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
     def test_a_file_of_another_user_is_not_trusted(self) -> None:
         os.chown(remember([IDLE]), NOBODY, -1)

@@ -213,6 +213,7 @@ def test_looks_are_few_and_a_pace_that_doubles_does_not_overspend(
     steps = looks = 0
     while not budget.spent(total_j):
         ahead = budget.steps_to_next_look(total_j, total_j - earlier_j, steps)
+        assert ahead == 1 or total_j + 2 * step_j * ahead <= energy_j * (1 + 1e-9)  # were it to double now
         steps, looks = steps + ahead, looks + 1
         total_j = earlier_j + steps * step_j
         assert total_j < energy_j + 2 * step_j

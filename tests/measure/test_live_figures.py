@@ -11,7 +11,15 @@ from measuring import POWER_W, Simulated
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.power_sensors import SAMPLE_BUFFER
 from energy_plugins.measure.spans import Kind
-from energy_plugins.testing import Constant, GpuLost, Simulation
+from energy_plugins.testing import Constant, GpuLost, NoCounter, NoSampleBuffer, NotSupported, Simulation
+
+BLIND = (
+    NoSampleBuffer(),
+    NoCounter(),
+    NotSupported("nvmlDeviceGetFieldValues"),
+    NotSupported("nvmlDeviceGetPowerUsage"),
+)
+"""What takes all sensors away."""
 
 
 def step_after_fetch(meter: EnergyMeter, simulation: Simulation, wait_s: float) -> None:
@@ -84,6 +92,26 @@ def test_a_gpu_that_fell_silent_does_not_hold_up_the_others(simulated: Simulated
         assert progress is not None
         assert progress.step_j == pytest.approx(POWER_W * 0.1, rel=0.05)
         meter.stop()
+
+
+@pytest.mark.parametrize("seconds", [5, 40])
+def test_a_gpu_that_tells_nothing_has_no_joules_rather_than_none_drawn(simulated: Simulated, seconds: int) -> None:
+    simulation = simulated([Constant(POWER_W), Constant(POWER_W)], virtual=True, start_s=10)
+    for fault in BLIND:
+        simulation.gpus[1].inject(fault)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with EnergyMeter() as meter, EnergyMeter(devices=[1]) as blind:
+            for one in (meter, blind):
+                one.latest()
+            simulation.advance(seconds)
+            progress, drawn_j = meter.latest(), meter.drawn_j()
+            assert blind.latest() is None
+    assert progress is not None
+    known_j, unknown_j = progress.gpu_j.values()
+    assert progress.total_j == known_j == pytest.approx(POWER_W * seconds, abs=1.5 * POWER_W)
+    assert math.isnan(unknown_j)
+    assert drawn_j == pytest.approx(POWER_W * seconds, rel=0.01)
 
 
 def test_figures_are_at_most_a_second_and_a_half_late(virtual: Simulation) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -247,6 +248,21 @@ def test_without_a_context_marks_are_host_times(simulated: Simulated, cuda: bool
     report = meter.report()
     assert report.observer.events == (60 if cuda else 0)
     assert report.steps["energy_j"] == pytest.approx(120 * lasted_s(report.steps), rel=0.03)
+
+
+def test_a_cuda_library_that_is_named_and_does_not_open_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENERGY_NVML_LIBRARY", str(tmp_path / "no-nvml.so"))
+    monkeypatch.setenv("ENERGY_CUDA_LIBRARY", str(tmp_path / "no-cuda.so"))
+    meter = EnergyMeter()
+    with (
+        pytest.warns(RuntimeWarning, match="no-nvml"),
+        pytest.warns(RuntimeWarning, match=r"no-cuda\.so.*ENERGY_CUDA_LIBRARY"),
+    ):
+        meter.start()
+    meter.stop()
+    assert sum("times of the host" in text for text in meter.report().warnings) == 1
 
 
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "public"])

@@ -137,8 +137,9 @@ with simulated_gpus(Constant(300), virtual=True, start_s=10) as simulation:
     report = Report.load(tmp_path / "run")
     assert not report.complete
     assert (report.name, report.simulated) == ("killed", True)
-    assert 40 - report.steps["end_s"].max() <= 20
-    assert 40 - report.duration_s <= 22  # the header is written less often than the columns
+    # Virtual time: the counter was read at 10 and at 29 s. What may be lost at worst, tests of faults say.
+    assert 40 - report.steps["end_s"].max() <= 11.5
+    assert 40 - report.duration_s <= 11.5
     assert report.total_j == pytest.approx(POWER_W * report.duration_s, rel=0.01)
     assert report.steps["energy_j"] == pytest.approx(POWER_W * lasted_s(report.steps), rel=0.02)
     assert report.work.samples == pytest.approx(20 * report.duration_s, rel=0.05)

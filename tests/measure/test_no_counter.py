@@ -18,6 +18,7 @@ from energy_plugins.testing import (
     NoSampleBuffer,
     NotSupported,
     Profile,
+    Script,
     Simulation,
     Square,
 )
@@ -25,6 +26,7 @@ from energy_plugins.testing import (
 NO_COUNTER = (NoSampleBuffer(), NoCounter())
 NO_AVERAGE = NotSupported("NVML_FI_DEV_POWER_AVERAGE")
 NO_INSTANT = NotSupported("NVML_FI_DEV_POWER_INSTANT")
+NO_USAGE = NotSupported("nvmlDeviceGetPowerUsage")
 NO_FIELDS = NotSupported("nvmlDeviceGetFieldValues")
 
 
@@ -101,6 +103,43 @@ def test_a_mean_that_fails_leaves_the_snapshot_and_a_wider_bound(simulated: Simu
     assert report.total_j == pytest.approx(true_j, rel=1e-3)
     assert report.coverage == 1
     assert (report.error_bound_j or 0) > 0.3 * true_j
+
+
+@pytest.mark.parametrize("ahead_s", [0.025, 0.05, 0.075, 0.1])
+@pytest.mark.parametrize("seconds", [8.0, 30.0, 60.0])
+def test_a_wave_that_hides_between_snapshots_is_within_the_bound_of_any_sum(
+    simulated: Simulated, seconds: float, ahead_s: float
+) -> None:
+    hidden = Script([(ahead_s, 700.0), *([(0.025, 150.0), (0.075, 700.0)] * 800)], repeat=False)
+    simulation = simulated(hidden, virtual=True, start_s=10, faults=(*NO_COUNTER, NO_AVERAGE, NO_USAGE))
+    now_ns, true_j = simulation.clock.now_ns, simulation.gpus[0].true_energy_j
+    steps_j = 0.0
+    with EnergyMeter() as meter:
+        opened_ns = now_ns()
+        for _ in range(round(2 * seconds)):
+            start_ns = now_ns()
+            with meter.step():
+                simulation.advance(0.49)
+            steps_j += true_j(start_ns, now_ns())
+            simulation.advance(0.01)
+        closed_ns = now_ns()
+    report = meter.report()
+    assert report.devices[0].sensors == ("instant power",)
+    (steps,) = (kind for kind in report.kinds if kind.kind == "step")
+    total = (report.total_j, report.error_bound_j, true_j(opened_ns, closed_ns))
+    for sum_j, bound_j, truth_j in (total, (steps.energy_j, steps.error_bound_j, steps_j)):
+        assert sum_j is not None
+        assert bound_j is not None
+        assert abs(sum_j - truth_j) <= bound_j <= 1.01 * 0.75 * 700 * seconds
+
+
+@pytest.mark.parametrize("start_s", [10.0, 10.005, 10.01, 10.015])
+def test_a_wave_at_the_rate_of_the_buffer_is_within_its_bound(simulated: Simulated, start_s: float) -> None:
+    wave = Script([(0.01, 150.0), (0.01, 700.0)])
+    simulation = simulated(wave, virtual=True, start_s=start_s, faults=(NoCounter(),))
+    report, true_j = measured(simulation, EnergyMeter(), 30)
+    error_j = abs((report.total_j or 0.0) - true_j)
+    assert 0.05 * true_j < error_j <= (report.error_bound_j or 0.0) < 0.25 * true_j
 
 
 def test_spans_add_up_to_the_run(simulated: Simulated) -> None:

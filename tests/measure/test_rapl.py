@@ -101,6 +101,14 @@ def test_one_counter_that_cannot_be_read_spoils_the_sum_of_all(tmp_path: Path) -
     assert names(powercap_counters(tree.root, Part.DRAM)) == ["package-0 dram", "package-1 dram"]
 
 
+def test_a_domain_without_a_name_may_be_a_package(tmp_path: Path) -> None:
+    tree = PowercapTree(tmp_path / "sys", intel(2))
+    (tree.folder(tree.zones[4]) / "name").unlink()
+    found = powercap_counters(tree.root, Part.CPU)
+    assert not found.sensors
+    assert found.reason.startswith(f"{tree.root}/intel-rapl:1/name cannot be read")
+
+
 @contextmanager
 def as_nobody() -> Iterator[None]:
     """Take root's rights away, where tests run as root."""
