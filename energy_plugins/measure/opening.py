@@ -62,11 +62,11 @@ def silent_driver(error: TimeoutError) -> SensorPlan:
     return SensorPlan.nothing(f"the NVIDIA driver hangs: {error}")
 
 
-def open_cuda(library: str, notices: Notices) -> _native.Cuda | None:
+def open_cuda(library: str, plan: SensorPlan, notices: Notices) -> _native.Cuda | None:
     """Return CUDA, None where there is none: marks are host times then, which is all there is to know."""
     try:
         return _native.Cuda(library)
     except OSError as error:
-        if library != Drivers.cuda:
+        if library != Drivers.cuda and plan.sampled:  # without a GPU it says what has been said
             notices.say(f"{error}, which {CUDA_VARIABLE} names: marks are times of the host, not of the GPU")
         return None

@@ -71,7 +71,7 @@ class Run:
         self.uuids = self._plan.sampled
         self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
         self._folder = report_folder(options.folder)
-        self._marks = _native.MarkLog(drivers.clock.native, open_cuda(drivers.cuda, self._notices))
+        self._marks = _native.MarkLog(drivers.clock.native, open_cuda(drivers.cuda, self._plan, self._notices))
         self._sampler = self._listen()
         self._facts = Facts(
             run_id=uuid.uuid4().hex,
