@@ -247,7 +247,8 @@ void bind_sampler(py::module_& module) {
             "state", [](Sampler& sampler, size_t i) { return to_array(sampler.state(i)); }, "i"_a,
             "New readings of what device i was doing, one a second: t_ns i8; sm_clock_mhz, temperature_c, "
             "enforced_limit_w, requested_limit_w, utilisation (share of time) f8, NaN where the driver does not say; "
-            "clock_reasons i8, NVML's bits, -1 where it does not say.")
+            "clock_reasons i8, NVML's bits, -1 where it does not say. Without activity=True a field that is dear to "
+            "read is read less often, and keeps its value for up to 30 s.")
         .def(
             "activity", [](Sampler& sampler, size_t i) { return to_array(sampler.activity(i)); }, "i"_a,
             "New readings of how busy device i was, one a second, of a sampler made with activity=True: start_ns i8, "
