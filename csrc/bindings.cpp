@@ -139,6 +139,17 @@ void bind_marks(py::module_& module) {
                int64_t tokens) { log.mark(code, begin, to_stream(stream), samples, tokens); },
             "code"_a, "begin"_a, "stream"_a = py::none(), "samples"_a = -1, "tokens"_a = -1,
             "Marks this instant; with a stream, also when the device comes to it. Waits for nothing, raises nothing.")
+        .def(
+            "begin",
+            [](MarkLog& log, uint16_t code, const py::function& stream) {
+                std::optional<uintptr_t> handle;
+                if (log.wants_event(code)) handle = py::cast<uintptr_t>(stream());
+                log.mark(code, true, to_stream(handle), -1, -1);
+            },
+            "code"_a, "stream"_a,
+            "Marks the beginning of a span. If one of its kind ended, with an event, less than 1 ms ago, the device "
+            "comes "
+            "to both at once and that is all; else it is marked on the stream that stream() gives, too.")
         .def("mark_at", &MarkLog::mark_at, "code"_a, "begin"_a, "host_ns"_a, "samples"_a = -1, "tokens"_a = -1,
              "Marks an instant that the caller has read from the clock.")
         .def("resolve", &MarkLog::resolve, Released(),

@@ -10,7 +10,7 @@ namespace {
 
 // Most fields change every 100 ms (H200); drains asked for out of turn must not make a second's worth of rows.
 constexpr int64_t kShortestNs = StateLane::kPeriodNs / 2;
-constexpr int64_t kRemembered = 32;        // reads that a mean is of: the dear ones are one in ten
+constexpr int64_t kRemembered = 32;         // reads that a mean is of: the dear ones are one in ten
 constexpr int64_t kMostCostNs = 3'000'000;  // a call that takes longer waits: it burns no CPU
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 

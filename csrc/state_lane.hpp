@@ -1,8 +1,8 @@
 // Reads the clock, temperature, limits, utilisation and clock-event reasons of one device.
 //
-// What a field costs differs by the field and by the moment: 10 us of CPU, 0.4 ms always, or 1.5 ms now and then (H200).
-// So each has its own pace: every second if it is cheap, else as often as kShare of a core allows, from the mean of
-// what it cost lately. Between its reads it keeps its last value, which is never older than kLongestPeriodNs.
+// What a field costs differs by the field and by the moment: 10 us of CPU, 0.4 ms always, or 1.5 ms now and then
+// (H200). So each has its own pace: every second if it is cheap, else as often as kShare of a core allows, from the
+// mean of what it cost lately. Between its reads it keeps its last value, which is never older than kLongestPeriodNs.
 //
 // One thread at a time drives a lane, another may drain its ring and read its counts. A field that this driver, card or
 // user does not have stays NaN (reasons: -1) and is asked for once; probe() says why. When no field can be read,

@@ -592,10 +592,11 @@ NVML_API nvmlDeviceResetGpuLockedClocks(nvmlDevice_t handle) {
     });
 }
 NVML_API nvmlDeviceGetClockInfo(nvmlDevice_t handle, int type, unsigned* clock_mhz) {
-    return give_at(handle, __func__, clock_mhz, always<kStateNs>, [&](State& state, Device& device, std::int64_t now_ns) {
-        if (type == 2) return kMemoryClockMhz;
-        return type == 3 ? kVideoClockMhz : static_cast<unsigned>(sm_clock_mhz(state, device, now_ns));
-    });
+    return give_at(handle, __func__, clock_mhz, always<kStateNs>,
+                   [&](State& state, Device& device, std::int64_t now_ns) {
+                       if (type == 2) return kMemoryClockMhz;
+                       return type == 3 ? kVideoClockMhz : static_cast<unsigned>(sm_clock_mhz(state, device, now_ns));
+                   });
 }
 NVML_API nvmlDeviceGetMaxClockInfo(nvmlDevice_t handle, int type, unsigned* clock_mhz) {
     return give(handle, __func__, clock_mhz, [&](State& state, Device&, std::int64_t) {
@@ -632,17 +633,20 @@ NVML_API nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t handle, unsigned
 // Load
 
 NVML_API nvmlDeviceGetTemperature(nvmlDevice_t handle, int, unsigned* celsius) {
-    return give_at(handle, __func__, celsius, now_and_then<Field::kTemperature>, [](State& state, Device& device, std::int64_t now_ns) {
-        return 30.0 + 0.05 * sim::mean_power_w(state, device, now_ns, 10'000'000'000);
-    });
+    return give_at(handle, __func__, celsius, now_and_then<Field::kTemperature>,
+                   [](State& state, Device& device, std::int64_t now_ns) {
+                       return 30.0 + 0.05 * sim::mean_power_w(state, device, now_ns, 10'000'000'000);
+                   });
 }
 NVML_API nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_t* out) {
-    return give_at(handle, __func__, out, now_and_then<Field::kUtilisation>, [](State& state, Device& device, std::int64_t now_ns) {
-        const double busy = sim::busy_share(state, device, now_ns);
-        const sim::Work* work = sim::work_at(device, sim::last_refresh_ns(state, device, now_ns));
-        const double memory = work == nullptr ? 0.0 : static_cast<double>(work->memory_share);
-        return nvmlUtilization_t{static_cast<unsigned>(100.0 * busy), static_cast<unsigned>(100.0 * busy * memory)};
-    });
+    return give_at(handle, __func__, out, now_and_then<Field::kUtilisation>,
+                   [](State& state, Device& device, std::int64_t now_ns) {
+                       const double busy = sim::busy_share(state, device, now_ns);
+                       const sim::Work* work = sim::work_at(device, sim::last_refresh_ns(state, device, now_ns));
+                       const double memory = work == nullptr ? 0.0 : static_cast<double>(work->memory_share);
+                       return nvmlUtilization_t{static_cast<unsigned>(100.0 * busy),
+                                                static_cast<unsigned>(100.0 * busy * memory)};
+                   });
 }
 NVML_API nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t* out) {
     return out == nullptr ? NVML_ERROR_INVALID_ARGUMENT : memory_info(handle, __func__, *out);

@@ -12,7 +12,8 @@ _functions: dict[str, object] = pynvml._nvmlGetFunctionPointer_cache  # noqa: SL
 
 def library_in_use() -> ctypes.CDLL | None:
     """Return the library that nvidia-ml-py calls, None if it has opened none yet."""
-    return pynvml.nvmlLib
+    library: ctypes.CDLL | None = pynvml.nvmlLib
+    return library
 
 
 def use_library(library: ctypes.CDLL | None) -> None:
