@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from energy_plugins.testing import Simulation
-from energy_plugins.testing.fixtures import simulated_gpus  # noqa: F401 - a fixture: a checkout need not be installed
+from energy_plugins.testing import Simulation, fixtures
 
 pytest.register_assert_rewrite("energy_plugins.testing.contract")
 
@@ -28,6 +27,9 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+simulated_gpus = fixtures.simulated_gpus  # not by the entry point: a checkout need not be installed
 
 
 @pytest.fixture
