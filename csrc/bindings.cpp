@@ -148,8 +148,7 @@ void bind_marks(py::module_& module) {
             },
             "code"_a, "stream"_a,
             "Marks the beginning of a span. If one of its kind ended, with an event, less than 1 ms ago, the device "
-            "comes "
-            "to both at once and that is all; else it is marked on the stream that stream() gives, too.")
+            "comes to both at once and that is all; else it is marked on the stream that stream() gives, too.")
         .def("mark_at", &MarkLog::mark_at, "code"_a, "begin"_a, "host_ns"_a, "samples"_a = -1, "tokens"_a = -1,
              "Marks an instant that the caller has read from the clock.")
         .def("resolve", &MarkLog::resolve, Released(),
