@@ -107,11 +107,13 @@ examples: install  ## run every example on simulated GPUs
 # ---- figures and packages --------------------------------------------------------------------------------------------
 
 bench: install  ## run the benchmarks; those that need a GPU say so and are skipped without one
-	@for benchmark in $(wildcard benchmarks/[a-z]*.py); do \
-	    echo "--- $$benchmark"; $(PY) $$benchmark; \
-	done
+	@missed=; for benchmark in $(wildcard benchmarks/[a-z]*.py); do \
+	    echo "--- $$benchmark"; $(PY) $$benchmark || missed="$$missed $$benchmark"; \
+	done; \
+	if [ -n "$$missed" ]; then echo "missed a bar, or failed:$$missed"; exit 1; fi
 
-# The simulated drivers carry the real ones' names and are opened by path: auditwheel must not take them for dependencies.
+# The simulated drivers bear the real ones' file names, though not their SONAMEs, and are opened by path: auditwheel must not
+# take them for dependencies.
 wheel: $(VENV)/.tools  ## build a manylinux wheel into dist/
 	rm -rf build/wheel
 	$(PY) -m build --wheel --no-isolation --outdir build/wheel

@@ -139,6 +139,16 @@ void bind_marks(py::module_& module) {
                int64_t tokens) { log.mark(code, begin, to_stream(stream), samples, tokens); },
             "code"_a, "begin"_a, "stream"_a = py::none(), "samples"_a = -1, "tokens"_a = -1,
             "Marks this instant; with a stream, also when the device comes to it. Waits for nothing, raises nothing.")
+        .def(
+            "begin",
+            [](MarkLog& log, uint16_t code, const py::function& stream) {
+                std::optional<uintptr_t> handle;
+                if (log.wants_event(code)) handle = py::cast<uintptr_t>(stream());
+                log.mark(code, true, to_stream(handle), -1, -1);
+            },
+            "code"_a, "stream"_a,
+            "Marks the beginning of a span. If one of its kind ended, with an event, less than 1 ms ago, the device "
+            "comes to both at once and that is all; else it is marked on the stream that stream() gives, too.")
         .def("mark_at", &MarkLog::mark_at, "code"_a, "begin"_a, "host_ns"_a, "samples"_a = -1, "tokens"_a = -1,
              "Marks an instant that the caller has read from the clock.")
         .def("resolve", &MarkLog::resolve, Released(),
@@ -247,7 +257,8 @@ void bind_sampler(py::module_& module) {
             "state", [](Sampler& sampler, size_t i) { return to_array(sampler.state(i)); }, "i"_a,
             "New readings of what device i was doing, one a second: t_ns i8; sm_clock_mhz, temperature_c, "
             "enforced_limit_w, requested_limit_w, utilisation (share of time) f8, NaN where the driver does not say; "
-            "clock_reasons i8, NVML's bits, -1 where it does not say.")
+            "clock_reasons i8, NVML's bits, -1 where it does not say. Without activity=True a field that is dear to "
+            "read is read less often, and keeps its value for up to 30 s.")
         .def(
             "activity", [](Sampler& sampler, size_t i) { return to_array(sampler.activity(i)); }, "i"_a,
             "New readings of how busy device i was, one a second, of a sampler made with activity=True: start_ns i8, "

@@ -35,7 +35,7 @@ Device::Device(const Target& target, const Nvml& nvml, const Clock& clock, int64
     : power(PowerLane::of(target.source, nvml, clock, capacity)),
       mean(PowerLane::of(target.mean, nvml, clock, capacity)),
       energy(nvml, clock, capacity),
-      state(nvml, clock, capacity / kSamplesPerReading),
+      state(nvml, clock, capacity / kSamplesPerReading, activity),
       activity(nvml, clock, capacity / kSamplesPerReading),
       target_(target),
       nvml_(nvml),

@@ -28,7 +28,7 @@ class Device {
   public:
     using News = std::optional<std::string>;
 
-    // With `activity` it has the activity lane, too.
+    // With `activity` it has the activity lane, too, and every field of the state is read once a second.
     Device(const Target& target, const Nvml& nvml, const Clock& clock, int64_t counter_period_ns, size_t capacity,
            bool activity);
 

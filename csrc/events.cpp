@@ -166,7 +166,7 @@ class EventPool::Resolving {
     // Keeps twice as many events free as were used since the last time, and doubles the pool once it ran empty.
     void refill(size_t used) {
         const uint64_t empty = shared_.found_empty.load(std::memory_order_relaxed);
-        size_t wanted = std::max(2 * kChunk, 2 * used);
+        size_t wanted = std::max(2 * kChunk + kReserve, 2 * used);
         if (empty != found_empty_) wanted = std::max(wanted, made_.size() + kChunk);
         found_empty_ = empty;
         while (shared_.free.size() < wanted && made_.size() + kChunk < shared_.most_events) {

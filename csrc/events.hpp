@@ -24,6 +24,8 @@ struct Ticket {  // an event underway
 class EventPool {
   public:
     static constexpr int64_t kNoTime = -1;
+    // Whoever settles may let so many events come in before it does.
+    static constexpr size_t kReserve = 256;
 
     EventPool(std::shared_ptr<const Cuda> cuda, std::shared_ptr<const Clock> clock, size_t most_events);
     ~EventPool();

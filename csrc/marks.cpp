@@ -41,6 +41,10 @@ struct MarkLog::Impl {
         if (room && stream && pool) {  // an event of a dropped mark would be lost
             entry.ticket = {pool->record(*stream), *stream};
             add<uint64_t>(entry.ticket.event != nullptr ? events : event_misses, 1);
+            if (entry.ticket.event != nullptr && mark.begin == 0) {
+                ended_code = mark.code;
+                ended_ns = mark.host_ns;
+            }
         }
         fresh.push(entry);
     }
@@ -81,6 +85,10 @@ struct MarkLog::Impl {
     std::unique_ptr<EventPool> pool;
     Ring<Entry> fresh;  // from the marking thread to the resolving thread
 
+    // Of the marking thread: the last end of a span that had an event.
+    uint16_t ended_code = 0;
+    int64_t ended_ns = INT64_MIN / 2;
+
     std::atomic<uint64_t> marks{0}, events{0}, event_misses{0};
     std::atomic<int64_t> mark_ns{0};
     std::atomic<size_t> unresolved{0};
@@ -107,6 +115,11 @@ void MarkLog::mark(uint16_t code, bool begin, std::optional<Cuda::Stream> stream
     if (impl_->marks.load(std::memory_order_relaxed) % kCostEvery == 0) {
         add(impl_->mark_ns, static_cast<int64_t>(kCostEvery) * (impl_->clock->now_ns() - now));
     }
+}
+
+bool MarkLog::wants_event(uint16_t code) const noexcept {
+    if (!impl_->origin.here() || !impl_->pool) return false;
+    return code != impl_->ended_code || impl_->clock->now_ns() - impl_->ended_ns > kApartNs;
 }
 
 void MarkLog::mark_at(uint16_t code, bool begin, int64_t host_ns, int64_t samples, int64_t tokens) noexcept {

@@ -35,6 +35,8 @@ struct MarkStats {
 
 class MarkLog {
   public:
+    static constexpr int64_t kApartNs = 1'000'000;
+
     MarkLog(std::shared_ptr<const Clock> clock, std::shared_ptr<const Cuda> cuda, size_t capacity, size_t events);
     ~MarkLog();
     MarkLog(const MarkLog&) = delete;
@@ -42,6 +44,9 @@ class MarkLog {
 
     // Now; with a stream, when the work queued on it so far will be done, too.
     void mark(uint16_t code, bool begin, std::optional<Cuda::Stream> stream, int64_t samples, int64_t tokens) noexcept;
+    // Whether the beginning of a span of this kind needs an event of its own. Not if one has ended, with an event, less
+    // than kApartNs ago: in so short a time nothing else was queued, and the device comes to both marks at once.
+    bool wants_event(uint16_t code) const noexcept;
     void mark_at(uint16_t code, bool begin, int64_t host_ns, int64_t samples = -1, int64_t tokens = -1) noexcept;
     size_t resolve();           // returns the marks still unresolved; does nothing while another thread is at it
     std::vector<Mark> drain();  // resolved marks in order, up to the first whose event is not

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "deadline.hpp"
+#include "events.hpp"
 
 namespace energy {
 namespace {
@@ -14,14 +15,11 @@ namespace {
 using Steady = std::chrono::steady_clock;
 using Lock = std::unique_lock<std::mutex>;
 
-constexpr int64_t kResolvePeriodNs = 600'000'000;  // how late a mark's GPU time may be known
-constexpr int64_t kSlowPeriodNs = 1'000'000'000;   // of state and activity, but for what follows
-// A look at the state burns 1.7 ms of CPU in the driver of an H200: 0.01 % of a core is what it may take, unless asked
-// for together with the activity.
-constexpr int64_t kSlowShare = 10'000;
-constexpr int64_t kLongestSlowPeriodNs = 30'000'000'000;
-constexpr int64_t kBusyResolvePeriodNs = 150'000'000;
-constexpr uint64_t kManyMarks = 256;  // since the last resolution: their events must come back sooner
+constexpr int64_t kSlowPeriodNs = StateLane::kPeriodNs;  // of state and activity
+// Marks are resolved with each drain, and in between if there are many: their events must come back sooner.
+constexpr int64_t kLookForMarksNs = 600'000'000;
+constexpr int64_t kBusyLookForMarksNs = 150'000'000;
+constexpr uint64_t kManyMarks = EventPool::kReserve;
 constexpr size_t kMostErrors = 256;
 constexpr int kNoDevice = -1;
 
@@ -241,12 +239,6 @@ void SamplerCore::do_due(int64_t now_ns) {
         requested = std::exchange(drain_requested_, false);
     }
     bool drain = requested;
-    if (marks_ && (drain || now_ns >= next_resolve_ns_)) {
-        marks_->resolve();
-        const uint64_t before = std::exchange(resolved_marks_, marks_->stats().marks);
-        const bool busy = resolved_marks_ - before > kManyMarks;
-        next_resolve_ns_ = next_deadline(next_resolve_ns_, busy ? kBusyResolvePeriodNs : kResolvePeriodNs, now_ns);
-    }
     const int64_t period = drain_period_ns_.load(std::memory_order_relaxed);
     if (now_ns >= next_drain_ns_) {
         drain = true;
@@ -254,20 +246,30 @@ void SamplerCore::do_due(int64_t now_ns) {
         next_drain_ns_ = next_deadline(next_drain_ns_, period, now_ns);
     }
     next_drain_ns_ = std::min(next_drain_ns_, now_ns + period);  // the period may have become shorter
+    if (marks_ && (drain || now_ns >= next_resolve_ns_)) resolve_marks(now_ns, drain);
     // Before the driver is called, which may hang.
     if (std::exchange(cpu_requested_, false) || drain) read_cpu();
     if (drain) drain_all();
     if (requested || now_ns >= next_slow_ns_) {
-        const int64_t took_ns = read_slow_lanes();
-        const int64_t affordable_ns = std::min(kSlowShare * took_ns, kLongestSlowPeriodNs);
-        const int64_t period_ns = options_.activity ? kSlowPeriodNs : std::max(affordable_ns, kSlowPeriodNs);
-        next_slow_ns_ = next_deadline(next_slow_ns_, period_ns, now_ns);
+        read_slow_lanes();
+        next_slow_ns_ = next_deadline(next_slow_ns_, kSlowPeriodNs, now_ns);
     }
     if (drain) announce_drain();  // last: who waits for it then finds all that was read
     for (size_t i = 0; i < devices_.size(); ++i) {
         post(static_cast<int>(i), devices_[i]->poll_if_due(now_ns));
         post(static_cast<int>(i), devices_[i]->read_if_due(now_ns));
     }
+}
+
+void SamplerCore::resolve_marks(int64_t now_ns, bool drain) {
+    const MarkStats made = marks_->stats();
+    const bool many = made.marks - resolved_.marks > kManyMarks;
+    const bool first = resolved_.events == 0 && made.events > 0;  // only now does the pool grow to its size
+    if (drain || many || first) {
+        marks_->resolve();
+        resolved_ = made;
+    }
+    next_resolve_ns_ = now_ns + (many ? kBusyLookForMarksNs : kLookForMarksNs);
 }
 
 void SamplerCore::drain_all() {
@@ -286,13 +288,11 @@ void SamplerCore::announce_drain() {
     changed_.notify_all();
 }
 
-int64_t SamplerCore::read_slow_lanes() {
-    const int64_t before_ns = clock_->now_ns();
+void SamplerCore::read_slow_lanes() {
     for (size_t i = 0; i < devices_.size() && !stopping_.load(std::memory_order_relaxed); ++i) {
         post(static_cast<int>(i), devices_[i]->read_state());
         post(static_cast<int>(i), devices_[i]->read_activity());
     }
-    return (clock_->now_ns() - before_ns) / static_cast<int64_t>(std::max<size_t>(devices_.size(), 1));
 }
 
 void SamplerCore::read_cpu() {

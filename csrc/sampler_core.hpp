@@ -47,7 +47,8 @@ class SamplerCore {
     void do_due(int64_t now_ns);
     void drain_all();
     void announce_drain();
-    int64_t read_slow_lanes();  // returns the ns that it took, per device
+    void resolve_marks(int64_t now_ns, bool drain);
+    void read_slow_lanes();
     void read_cpu();
     void post(int device, const Device::News& news);
 
@@ -58,9 +59,9 @@ class SamplerCore {
     std::vector<std::unique_ptr<Device>> devices_;
     std::vector<std::unique_ptr<CpuLane>> cpu_;
     int64_t next_drain_ns_ = 0, next_resolve_ns_ = 0, next_slow_ns_ = 0;  // for whoever ticks
-    uint64_t resolved_marks_ = 0;  // how many had been made at the last resolution
-    bool cpu_requested_ = false;   // for whoever ticks
-    int64_t cpu_base_ns_ = 0;      // of earlier threads
+    MarkStats resolved_;                                                  // what had been made at the last resolution
+    bool cpu_requested_ = false;                                          // for whoever ticks
+    int64_t cpu_base_ns_ = 0;                                             // of earlier threads
     std::atomic<int64_t> cpu_ns_{0};
     std::atomic<uint64_t> late_ticks_{0};
     std::atomic<int64_t> drain_period_ns_;

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from energy_plugins.testing import Simulation, simulated_gpus
+from energy_plugins.testing import Simulation, fixtures
 
 pytest.register_assert_rewrite("energy_plugins.testing.contract")
 
@@ -30,11 +29,13 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     return folder
 
 
+simulated_gpus = fixtures.simulated_gpus  # not by the entry point: a checkout need not be installed
+
+
 @pytest.fixture
-def simulated() -> Iterator[Callable[..., Simulation]]:
-    """Give `simulated_gpus` as a plain call whose simulation lasts until the test ends."""
-    with ExitStack() as until_the_end:
-        yield lambda *args, **kwargs: until_the_end.enter_context(simulated_gpus(*args, **kwargs))
+def simulated(simulated_gpus: Callable[..., Simulation]) -> Callable[..., Simulation]:
+    """Give the fixture that users have, by a name that shadows no function of the tests."""
+    return simulated_gpus
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -432,6 +432,8 @@ def test_run_ahead_marks_are_timed_when_the_device_gets_there(simulated: Simulat
     queue_work(simulation.gpus[0], log, steps=60)
     assert clock.now_ns() - queued < 0.1 * SECOND  # the host ran ahead
     simulation.advance(0.3)
+    sampler.drain_now()
+    sampler.tick(clock.now_ns())
     assert 0 < len(log.drain()) < 40
     simulation.advance(1)
     queue_work(simulation.gpus[0], log, steps=3)

@@ -27,6 +27,13 @@ using sim::Device;
 using sim::State;
 
 constexpr std::int64_t kQuickCallNs = 300;
+// Calls about the state, as measured on an H200. Some are dear now and then, at moments that anybody's call meets.
+constexpr std::int64_t kStateNs = 10'000;
+constexpr std::int64_t kRequestedLimitNs = 375'000;
+constexpr std::int64_t kDearStateNs = 1'400'000;
+constexpr double kDearShare = 0.07;
+constexpr std::int64_t kDearLastsNs = 1'000'000;
+enum class Field : std::int64_t { kTemperature, kEnforcedLimit, kUtilisation };
 constexpr std::int64_t kMemoryInfoNs = 5'000;
 constexpr std::int64_t kGpmSampleNs = 300'000;
 constexpr unsigned kMemoryClockMhz = 3201;
@@ -111,13 +118,31 @@ nvmlReturn_t quick(nvmlDevice_t handle, const char* call, Act act) {
 }
 
 // For calls that hand out one constant or simple number.
-template <typename Out, typename Get>
-nvmlReturn_t give(nvmlDevice_t handle, const char* call, Out* out, Get get) {
+template <typename Out, typename Cost, typename Get>
+nvmlReturn_t give_at(nvmlDevice_t handle, const char* call, Out* out, Cost cost, Get get) {
     if (out == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
-    return quick(handle, call, [&](State& state, Device& device, std::int64_t now_ns) {
+    return timed(handle, call, cost, [&](State& state, Device& device, std::int64_t now_ns) {
         *out = static_cast<Out>(get(state, device, now_ns));
         return NVML_SUCCESS;
     });
+}
+
+template <typename Out, typename Get>
+nvmlReturn_t give(nvmlDevice_t handle, const char* call, Out* out, Get get) {
+    return give_at(handle, call, out, [](Device&, std::int64_t) { return kQuickCallNs; }, get);
+}
+
+// The same for a field of the state, at its cost.
+template <std::int64_t kCostNs>
+std::int64_t always(Device&, std::int64_t) {
+    return kCostNs;
+}
+
+template <Field kField>
+std::int64_t now_and_then(Device& device, std::int64_t now_ns) {
+    constexpr std::int64_t kFields = 3;
+    const std::int64_t moment = now_ns / kDearLastsNs * kFields + static_cast<std::int64_t>(kField);
+    return device.dice.uniform(sim::Draw::kDear, moment) < kDearShare ? kDearStateNs : kStateNs;
 }
 
 template <typename Out>
@@ -525,12 +550,12 @@ NVML_API nvmlDeviceGetPowerManagementMode(nvmlDevice_t handle, unsigned* mode) {
     return give_constant(handle, __func__, mode, 1u);
 }
 NVML_API nvmlDeviceGetPowerManagementLimit(nvmlDevice_t handle, unsigned* limit_mw) {
-    return give(handle, __func__, limit_mw,
-                [](State&, Device& device, std::int64_t) { return milliwatts(device.limit_w); });
+    return give_at(handle, __func__, limit_mw, always<kRequestedLimitNs>,
+                   [](State&, Device& device, std::int64_t) { return milliwatts(device.limit_w); });
 }
 NVML_API nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t handle, unsigned* limit_mw) {
-    return give(handle, __func__, limit_mw,
-                [](State&, Device& device, std::int64_t) { return milliwatts(device.limit_w); });
+    return give_at(handle, __func__, limit_mw, now_and_then<Field::kEnforcedLimit>,
+                   [](State&, Device& device, std::int64_t) { return milliwatts(device.limit_w); });
 }
 NVML_API nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t handle, unsigned* limit_mw) {
     return give(handle, __func__, limit_mw,
@@ -567,10 +592,11 @@ NVML_API nvmlDeviceResetGpuLockedClocks(nvmlDevice_t handle) {
     });
 }
 NVML_API nvmlDeviceGetClockInfo(nvmlDevice_t handle, int type, unsigned* clock_mhz) {
-    return give(handle, __func__, clock_mhz, [&](State& state, Device& device, std::int64_t now_ns) {
-        if (type == 2) return kMemoryClockMhz;
-        return type == 3 ? kVideoClockMhz : static_cast<unsigned>(sm_clock_mhz(state, device, now_ns));
-    });
+    return give_at(handle, __func__, clock_mhz, always<kStateNs>,
+                   [&](State& state, Device& device, std::int64_t now_ns) {
+                       if (type == 2) return kMemoryClockMhz;
+                       return type == 3 ? kVideoClockMhz : static_cast<unsigned>(sm_clock_mhz(state, device, now_ns));
+                   });
 }
 NVML_API nvmlDeviceGetMaxClockInfo(nvmlDevice_t handle, int type, unsigned* clock_mhz) {
     return give(handle, __func__, clock_mhz, [&](State& state, Device&, std::int64_t) {
@@ -598,26 +624,29 @@ NVML_API nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t handle, unsigned memo
     });
 }
 NVML_API nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t handle, unsigned long long* reasons) {
-    return give(handle, __func__, reasons, event_reasons);
+    return give_at(handle, __func__, reasons, always<kStateNs>, event_reasons);
 }
 NVML_API nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t handle, unsigned long long* reasons) {
-    return give(handle, __func__, reasons, event_reasons);
+    return give_at(handle, __func__, reasons, always<kStateNs>, event_reasons);
 }
 
 // Load
 
 NVML_API nvmlDeviceGetTemperature(nvmlDevice_t handle, int, unsigned* celsius) {
-    return give(handle, __func__, celsius, [](State& state, Device& device, std::int64_t now_ns) {
-        return 30.0 + 0.05 * sim::mean_power_w(state, device, now_ns, 10'000'000'000);
-    });
+    return give_at(handle, __func__, celsius, now_and_then<Field::kTemperature>,
+                   [](State& state, Device& device, std::int64_t now_ns) {
+                       return 30.0 + 0.05 * sim::mean_power_w(state, device, now_ns, 10'000'000'000);
+                   });
 }
 NVML_API nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_t* out) {
-    return give(handle, __func__, out, [](State& state, Device& device, std::int64_t now_ns) {
-        const double busy = sim::busy_share(state, device, now_ns);
-        const sim::Work* work = sim::work_at(device, sim::last_refresh_ns(state, device, now_ns));
-        const double memory = work == nullptr ? 0.0 : static_cast<double>(work->memory_share);
-        return nvmlUtilization_t{static_cast<unsigned>(100.0 * busy), static_cast<unsigned>(100.0 * busy * memory)};
-    });
+    return give_at(handle, __func__, out, now_and_then<Field::kUtilisation>,
+                   [](State& state, Device& device, std::int64_t now_ns) {
+                       const double busy = sim::busy_share(state, device, now_ns);
+                       const sim::Work* work = sim::work_at(device, sim::last_refresh_ns(state, device, now_ns));
+                       const double memory = work == nullptr ? 0.0 : static_cast<double>(work->memory_share);
+                       return nvmlUtilization_t{static_cast<unsigned>(100.0 * busy),
+                                                static_cast<unsigned>(100.0 * busy * memory)};
+                   });
 }
 NVML_API nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t* out) {
     return out == nullptr ? NVML_ERROR_INVALID_ARGUMENT : memory_info(handle, __func__, *out);

@@ -7,7 +7,7 @@
 
 namespace sim {
 
-enum class Draw : std::uint64_t { kPhase, kBase, kJitter, kLate, kLateness, kNoise, kCost, kInstant };
+enum class Draw : std::uint64_t { kPhase, kBase, kJitter, kLate, kLateness, kNoise, kCost, kInstant, kDear };
 
 struct Dice {
     std::uint64_t seed;

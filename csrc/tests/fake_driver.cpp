@@ -36,7 +36,9 @@ std::atomic<int64_t> virtual_ns{0};
 std::atomic<bool> real_time{false}, hanging{false}, capturing{false};
 std::atomic<int> failures[8] = {};
 std::atomic<int> gpm_samples{0}, nvml_users{0}, cuda_failure{0}, event_queries{0};
-std::atomic<int64_t> queue_ns{0};
+std::atomic<int64_t> queue_ns{0}, clock_cost_ns{0}, limit_cost_ns{0};
+std::atomic<int> reads_of_clock{0}, reads_of_limit{0};
+std::atomic<double> limit_w{fake::kLimit};
 thread_local void* current_context = nullptr;
 
 int64_t now() {
@@ -68,7 +70,9 @@ void reset(bool real) {
     real_time = real;
     hanging = capturing = false;
     cuda_failure = 0;
-    queue_ns = 0;
+    queue_ns = clock_cost_ns = limit_cost_ns = 0;
+    reads_of_clock = reads_of_limit = 0;
+    limit_w = kLimit;
     for (auto& failure : failures) failure = 0;
 }
 
@@ -85,6 +89,13 @@ void fail(Call call, int code) { failures[static_cast<int>(call)] = code; }
 void heal() {
     for (auto& failure : failures) failure = 0;
 }
+void set_costs(int64_t clock_ns, int64_t limit_ns) {
+    clock_cost_ns = clock_ns;
+    limit_cost_ns = limit_ns;
+}
+void set_limit(double watts) { limit_w = watts; }
+int clock_reads() { return reads_of_clock; }
+int limit_reads() { return reads_of_limit; }
 void hang(bool on) { hanging = on; }
 int snapshots() { return gpm_samples; }
 int users() { return nvml_users; }
@@ -168,6 +179,8 @@ int nvmlDeviceGetSamples(abi::Device, int, unsigned long long last_seen, int* ty
 }
 
 int nvmlDeviceGetClockInfo(abi::Device, int type, unsigned int* megahertz) {
+    virtual_ns += clock_cost_ns;
+    ++reads_of_clock;
     *megahertz = type == abi::kClockSm ? static_cast<unsigned int>(fake::kClockMhz) : 1;
     return outcome(fake::Call::clock);
 }
@@ -178,7 +191,9 @@ int nvmlDeviceGetTemperature(abi::Device, int, unsigned int* celsius) {
 }
 
 int nvmlDeviceGetPowerManagementLimit(abi::Device, unsigned int* milliwatts) {
-    *milliwatts = static_cast<unsigned int>(fake::kLimit * 1e3);
+    virtual_ns += limit_cost_ns;
+    ++reads_of_limit;
+    *milliwatts = static_cast<unsigned int>(limit_w * 1e3);
     return outcome(fake::Call::state);
 }
 

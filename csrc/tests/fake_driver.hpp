@@ -30,6 +30,11 @@ void advance(int64_t ns);
 void step_wall_clock(int64_t ns);
 void fail(Call call, int code);  // until heal()
 void heal();
+// What reads of the clock and of the requested limit take from now on, in virtual time.
+void set_costs(int64_t clock_ns, int64_t limit_ns);
+void set_limit(double watts);  // kLimit until then
+int clock_reads();
+int limit_reads();
 void hang(bool on);  // reads of samples return only when this is off again
 int snapshots();     // of GPM, allocated and not freed
 int users();         // nvmlInit_v2 minus nvmlShutdown

@@ -76,6 +76,25 @@ void few_queries_find_how_far_the_device_is() {
     CHECK(fake::queries() - before < 20);
 }
 
+void a_span_right_after_one_of_its_kind_needs_no_event() {
+    Rig rig;
+    CHECK(rig.log->wants_event(1));  // the first of all
+    rig.mark(1);
+    fake::advance(MarkLog::kApartNs);
+    CHECK(!rig.log->wants_event(1) && rig.log->wants_event(2));
+    rig.log->mark(3, true, kStream, -1, -1);  // a beginning is no end
+    CHECK(!rig.log->wants_event(1));
+    fake::advance(1);
+    CHECK(rig.log->wants_event(1));
+    fake::set_capturing(true);
+    rig.mark(1);  // without an event
+    CHECK(rig.log->wants_event(1));
+    fake::set_capturing(false);
+    rig.mark(1);
+    CHECK(!rig.log->wants_event(1));
+    CHECK(!MarkLog(rig.clock, nullptr, 16, 16).wants_event(1));
+}
+
 void references_are_renewed() {
     Rig rig;
     for (int i = 0; i < 100; ++i) {
@@ -239,6 +258,7 @@ void every_event_is_destroyed() {
 int main() {
     RUN(run_ahead_is_timed_when_it_ends);
     RUN(few_queries_find_how_far_the_device_is);
+    RUN(a_span_right_after_one_of_its_kind_needs_no_event);
     RUN(references_are_renewed);
     RUN(an_empty_pool_marks_without_events_and_grows);
     RUN(a_capture_gets_no_event);

@@ -25,9 +25,10 @@ struct Rig {
         sampler = make(capacity);
     }
 
-    std::unique_ptr<Sampler> make(size_t capacity) const {
-        return std::make_unique<Sampler>(nvml, std::vector<Target>{{fake::kUuid, source, mean}}, clock, nullptr,
-                                         SamplerOptions{kSecond, 10 * kSecond, capacity, true});
+    std::unique_ptr<Sampler> make(size_t capacity, bool activity = true,
+                                  std::shared_ptr<MarkLog> marks = nullptr) const {
+        return std::make_unique<Sampler>(nvml, std::vector<Target>{{fake::kUuid, source, mean}}, clock, marks,
+                                         SamplerOptions{kSecond, 10 * kSecond, capacity, activity});
     }
 
     // Ticks at its deadlines, as a thread would.
@@ -442,6 +443,80 @@ void state_is_read_once_a_second() {
     CHECK(found.reasons.count("enforced_limit_w") == 1 && found.reasons.count("clock_reasons") == 0);
 }
 
+void each_field_of_the_state_has_its_own_pace() {
+    for (const bool activity : {false, true}) {
+        Rig rig;
+        rig.sampler = rig.make(1 << 18, activity);
+        fake::set_costs(10'000, 375'000);
+        rig.sampler->start(false);
+        rig.run(100 * kSecond);
+        fake::set_limit(500);
+        rig.run(200 * kSecond);
+        const auto readings = rig.sampler->state(0);
+        CHECK(readings.size() == 300 && fake::clock_reads() == 300);
+        CHECK(fake::limit_reads() == (activity ? 300 : 20));  // 375 us of every 15 s are one in 40,000
+        for (size_t i = 0; i < readings.size(); ++i) {
+            CHECK(readings[i].sm_clock_mhz == fake::kClockMhz && readings[i].clock_reasons == 4);
+            CHECK(readings[i].requested_limit_w == (i < (activity ? 100 : 105) ? fake::kLimit : 500));
+        }
+    }
+}
+
+void no_value_of_the_state_is_older_than_half_a_minute() {
+    Rig rig;
+    rig.sampler = rig.make(1 << 18, false);
+    fake::set_costs(0, kSecond / 20);
+    rig.sampler->start(false);
+    for (int i = 0; i < 300; ++i) {
+        fake::set_limit(i);
+        rig.run(kSecond);
+    }
+    const auto readings = rig.sampler->state(0);
+    CHECK(readings.size() == 300 && fake::limit_reads() == 10);
+    for (size_t i = 0; i < readings.size(); ++i) {
+        CHECK(readings[i].requested_limit_w + 30 > static_cast<double>(i));
+    }
+}
+
+void a_field_that_is_dear_now_and_then_keeps_to_its_share() {
+    Rig rig;
+    rig.sampler = rig.make(1 << 18, false);
+    fake::set_costs(10'000, 0);
+    rig.sampler->start(false);
+    int64_t cost_ns = 0, reads = 0;
+    const int64_t start = rig.clock->now_ns();
+    for (int i = 0; i < 3600; ++i) {
+        const bool dear = fake::clock_reads() % 14 == 13;
+        const int before = fake::clock_reads();
+        fake::set_costs(dear ? 1'400'000 : 10'000, 0);
+        rig.run(kSecond);
+        if (fake::clock_reads() == before) continue;
+        cost_ns += dear ? 1'400'000 : 10'000;
+        ++reads;
+    }
+    CHECK(rig.clock->now_ns() - start < cost_ns * StateLane::kShare * 13 / 10);
+    CHECK(cost_ns * StateLane::kShare < (rig.clock->now_ns() - start) * 11 / 10);
+    CHECK(reads > 3600 / 6 && reads < 3600 / 3);
+    fake::set_costs(10'000, 0);
+    rig.run(300 * kSecond);  // forgotten
+    const int before = fake::clock_reads();
+    rig.run(60 * kSecond);
+    CHECK(fake::clock_reads() == before + 60);
+}
+
+void a_field_that_comes_to_fail_does_not_keep_its_value() {
+    Rig rig;
+    rig.sampler = rig.make(1 << 18, false);
+    rig.sampler->start(false);
+    rig.run(5 * kSecond);
+    fake::fail(fake::Call::clock, abi::kUnknown);
+    rig.run(5 * kSecond);
+    const auto readings = rig.sampler->state(0);
+    CHECK(readings.size() == 10 && std::isnan(readings.back().sm_clock_mhz));
+    CHECK(readings.front().sm_clock_mhz == fake::kClockMhz && readings.back().temperature_c == fake::kTemperature);
+    CHECK(rig.sampler->take_errors().empty());
+}
+
 void a_field_that_fails_leaves_the_others() {
     for (const int code : {abi::kNotSupported, abi::kUnknown}) {
         Rig rig;
@@ -536,6 +611,53 @@ void without_gpm_there_is_no_activity() {
         fake::advance(kSecond);
     }
     CHECK(quiet.activity(0).empty() && quiet.state(0).size() == 5 && fake::snapshots() == 0);
+}
+
+// Marks with an event each, evenly spaced, while the sampler ticks.
+void mark_at_a_rate(Rig& rig, MarkLog& marks, int per_second, int64_t duration_ns) {
+    const int64_t end = rig.clock->now_ns() + duration_ns;
+    while (rig.clock->now_ns() < end) {
+        marks.mark(1, false, Cuda::Stream{}, -1, -1);
+        rig.run(kSecond / per_second);
+        marks.drain();
+    }
+}
+
+void few_marks_are_resolved_with_the_drains_alone() {
+    Rig rig;
+    int context = 0;
+    fake::set_context(&context);
+    const auto marks = std::make_shared<MarkLog>(rig.clock, std::make_shared<Cuda>(FAKE_DRIVER), 65536, 8192);
+    rig.sampler = rig.make(1 << 18, false, marks);
+    rig.sampler->start(false);
+    rig.sampler->drain_every(2 * kSecond);
+    mark_at_a_rate(rig, *marks, 20, 11 * kSecond);  // the reference has just been renewed
+    const int before = fake::queries();
+    mark_at_a_rate(rig, *marks, 20, 8 * kSecond);
+    CHECK(fake::queries() - before == 4);  // each drain asks about the newest event alone
+    const uint64_t drains = rig.sampler->stats().drains;
+    rig.run(4 * kSecond);
+    CHECK(rig.sampler->stats().drains > drains && marks->resolve() == 0);
+    fake::set_context(nullptr);
+}
+
+void a_fast_loop_that_begins_at_once_loses_no_event() {
+    for (int64_t begins = 0; begins < 2 * kSecond; begins += kSecond / 10) {  // at any time between two drains
+        for (const int slow : {0, 10, 120, 400}) {
+            Rig rig;
+            int context = 0;
+            fake::set_context(&context);
+            const auto marks = std::make_shared<MarkLog>(rig.clock, std::make_shared<Cuda>(FAKE_DRIVER), 65536, 8192);
+            rig.sampler = rig.make(1 << 18, false, marks);
+            rig.sampler->start(false);
+            rig.sampler->drain_every(2 * kSecond);
+            if (slow > 0) mark_at_a_rate(rig, *marks, slow, 6 * kSecond);
+            rig.run(begins);
+            mark_at_a_rate(rig, *marks, slow > 0 ? 1250 : 420, 4 * kSecond);  // the first of all fill the pool
+            CHECK(marks->stats().event_misses == 0);
+            fake::set_context(nullptr);
+        }
+    }
 }
 
 void an_unknown_device_is_refused() {
@@ -679,11 +801,17 @@ int main() {
     RUN(one_shutdown_too_many_is_made_good);
     RUN(what_can_never_work_is_asked_once);
     RUN(state_is_read_once_a_second);
+    RUN(each_field_of_the_state_has_its_own_pace);
+    RUN(no_value_of_the_state_is_older_than_half_a_minute);
+    RUN(a_field_that_is_dear_now_and_then_keeps_to_its_share);
+    RUN(a_field_that_comes_to_fail_does_not_keep_its_value);
     RUN(a_field_that_fails_leaves_the_others);
     RUN(lanes_stop_and_go_on_with_the_gpu);
     RUN(a_lane_that_fails_alone_says_so);
     RUN(activity_is_between_two_readings);
     RUN(without_gpm_there_is_no_activity);
+    RUN(few_marks_are_resolved_with_the_drains_alone);
+    RUN(a_fast_loop_that_begins_at_once_loses_no_event);
     RUN(an_unknown_device_is_refused);
     RUN(starts_and_stops_a_hundred_times);
     RUN(readers_work_beside_the_thread);

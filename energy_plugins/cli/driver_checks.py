@@ -18,12 +18,13 @@ from energy_plugins.measure.devices import Gpu, installed_gpus, open_nvml, visib
 from energy_plugins.measure.drivers import CUDA_VARIABLE, NVML_VARIABLE, current_drivers
 from energy_plugins.measure.sensors import plan_sensors
 
+_NO_LIBRARY = (
+    "install the NVIDIA driver; in a container, start it with its GPUs (docker run --gpus all); a library in an "
+    "unusual place is named by {}"
+)
 _MODULE = Path("/proc/driver/nvidia/version")
 _START_REMEDIES = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
-        "install the NVIDIA driver; in a container, start it with its GPUs (docker run --gpus all); a library in an "
-        f"unusual place is named by {NVML_VARIABLE}"
-    ),
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: _NO_LIBRARY.format(NVML_VARIABLE),
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
         "the library is there but the kernel module is not: load it (modprobe nvidia), or start the container with its "
         "GPUs"
@@ -91,8 +92,7 @@ def _cuda() -> Check:
         failed = ctypes.CDLL(path).cuDriverGetVersion(ctypes.byref(version))
     except (OSError, AttributeError) as error:
         why = f"{error}: steps are timed by the host's clock instead of the GPU's"
-        remedy = _START_REMEDIES[pynvml.NVML_ERROR_LIBRARY_NOT_FOUND].replace(NVML_VARIABLE, CUDA_VARIABLE)
-        return Check("CUDA", Status.WARNING, "no CUDA library", why, remedy)
+        return Check("CUDA", Status.WARNING, "no CUDA library", why, _NO_LIBRARY.format(CUDA_VARIABLE))
     found = f"{version.value // 1000}.{version.value % 1000 // 10}" if not failed else f"{path} is there"
     return Check("CUDA", Status.OK, found)
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pynvml
 
 from energy_plugins import _native
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.drivers import current_drivers
+from energy_plugins.measure.python_nvml import open_library
 from energy_plugins.units import mw_to_w
 
 
@@ -107,8 +106,8 @@ def open_nvml() -> None:
         pynvml.NVMLError: it does not start.
     """
     library = current_drivers().nvml
-    if Path(library).is_absolute():
-        ctypes.CDLL(library, ctypes.RTLD_GLOBAL)  # nvidia-ml-py then finds it by its SONAME
+    if "/" in library:
+        open_library(library)  # a path, to dlopen; nvidia-ml-py knows one name alone
     pynvml.nvmlInit()
 
 

@@ -131,7 +131,9 @@ class Report:
     power: Mapping[str, Columns] = field(default_factory=dict)
     """Power over time by GPU UUID."""
     state: Mapping[str, Columns] = field(default_factory=dict)
-    """Clock, temperature, limits, utilisation and clock reasons over time by GPU UUID."""
+    """Clock, temperature, limits, utilisation and clock reasons over time by GPU UUID, a row a second.
+
+    What is dear to read is read less often, and keeps its value for up to 30 s."""
     gpu_states: tuple[GpuState, ...] = ()
     """The same in short, for each GPU."""
     activity: Mapping[str, Columns] = field(default_factory=dict)

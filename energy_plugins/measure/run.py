@@ -8,6 +8,7 @@ import platform
 import threading
 import uuid
 from datetime import UTC, datetime
+from functools import partial
 from numbers import Integral
 
 from energy_plugins import _native
@@ -94,6 +95,8 @@ class Run:
         self.start_ns = self._clock.now_ns()
         self._cpu = CpuMeter(self._cpu_plan, self.start_ns, options.cpu_estimate)
         self._marks.mark(KindCodes.RUN, begin=True)
+        self.begin_step = partial(self._marks.begin, KindCodes.STEP, current_stream)
+        """Mark the beginning of a step: one call of native code in every step of a training."""
         self._end_ns: int | None = None
         self._spill = Spill(
             self._folder, self.uuids, self.start_ns, keep_power=options.keep_power, activity=self._activity.on
@@ -106,19 +109,17 @@ class Run:
         self._slept_ns = self._clock.suspended_ns()
         self._begin_collecting()
 
-    def begin_step(self) -> None:
-        """Mark the beginning of a step. Kept short: this and the next run in every step of a training."""
-        self._marks.mark(KindCodes.STEP, True, current_stream())
-
     def end_step(self, samples: int | None, tokens: int | None) -> None:
-        """Mark the end of a step, and what it worked on."""
-        self._marks.mark(
-            KindCodes.STEP,
-            False,
-            current_stream(),
-            -1 if samples is None else self._count(samples, "samples"),
-            -1 if tokens is None else self._count(tokens, "tokens"),
-        )
+        """Mark the end of a step, and what it worked on. Kept short: it runs in every step of a training."""
+        if samples is None:
+            samples = -1
+        elif type(samples) is not int or not 0 <= samples <= _MOST_COUNTED:
+            samples = self._count(samples, "samples")
+        if tokens is None:
+            tokens = -1
+        elif type(tokens) is not int or not 0 <= tokens <= _MOST_COUNTED:
+            tokens = self._count(tokens, "tokens")
+        self._marks.mark(KindCodes.STEP, False, current_stream(), samples, tokens)
 
     def mark(  # noqa: PLR0913 - what a mark carries
         self,

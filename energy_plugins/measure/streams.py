@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Callable
 
-_query: list[Callable[[], int]] = []
-"""How to ask torch, once it uses CUDA: to look for torch in every step would cost as much as the mark."""
-os.register_at_fork(after_in_child=_query.clear)  # a forked child cannot use its parent's CUDA
+_asks: list[tuple[Callable[[int], int], Callable[[], int]]] = []
+"""How to ask torch for the current stream of a device, and for that device, once it uses CUDA: to look for torch in
+every step would cost as much as the mark."""
+os.register_at_fork(after_in_child=_asks.clear)  # a forked child cannot use its parent's CUDA
 
 
 def current_stream() -> int:
@@ -16,7 +17,10 @@ def current_stream() -> int:
 
     Torch's if torch is loaded and uses CUDA, else the default stream (0).
     """
-    return _query[0]() if _query else _first()
+    if not _asks:
+        return _first()
+    stream_of, device = _asks[0]
+    return stream_of(device())
 
 
 def _first() -> int:
@@ -25,9 +29,9 @@ def _first() -> int:
         return 0
     native = sys.modules.get("torch._C")
     # Ten times quicker than the public call.
-    raw, device = (getattr(native, name, None) for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"))
-    if raw is None or device is None:
-        _query.append(lambda: int(torch.cuda.current_stream().cuda_stream))
+    stream_of, device = (getattr(native, name, None) for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"))
+    if stream_of is None or device is None:
+        _asks.append((lambda _: int(torch.cuda.current_stream().cuda_stream), int))
     else:
-        _query.append(lambda: int(raw(device())))
-    return _query[0]()
+        _asks.append((stream_of, device))
+    return current_stream()

@@ -54,9 +54,10 @@ def test_without_a_driver() -> None:
     code, checks = doctor()
     assert code == 3
     assert (status(checks, DRIVER), status(checks, "CUDA")) == ("missing", "warning")
-    assert "ENERGY_NVML_LIBRARY" in checks[DRIVER, ""]["remedy"]
-    assert "ENERGY_CUDA_LIBRARY" in checks["CUDA", ""]["remedy"]
-    assert "install the NVIDIA driver" in checks[DRIVER, ""]["remedy"]
+    for name, variable in ((DRIVER, "ENERGY_NVML_LIBRARY"), ("CUDA", "ENERGY_CUDA_LIBRARY")):
+        remedy = checks[name, ""]["remedy"]
+        assert "install the NVIDIA driver" in remedy
+        assert remedy.endswith(f"is named by {variable}")
 
 
 def test_a_machine_of_which_only_the_cpu_can_be_measured(tmp_path: Path) -> None:

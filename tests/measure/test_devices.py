@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -11,8 +14,10 @@ from measuring import Simulated
 
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.devices import Gpu, find, installed_gpus, select, visible_gpus
-from energy_plugins.measure.drivers import Drivers, use_drivers
+from energy_plugins.measure.drivers import NVML_VARIABLE, Drivers, use_drivers
+from energy_plugins.measure.python_nvml import library_in_use, use_library
 from energy_plugins.testing import GpuLost
+from energy_plugins.testing.simulation import STATE_VARIABLE
 
 A = Gpu("GPU-aaaa1111-0000-0000-0000-000000000000", 0, "H200", "580")
 B = Gpu("GPU-aaaa2222-0000-0000-0000-000000000000", 1, "H200", "580")
@@ -120,6 +125,29 @@ def test_visible_gpus_are_those_of_the_driver(simulated: Simulated, monkeypatch:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", SLICE)
     with pytest.raises(DeviceError, match="slices here: none"):
         visible_gpus()
+
+
+def test_the_variable_alone_names_the_driver(simulated: Simulated) -> None:
+    simulation = simulated(count=2)
+    variables = {STATE_VARIABLE: str(simulation.state), NVML_VARIABLE: simulation.nvml_path}
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    code = "import energy_plugins; print(*(gpu.uuid for gpu in energy_plugins.visible_gpus()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env=kept | variables
+    )
+    assert (done.stdout.split(), done.stderr) == ([gpu.uuid for gpu in simulation.gpus], "")
+
+
+def test_the_driver_in_force_is_asked_whatever_library_was_open_before(simulated: Simulated) -> None:
+    simulation = simulated()
+    before = library_in_use()
+    with simulation.lacking("nvmlDeviceGetCount_v2") as path:
+        use_library(before)  # as other code would have left it
+        assert str(path) != simulation.nvml_path
+        with pytest.raises(DeviceError, match="does not list its GPUs"):
+            visible_gpus()
+    assert library_in_use() is before
+    assert len(visible_gpus()) == 1
 
 
 def test_a_driver_that_is_not_there_says_what_to_do() -> None:

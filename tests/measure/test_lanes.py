@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import signal
 import subprocess
 import sys
@@ -100,6 +101,38 @@ def test_state_is_read_once_a_drain_and_summed_up(idle: Simulation) -> None:
     assert "throttled" not in str(report)
     assert "power limit" not in str(report)
     assert not any(state.uuid in name for name in report.missing)
+
+
+def test_each_field_is_read_at_its_own_pace(idle: Simulation) -> None:
+    gpu, asked_w = idle.gpus[0], itertools.count(300)
+    with EnergyMeter() as meter:
+        for second in range(120):
+            gpu.launch(ops=4e13 if second % 2 else 8e12, bytes=1e9)  # busy, and less so
+            limit(next(asked_w))
+            idle.advance(1)
+    limit(700)
+    (columns,), (state,) = meter.report().state.values(), meter.report().gpu_states
+    t_s, asked = columns["t_s"], columns["requested_limit_w"]
+    assert 115 <= columns.rows == state.readings <= 121
+    assert np.diff(t_s).max() <= 1.3  # the clock and the reasons are cheap, so there is a row every second
+    assert (asked >= 300).all()  # what is not read just now keeps its value
+    read = np.flatnonzero(np.diff(asked)) + 1
+    assert 6 <= len(read) <= 9
+    assert np.diff(t_s[read]) == pytest.approx(15, abs=1.1)  # 0.375 ms are 0.0025 % of a core
+    assert (asked > 300 + t_s - 17).all()
+    assert 1 < np.diff(t_s[np.flatnonzero(np.diff(columns["enforced_limit_w"]))]).max() < 25  # dear now and then
+
+
+def test_with_the_activity_all_fields_are_read_every_second(idle: Simulation) -> None:
+    asked_w = itertools.count(300)
+    with EnergyMeter(activity=True) as meter:
+        for _ in range(30):
+            limit(next(asked_w))
+            idle.advance(1)
+    limit(700)
+    (columns,) = meter.report().state.values()
+    for name in ("requested_limit_w", "enforced_limit_w"):
+        assert (np.diff(columns[name]) == 1).mean() > 0.9, name
 
 
 def test_a_limit_that_binds_shows_as_throttling_and_lower_clocks(idle: Simulation) -> None:

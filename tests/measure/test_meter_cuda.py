@@ -80,7 +80,7 @@ def test_steps_follow_the_gpu_and_not_the_host(simulation: Simulation) -> None:
         end_ns = simulation.clock.now_ns()
     report = meter.report()
     assert report.warnings == ()
-    assert report.observer.events == 800
+    assert report.observer.events == 400 + 8  # an end each; the first begin, and those after a wait for the GPU
     starts, ends = columns_ns(report, start_ns)
     of_gpu = np.array(training.intervals_ns)
     assert np.abs(np.array(ends) - of_gpu[:, 1]).max() < 0.05 * MS
@@ -246,7 +246,7 @@ def test_without_a_context_marks_are_host_times(simulated: Simulated, cuda: bool
             with meter.step():
                 simulation.advance(0.1)
     report = meter.report()
-    assert report.observer.events == (60 if cuda else 0)
+    assert report.observer.events == (31 if cuda else 0)
     assert report.steps["energy_j"] == pytest.approx(120 * lasted_s(report.steps), rel=0.03)
 
 
@@ -269,7 +269,7 @@ def test_a_cuda_library_that_is_named_and_does_not_open_is_a_warning(
 def test_events_go_to_the_stream_that_torch_uses(monkeypatch: pytest.MonkeyPatch, raw: bool) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert current_stream() == 0
-    monkeypatch.setattr(streams, "_query", [])
+    monkeypatch.setattr(streams, "_asks", [])
     calls: dict[str, Callable[..., int]] = {
         "_cuda_getCurrentRawStream": lambda device: 0xA00 + device,
         "_cuda_getDevice": lambda: 5,

@@ -7,6 +7,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_the_wait_at_the_end_is_not_measured(simulated: Simulated) -> None:
 
 def test_in_real_time_start_and_stop_are_short_and_leave_no_thread(real: Simulation) -> None:
     before, waits_s = threads(), []
-    for _ in range(3):
+    for _ in range(7):
         meter = EnergyMeter()
         began_ns = time.monotonic_ns()
         meter.start()
@@ -62,7 +63,7 @@ def test_in_real_time_start_and_stop_are_short_and_leave_no_thread(real: Simulat
         assert (opened_ns - began_ns) * 1e-9 < 0.5
         assert meter.report().duration_s * 1e9 == pytest.approx(closed_ns - opened_ns, abs=30e6)
         assert threads() == before
-    assert sorted(waits_s)[1] < 0.4
+    assert median(waits_s) <= 0.3, waits_s  # what EnergyMeter.stop promises
 
 
 def test_in_real_time_joules_are_right(real: Simulation) -> None:
