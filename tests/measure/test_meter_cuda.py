@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +14,12 @@ import pytest
 from measuring import MS, SECOND, Simulated, lasted_s, until
 
 from energy_plugins.measure import streams
+from energy_plugins.measure.drivers import current_drivers, use_drivers
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.spans import Kind
 from energy_plugins.measure.streams import current_stream
-from energy_plugins.testing import H200, Simulation, library
+from energy_plugins.testing import H200, Constant, Simulation, library
 
 IDLE_W = H200.idle_w
 OPS_PER_MS = H200.ops_per_s / 1000
@@ -250,19 +252,15 @@ def test_without_a_context_marks_are_host_times(simulated: Simulated, cuda: bool
     assert report.steps["energy_j"] == pytest.approx(120 * lasted_s(report.steps), rel=0.03)
 
 
-def test_a_cuda_library_that_is_named_and_does_not_open_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("ENERGY_NVML_LIBRARY", str(tmp_path / "no-nvml.so"))
-    monkeypatch.setenv("ENERGY_CUDA_LIBRARY", str(tmp_path / "no-cuda.so"))
-    meter = EnergyMeter()
-    with (
-        pytest.warns(RuntimeWarning, match="no-nvml"),
-        pytest.warns(RuntimeWarning, match=r"no-cuda\.so.*ENERGY_CUDA_LIBRARY"),
-    ):
-        meter.start()
-    meter.stop()
+def test_a_cuda_library_that_is_named_and_does_not_open_is_a_warning(simulated: Simulated, tmp_path: Path) -> None:
+    simulation = simulated(Constant(120))
+    with use_drivers(replace(current_drivers(), cuda=str(tmp_path / "no-cuda.so"))):
+        meter = EnergyMeter()
+        with pytest.warns(RuntimeWarning, match=r"no-cuda\.so.*ENERGY_CUDA_LIBRARY"):
+            meter.start()
+        meter.stop()
     assert sum("times of the host" in text for text in meter.report().warnings) == 1
+    assert meter.report().gpu_j.keys() == {simulation.gpus[0].uuid}
 
 
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "public"])
