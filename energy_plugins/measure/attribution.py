@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from energy_plugins.measure.blind import Blind, most_off_j
 
 Times = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -45,6 +47,7 @@ class EnergyCurve:
     """Stretches shorter than this share one error of the sampling instead of gathering many."""
     sum_error: float = 0.0
     """Relative standard error of the block's sum that all blocks share."""
+    blind: Blind = field(default_factory=Blind)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Points:
     end_error_j: Values
     coherent_s: Values
     sum_error: Values
+    hidden_j: Values
+    """The most by which a cut here can be off for what the sensor hides."""
+    blind_w: Values
+    """Highest power that it may hide."""
+    blind_share: Values
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Points:
         """Return the points of ``rows``."""
@@ -207,6 +215,9 @@ class RunCurve:
             end_error_j=full * block.end_error_j,
             coherent_s=full * block.coherent_s,
             sum_error=full * block.sum_error,
+            hidden_j=_hidden_j(block, t_ns, cell, inside["e"]),
+            blind_w=full * block.blind.highest_w,
+            blind_share=full * block.blind.share,
         )
 
 
@@ -220,7 +231,7 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     same = start.block == end.block
     variance = np.where(same, _inside_j2(start, end), _across_j2(start, end))
     coherent = _coherent(start, end)
-    variance = coherent * variance + coherent**2 * (start.cut_j2 + end.cut_j2)
+    variance = coherent * variance + coherent**2 * (start.cut_j2 + end.cut_j2) + (_hiding_j(start, end) / Z95) ** 2
     # A shifted sensor takes from a span at one end what it gives at the other: the worse of the two ends stands for
     # both.
     shift_j = np.maximum(start.shift_j, end.shift_j)
@@ -237,6 +248,24 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
         coverage=coverage,
         shift_j=shift_j,
     )
+
+
+def _hidden_j(block: EnergyCurve, t_ns: Times, cell: NDArray[np.int64], into_j: Values) -> Values:
+    power_w = (np.diff(block.energy_j) / np.maximum(np.diff(block.t_ns), 1) * 1e9)[cell]
+    # Where the block's sum is known, so is the curve at both ends, and a cut is not further off than what lies between.
+    before_s, after_s = (t_ns - block.t_ns[0]) * 1e-9, (block.t_ns[-1] - t_ns) * 1e-9
+    most_j = np.minimum(
+        most_off_j(into_j, before_s, block.blind.highest_w),
+        most_off_j(block.energy_j[-1] - into_j, after_s, block.blind.highest_w),
+    )
+    return np.minimum(block.blind.cut_j(power_w), block.blind.share * most_j / max(block.trust, 1e-3))
+
+
+def _hiding_j(start: Points, end: Points) -> Values:
+    """Return the most by which a window can be off for what the sensor hides: both cuts at their worst, or all of it."""
+    length_s = (end.t_ns - start.t_ns) * 1e-9
+    most_j = most_off_j(end.energy_j - start.energy_j, length_s, np.maximum(start.blind_w, end.blind_w))
+    return np.minimum(np.maximum(start.blind_share, end.blind_share) * most_j, start.hidden_j + end.hidden_j)
 
 
 def _coherent(start: Points, end: Points) -> Values:

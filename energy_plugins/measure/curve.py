@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import Z95, EnergyCurve, Times, Values
+from energy_plugins.measure.blind import Blind
 from energy_plugins.measure.cells import Cells
 from energy_plugins.measure.power_sensors import PowerSensor
 from energy_plugins.measure.response import LevelFit, Levels, Segments, occupancy
@@ -16,7 +17,7 @@ from energy_plugins.measure.response import LevelFit, Levels, Segments, occupanc
 _PLAUSIBLE = 0.2
 """By how much of it the counter may always be off the samples' integral: twice what aliasing did to the sample buffer
 of an H200. Further only within the 95 % of sensors that know less."""
-_UNKNOWN_MOST_W = 1000.0
+UNKNOWN_MOST_W = 1000.0
 """What a GPU may draw that does not tell its highest power limit."""
 _SHORT_NS = 500_000_000
 """Blocks shorter than this hold too few samples for their integral to say anything about the counter."""
@@ -51,7 +52,7 @@ class CurveBuilder:
 
     def __init__(self, sensor: PowerSensor, max_power_w: float | None = None) -> None:
         self._sensor = sensor
-        self._highest_w = max_power_w or _UNKNOWN_MOST_W
+        self._highest_w = max_power_w or UNKNOWN_MOST_W
         self._response = sensor.response
         self._model = sensor.model
         self._fit = LevelFit(sensor.model.doubt)
@@ -153,8 +154,7 @@ class CurveBuilder:
             energy_j=_cumulative(power_w * length_s),
             variance_j2=_cumulative(variance),
             covered_ns=_cumulative(np.where(measured, np.diff(knots), 0.0)),
-            cut_j2=self._model.cut * cells.variability_w2[cell] * np.minimum(cells.width_s[cell], 0.1) ** 2
-            + (self._model.blurred_s * power_w) ** 2,
+            cut_j2=self._model.cut * cells.variability_w2[cell] * np.minimum(cells.width_s[cell], 0.1) ** 2,
             shift_j=shift_j,
             trust=sum_.trust,
             bias=sum_.bias,
@@ -162,7 +162,15 @@ class CurveBuilder:
             end_error_j=sum_.end_error_j,
             coherent_s=self._model.coherent_s,
             sum_error=sum_.sum_error,
+            blind=self._blind(cells),
         )
+
+    def _blind(self, cells: Cells) -> Blind:
+        if not self._model.blind:
+            return Blind()
+        each_s = float(np.median(cells.width_s))
+        left = self._fit.unexplained(each_s / self._response.window_s)
+        return Blind(self._response.window_s, self._highest_w, math.sqrt(left))
 
     def _unseen_w2s(self, power_w: Values) -> Values:
         return np.asarray((self._model.unseen * power_w) ** 2 * self._model.coherent_s)

@@ -126,6 +126,8 @@ class LevelFit:
         self._moment = np.empty(0)
         self._seen = 0.0
         self._sum_w = 0.0
+        self._sum_w2 = 0.0
+        self._left_w2 = 0.0
 
     def update(self, shares: Values, kinds: NDArray[np.int64], power_w: Values) -> Levels:
         """Take a block's samples and return the levels of ``kinds``.
@@ -140,14 +142,28 @@ class LevelFit:
         self._moment[rows] += shares.T @ power_w
         self._seen = self._seen * self._MEMORY + len(power_w)
         self._sum_w = self._sum_w * self._MEMORY + float(power_w.sum())
+        self._sum_w2 = self._sum_w2 * self._MEMORY + float(power_w @ power_w)
         mean_w = self._sum_w / self._seen
         prior = self._doubt * self._seen
         inverse = np.linalg.inv(self._gram + prior * np.eye(len(self._kinds)))
-        level = np.clip((inverse @ (self._moment + prior * mean_w))[rows], 0.5 * power_w.min(), 1.5 * power_w.max())
+        all_w = inverse @ (self._moment + prior * mean_w)
+        self._left_w2 = self._sum_w2 - float(2 * all_w @ self._moment - all_w @ self._gram @ all_w)
+        level = np.clip(all_w[rows], 0.5 * power_w.min(), 1.5 * power_w.max())
         noise_w2 = float(np.mean((power_w - shares @ level) ** 2)) + 1.0
         spread_w2 = (float(np.ptp(power_w)) / 4 + 1.0) ** 2
         error = np.sqrt((noise_w2 + prior * spread_w2) * np.diag(inverse)[rows])
         return Levels(kinds, level, np.minimum(error, np.ptp(power_w) + 1.0))
+
+    def unexplained(self, news: float) -> float:
+        """Return the share of the samples' variance that the levels leave, corrected for what they fit by chance.
+
+        ``news`` is how much of a sample its neighbours do not tell, where samples overlap.
+        """
+        spread_w2 = self._sum_w2 - self._sum_w**2 / self._seen if self._seen else 0.0
+        count, free = self._seen * news, self._seen * news - len(self._kinds)
+        if len(self._kinds) < 2 or free <= 0 or spread_w2 <= 0:
+            return 1.0
+        return float(np.clip(self._left_w2 / spread_w2 * (count - 1) / free, 0.0, 1.0))
 
     def _admit(self, kinds: NDArray[np.int64]) -> None:
         kept = np.flatnonzero((np.diag(self._gram) > self._FORGOTTEN) | np.isin(self._kinds, kinds))
