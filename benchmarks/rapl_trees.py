@@ -4,7 +4,8 @@
 
 The counters are files as Linux has them in sysfs, with 32-bit registers that begin again every few minutes; time is
 virtual. Zones, names and ranges are those of listings that people have published ("recorded", with their sources), or
-made after the kernel's documentation ("modelled"); what the counters draw is ours in both. A counter shows whole microjoules, so a window may be off by one of them at its ends, and by nothing more.
+made after the kernel's documentation ("modelled"); what the counters draw is ours in both. A counter shows whole
+microjoules, so a window may be off by one of them at its ends, and by nothing more.
 """
 
 from __future__ import annotations

@@ -48,6 +48,8 @@ class EnergyCurve:
     sum_error: float = 0.0
     """Relative standard error of the block's sum that all blocks share."""
     blind: Blind = field(default_factory=Blind)
+    level_j: Values = field(default_factory=lambda: np.zeros(1))
+    """Standard error of what begins at knot ``j`` that all of its kind share, where only sums are known; or one 0."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Points:
     blind_w: Values
     """Highest power that it may hide."""
     blind_share: Values
+    level_j: Values
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Points:
         """Return the points of ``rows``."""
@@ -218,6 +221,7 @@ class RunCurve:
             hidden_j=_hidden_j(block, t_ns, cell, inside["e"]),
             blind_w=full * block.blind.highest_w,
             blind_share=full * block.blind.share,
+            level_j=block.level_j[np.minimum(cell, len(block.level_j) - 1)],
         )
 
 
@@ -235,6 +239,7 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     # A shifted sensor takes from a span at one end what it gives at the other: the worse of the two ends stands for
     # both.
     shift_j = np.maximum(start.shift_j, end.shift_j)
+    shift_j = np.hypot(shift_j, start.level_j)
     shift_j = np.hypot(shift_j, np.maximum(start.sum_error, end.sum_error) * (end.energy_j - start.energy_j))
     duration_ns = (end.t_ns - start.t_ns).astype(np.float64)
     covered_ns = end.covered_ns - start.covered_ns
@@ -262,8 +267,8 @@ def _hidden_j(block: EnergyCurve, t_ns: Times, cell: NDArray[np.int64], into_j: 
 
 
 def _hiding_j(start: Points, end: Points) -> Values:
-    """Return the most by which a window can be off for what the sensor hides: both cuts at their worst, or all of it."""
-    length_s = (end.t_ns - start.t_ns) * 1e-9
+    """Return the most by which a window can be off for what the sensor hides: both cuts at worst, or all of it."""
+    length_s = np.asarray((end.t_ns - start.t_ns) * 1e-9)
     most_j = most_off_j(end.energy_j - start.energy_j, length_s, np.maximum(start.blind_w, end.blind_w))
     return np.minimum(np.maximum(start.blind_share, end.blind_share) * most_j, start.hidden_j + end.hidden_j)
 

@@ -37,7 +37,8 @@ class Scale:
 
         The kernel shows a 32-bit register of whole units as microjoules rounded down, so the counter begins again
         not at the largest value but one unit after it (rapl_unit_xlate in drivers/powercap/intel_rapl_common.c, where
-        a unit is a whole number of nanojoules; before Linux 4.0 it was the processor's own, 2^-k J). A largest value of another form is taken to be followed by 0.
+        a unit is a whole number of nanojoules; in kernels of 2015 it was the processor's own, 2^-k J). A largest value
+        of another form is taken to be followed by 0.
         """
         if not largest_uj:
             return cls(Fraction(1, 10**6))

@@ -55,7 +55,7 @@ class CurveBuilder:
         self._highest_w = max_power_w or UNKNOWN_MOST_W
         self._response = sensor.response
         self._model = sensor.model
-        self._fit = LevelFit(sensor.model.doubt)
+        self._fit = LevelFit(sensor.model.doubt, self._highest_w if sensor.model.blind else None)
         self._levels: Levels | None = None
         self._t_ns = np.empty(0, np.int64)
         self._power_w = np.empty(0)
@@ -104,7 +104,7 @@ class CurveBuilder:
         seen_ns = t_ns - delay_ns
         inside = (seen_ns >= stretch.start_ns) & (seen_ns < stretch.end_ns)
         if learn and inside.any():
-            levels = self._levels = self._fit.update(shares[inside], kinds, power_w[inside])
+            levels = self._levels = self._fit.update(shares[inside], kinds, power_w[inside], self._news(t_ns))
         else:
             levels = self._known(kinds, power_w)
         expected_w = np.maximum(shares @ levels.power_w, 1e-3)
@@ -162,15 +162,18 @@ class CurveBuilder:
             end_error_j=sum_.end_error_j,
             coherent_s=self._model.coherent_s,
             sum_error=sum_.sum_error,
-            blind=self._blind(cells),
+            blind=self._blind(),
         )
 
-    def _blind(self, cells: Cells) -> Blind:
+    def _news(self, t_ns: Times) -> float:
+        if not self._model.blind or len(t_ns) < 2:
+            return 1.0
+        return min(float(np.median(np.diff(t_ns))) * 1e-9 / self._response.window_s, 1.0)
+
+    def _blind(self) -> Blind:
         if not self._model.blind:
             return Blind()
-        each_s = float(np.median(cells.width_s))
-        left = self._fit.unexplained(each_s / self._response.window_s)
-        return Blind(self._response.window_s, self._highest_w, math.sqrt(left))
+        return Blind(self._response.window_s, self._highest_w, math.sqrt(self._fit.unexplained))
 
     def _unseen_w2s(self, power_w: Values) -> Values:
         return np.asarray((self._model.unseen * power_w) ** 2 * self._model.coherent_s)

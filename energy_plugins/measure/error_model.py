@@ -34,7 +34,7 @@ class ErrorModel:
     """Relative standard error of the power of a moment that nothing averages out but time: what happened while the
     sensor did not look."""
     blind: bool = False
-    """Whether the sensor tells only means over its window, so that within it the power may have been anything (`Blind`)."""
+    """Whether the sensor tells only means over its window, so that the power may have been anything in it (`Blind`)."""
     hidden_s: float = 0.0
     """Standard error of a sum that no counter confirms, as a time at its mean power: what a mean over a second does not
     show of its last second. Of a wave of a second it shows nothing: two random moments of that are off by 0.1 s of its

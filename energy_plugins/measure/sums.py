@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from energy_plugins.measure.attribution import Z95, EnergyCurve, Values
+from energy_plugins.measure.attribution import Z95, EnergyCurve, Times, Values
 from energy_plugins.measure.blind import most_off_j
 from energy_plugins.measure.curve import UNKNOWN_MOST_W, Stretch, labels, unmeasured
 from energy_plugins.measure.power_sensors import PowerSensor
@@ -56,6 +56,9 @@ class SumBuilder:
         # Of a moment between two readings nothing is known but the most that the GPU can draw.
         coherent_s = self._sensor.model.coherent_s
         off_w = most_off_j(power_w, 1.0, self._highest_w) / Z95
+        # Nor of the level of a kind, but that what it is off by, the other kinds' time makes up for.
+        taken = np.bincount(column, length_s, len(kinds)) / length_s.sum()
+        level_w = off_w * np.minimum((1.0 / taken - 1.0)[column], 1.0)
         return EnergyCurve(
             t_ns=knots,
             energy_j=_cumulative(power_w * length_s),
@@ -68,6 +71,7 @@ class SumBuilder:
             start_error_j=mean_w * total.start_error_ns * 1e-9,
             end_error_j=mean_w * total.end_error_ns * 1e-9,
             coherent_s=coherent_s,
+            level_j=level_w * length_s,
         )
 
     def preview(self, stretch: Stretch) -> EnergyCurve:

@@ -1,7 +1,7 @@
 """Trees of energy counters as people have shown theirs: names, ranges and readings of real machines.
 
 What was shown is a fact of that machine: its zones, their names, ``max_energy_range_uj`` and, where given,
-``energy_uj``. How much each draws is ours.
+``energy_uj``. How much each draws is ours, and more than laptops do, so that the counters wrap often.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ RECORDED: Mapping[str, Recorded] = {
     ),
     "Intel server, two sockets without dram": Recorded(
         (
-            _zone("intel-rapl:0", "package-1", _SERVER_UJ, 260.0, 176399656753),
-            _zone("intel-rapl:1", "package-0", _SERVER_UJ, 270.0, 147773556513),
+            _zone("intel-rapl:0", "package-1", _SERVER_UJ, 390.0, 176399656753),
+            _zone("intel-rapl:1", "package-0", _SERVER_UJ, 400.0, 147773556513),
         ),
         'the host "smp04" in the same output',
     ),
@@ -77,7 +77,7 @@ RECORDED: Mapping[str, Recorded] = {
     ),
     "Intel laptop": Recorded(
         (
-            _zone("intel-rapl:0", "package-0", _SERVER_UJ, 200.0, 26963529117),
+            _zone("intel-rapl:0", "package-0", _SERVER_UJ, 400.0, 26963529117),
             _zone("intel-rapl:0:0", "core", _SERVER_UJ, 80.0, 7980278886),
             _zone("intel-rapl:0:1", "uncore", _SERVER_UJ, 50.0, 6564982278),
         ),
@@ -85,16 +85,16 @@ RECORDED: Mapping[str, Recorded] = {
     ),
     "Intel laptop with psys": Recorded(
         (
-            _zone("intel-rapl:0", "package-0", _SERVER_UJ, 200.0),
+            _zone("intel-rapl:0", "package-0", _SERVER_UJ, 400.0),
             _zone("intel-rapl:0:0", "core", _SERVER_UJ, 90.0),
             _zone("intel-rapl:0:1", "uncore", _SERVER_UJ, 20.0),
-            _zone("intel-rapl:1", "psys", _SERVER_UJ, 260.0),
+            _zone("intel-rapl:1", "psys", _SERVER_UJ, 460.0),
         ),
         "github.com/ColinIanKing/powerstat/issues/15 (no readings)",
     ),
     "Core i7-4770S, kernel of 2015": Recorded(
         (
-            _zone("intel-rapl:0", "package-0", _OLD_UJ, 200.0),
+            _zone("intel-rapl:0", "package-0", _OLD_UJ, 400.0),
             _zone("intel-rapl:0:0", "core", _OLD_UJ, 90.0),
             _zone("intel-rapl:0:1", "uncore", _OLD_UJ, 20.0),
             _zone("intel-rapl:0:2", "dram", _OLD_UJ, 15.0, 2469474853),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 from faulty import Outcome, measured
 from measuring import POWER_W, Simulated
