@@ -4,9 +4,9 @@
 
 A loop marks steps, looks at the live figures after every tenth as plugins do that log, and notes how long each took. In
 half of the rounds, in random order, a call of the (simulated) driver hangs from the start of the loop on; in some there
-is no meter at all, which tells what the machine itself does to such a loop. A delay is what a step took beyond the loop's median. Steps in which the kernel took the processor away
-from a thread that was willing to run (an involuntary context switch) say nothing of the meter, which can only make a
-thread wait: they are counted, and left out.
+is no meter at all, which tells what the machine itself does to such a loop. A delay is what a step took beyond the
+loop's median. Steps in which the kernel took the processor away from a thread that was willing to run (an involuntary
+context switch) say nothing of the meter, which can only make a thread wait: they are counted, and left out.
 """
 
 from __future__ import annotations
