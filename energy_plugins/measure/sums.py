@@ -56,9 +56,12 @@ class SumBuilder:
         # Of a moment between two readings nothing is known but the most that the GPU can draw.
         coherent_s = self._sensor.model.coherent_s
         off_w = most_off_j(power_w, 1.0, self._highest_w) / Z95
-        # Nor of the level of a kind, but that what it is off by, the other kinds' time makes up for.
-        taken = np.bincount(column, length_s, len(kinds)) / length_s.sum()
-        level_w = off_w * np.minimum((1.0 / taken - 1.0)[column], 1.0)
+        # Nor of the level of a kind, but that all other kinds' time must make up for what it is off by.
+        taken = (np.bincount(column, length_s, len(kinds)) / length_s.sum())[column]
+        whole_w = float((power_w * length_s).sum() / length_s.sum())
+        most_w = np.minimum(whole_w / taken, self._highest_w)
+        least_w = np.maximum((whole_w - (1.0 - taken) * self._highest_w) / taken, 0.0)
+        level_w = np.maximum(np.maximum(most_w - power_w, power_w - least_w), 0.0) / Z95
         return EnergyCurve(
             t_ns=knots,
             energy_j=_cumulative(power_w * length_s),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from faulty import Outcome, measured
+from faulty import Outcome, measured, quietly
 from measuring import POWER_W, Simulated
 
+from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.testing import (
     Constant,
     CounterJump,
@@ -206,3 +207,30 @@ def test_what_no_sensor_tells_is_missing_and_said_to_be(
     assert outcome.says("are missing from the total") == 1
     # Nothing is invented, and no more is missing than the gap can have held.
     assert -outcome.bound_j <= outcome.true_j - outcome.total_j <= outcome.bound_j + missing_s * 650
+
+
+@pytest.mark.parametrize(("step_s", "gap_s"), [(0.02, 0.01), (0.25, 0.05), (2.0, 1.0)])
+@pytest.mark.parametrize("gone", [gone for gone, left in LEFT.items() if left])
+def test_the_sums_of_what_marks_tell_apart_are_within_their_bounds(
+    simulated: Simulated, gone: tuple[str, ...], step_s: float, gap_s: float
+) -> None:
+    faults = [GONE[name] for name in gone]
+    simulation = simulated(Constant(150.0), virtual=True, start_s=10, faults=faults)
+    gpu, clock = simulation.gpus[0], simulation.clock
+    with quietly(), EnergyMeter() as meter:
+        start_ns = clock.now_ns()
+        for _ in range(round(40 / (step_s + gap_s))):
+            gpu.play(Constant(600.0))
+            with meter.step():
+                simulation.advance(step_s)
+            gpu.play(Constant(150.0))
+            simulation.advance(gap_s)
+        end_ns = clock.now_ns()
+    report = meter.report()
+    starts_s, ends_s = report.steps["start_s"].tolist(), report.steps["end_s"].tolist()
+    bounds = [(round(begin * 1e9), round(end * 1e9)) for begin, end in zip(starts_s, ends_s, strict=True)]
+    step_j = sum(gpu.true_energy_j(start_ns + begin, start_ns + end) for begin, end in bounds)
+    true_j = {"step": step_j, "unattributed": gpu.true_energy_j(start_ns, end_ns) - step_j}
+    for kind in report.kinds:
+        if kind.kind in true_j:
+            assert abs((kind.energy_j or 0.0) - true_j[kind.kind]) <= (kind.error_bound_j or 0.0), kind
