@@ -199,6 +199,7 @@ class RunCurve:
         full = np.ones(len(t_ns))
         # Where the block's sum is known, a cut inside it is not off by more than lies on its smaller side.
         most_j = np.minimum(inside["e"], block.energy_j[-1] - inside["e"]) / max(block.trust, 1e-3)
+        known_j = _from_ends_j(block, t_ns, inside["e"])
         return Points(
             energy_j=energy_j + inside["e"],
             covered_ns=covered_ns + inside["c"],
@@ -209,7 +210,7 @@ class RunCurve:
             block_j=full * block.energy_j[-1],
             into_j=inside["e"],
             cut_j2=np.where(ends, 0.0, np.minimum(block.cut_j2[cell], most_j**2)),
-            shift_j=np.where(ends, 0.0, block.shift_j[cell]),
+            shift_j=np.where(ends, 0.0, np.minimum(block.shift_j[cell], known_j / Z95)),
             before_j2=full * before_j2,
             before_bias_j=full * before_bias_j,
             trust=full * block.trust,
@@ -218,7 +219,7 @@ class RunCurve:
             end_error_j=full * block.end_error_j,
             coherent_s=full * block.coherent_s,
             sum_error=full * block.sum_error,
-            hidden_j=_hidden_j(block, t_ns, cell, inside["e"]),
+            hidden_j=_hidden_j(block, cell, known_j),
             blind_w=full * block.blind.highest_w,
             blind_share=full * block.blind.share,
             level_j=block.level_j[np.minimum(cell, len(block.level_j) - 1)],
@@ -255,15 +256,26 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     )
 
 
-def _hidden_j(block: EnergyCurve, t_ns: Times, cell: NDArray[np.int64], into_j: Values) -> Values:
-    power_w = (np.diff(block.energy_j) / np.maximum(np.diff(block.t_ns), 1) * 1e9)[cell]
-    # Where the block's sum is known, so is the curve at both ends, and a cut is not further off than what lies between.
+def _from_ends_j(block: EnergyCurve, t_ns: Times, into_j: Values) -> Values:
+    """Return the most by which the curve can be off, where the block's sum is known and so is the highest power.
+
+    The curve is known at both ends then, and further in not more is unknown than lies between.
+    """
+    if not block.blind.highest_w:
+        return np.full(len(t_ns), np.inf)
     before_s, after_s = (t_ns - block.t_ns[0]) * 1e-9, (block.t_ns[-1] - t_ns) * 1e-9
     most_j = np.minimum(
         most_off_j(into_j, before_s, block.blind.highest_w),
         most_off_j(block.energy_j[-1] - into_j, after_s, block.blind.highest_w),
     )
-    return np.minimum(block.blind.cut_j(power_w), block.blind.share * most_j / max(block.trust, 1e-3))
+    return most_j / max(block.trust, 1e-3)
+
+
+def _hidden_j(block: EnergyCurve, cell: NDArray[np.int64], known_j: Values) -> Values:
+    if not block.blind.share:
+        return np.zeros(len(cell))
+    power_w = (np.diff(block.energy_j) / np.maximum(np.diff(block.t_ns), 1) * 1e9)[cell]
+    return np.minimum(block.blind.cut_j(power_w), block.blind.share * known_j)
 
 
 def _hiding_j(start: Points, end: Points) -> Values:
