@@ -191,6 +191,7 @@ class Collector:
         inside = edges[(edges > start_ns) & (edges < settled_ns)]
         cuts = np.concatenate([[start_ns], inside, [settled_ns]])
         which = np.clip(np.searchsorted(edges, cuts[:-1], side="right") - 1, 0, len(segments.kinds) - 1)
+        begun = np.isin(cuts[:-1], edges)
         for first in range(0, len(which), _BATCH):
             part = cuts[first : first + _BATCH + 1]
             energy = self.settlement.energy(np.stack([part[:-1], part[1:]], axis=1).tolist())
@@ -203,7 +204,7 @@ class Collector:
                 segments.kinds[which[first : first + _BATCH]],
                 np.diff(part),
                 replace(energy, joules=drawn_j),
-                begun=np.isin(part[:-1], edges),
+                begun=begun[first : first + _BATCH],
             )
         self.lanes.settle(self.settlement.tracks, cuts, segments.kinds[which], working)
         for row, track in enumerate(self.settlement.tracks):
