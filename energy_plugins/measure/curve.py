@@ -19,6 +19,8 @@ _PLAUSIBLE = 0.2
 of an H200. Further only within the 95 % of sensors that know less."""
 UNKNOWN_MOST_W = 1000.0
 """What a GPU may draw that does not tell its highest power limit."""
+_OVERSHOOT = 1.05
+"""A reading further above the highest limit than that shows that the limit does not bind, and the most is not known."""
 _SHORT_NS = 500_000_000
 """Blocks shorter than this hold too few samples for their integral to say anything about the counter."""
 
@@ -74,6 +76,9 @@ class CurveBuilder:
 
     def add(self, t_ns: Times, power_w: Values) -> None:
         """Take newer samples."""
+        if len(power_w) and power_w.max() > _OVERSHOOT * self._highest_w:
+            self._highest_w = max(UNKNOWN_MOST_W, float(power_w.max()))
+            self._fit.highest_w = self._highest_w if self._model.blind else None
         self._t_ns = np.concatenate([self._t_ns, t_ns])
         self._power_w = np.concatenate([self._power_w, power_w])
 

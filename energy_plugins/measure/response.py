@@ -121,7 +121,7 @@ class LevelFit:
         out; it matters only to kinds seen in slivers. ``highest_w`` is given where samples hide how far the levels are
         apart: then they may be as far as a power between 0 and that can vary around its mean.
         """
-        self._highest_w = highest_w
+        self.highest_w = highest_w
         self._news = 1.0
         self._doubt = doubt
         self._kinds = np.empty(0, np.int64)
@@ -156,9 +156,9 @@ class LevelFit:
         self._news = news
         noise_w2 = (float(np.mean((power_w - shares @ level) ** 2)) + 1.0) / news
         spread_w, most_w = float(np.ptp(power_w)) / 4 + 1.0, float(np.ptp(power_w)) + 1.0
-        if self._highest_w is not None:
-            most_w = max(mean_w, self._highest_w - mean_w)
-            spread_w = max(mean_w * (self._highest_w - mean_w), 1.0) ** 0.5
+        if self.highest_w is not None:
+            most_w = max(mean_w, self.highest_w - mean_w)
+            spread_w = max(mean_w * (self.highest_w - mean_w), 1.0) ** 0.5
         error = np.sqrt((noise_w2 + prior * spread_w**2) * np.diag(inverse)[rows])
         return Levels(kinds, level, np.minimum(error, most_w))
 
