@@ -4,7 +4,10 @@ Measured step by step, and proof that the callback adds no synchronisation.
 
 The model is a small GPT; its text is the Python standard library's own sources, byte by byte.
 
-    python benchmarks/h200_lightning.py [--seconds 75]
+It trains once for each length: a run's start and end take a fixed number of reads of the energy counter, so the
+sampling thread's share of a core falls with the length of the run.
+
+    python benchmarks/h200_lightning.py [--seconds 62 180]
 """
 
 from __future__ import annotations
@@ -14,15 +17,17 @@ import sys
 import sysconfig
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from _common import RESULTS, Bar, finish, gpu_names, say
+from _common import RESULTS, Bar, Table, finish, gpu_names, say
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset
 
+from energy_plugins import Report
 from energy_plugins.lightning import EnergyMonitor
 
 CONTEXT = 512
@@ -166,7 +171,7 @@ def training(folder: Path, seconds: float) -> EnergyMonitor:
 def main() -> int:
     """Train, check, write results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=75.0)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[62.0, 180.0], help="one training for each")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.stdout.write("h200_lightning: skipped, it needs a real GPU and CUDA\n")
@@ -175,14 +180,10 @@ def main() -> int:
         return _measure(Path(scratch), options.seconds)
 
 
-def _measure(scratch: Path, seconds: float) -> int:
-    checked = syncs(scratch / "syncs")
-    say(f"waits: {checked}")
-    monitor = training(scratch / "training", seconds)
-    report = monitor.report
-    assert report is not None
+def figures_of(report: Report) -> dict[str, Any]:
+    """Return what the result says of a training."""
     observer = report.observer
-    trained = {
+    return {
         "duration_s": report.duration_s,
         "total_j": report.total_j,
         "error_bound_j": report.error_bound_j,
@@ -192,29 +193,54 @@ def _measure(scratch: Path, seconds: float) -> int:
         "collector_core_share": observer.collect_s / report.duration_s,
         "warnings": list(report.warnings),
     }
-    say(f"training: {trained}")
+
+
+def trained_bars(report: Report, asked_s: float) -> list[Bar]:
+    """Return the bars of a training that was to last ``asked_s``."""
+    share = report.observer.thread_cpu_s / report.duration_s
+    return [
+        Bar(f"CPU time of the sampler in {asked_s:.0f} s, of one core", share, at_most=0.0015, show=".3%"),
+        Bar(f"length of the training of {asked_s:.0f} s", report.duration_s, at_least=60, show=".0f"),
+    ]
+
+
+def waits_table(calls: Mapping[str, Mapping[str, int]]) -> Table:
+    """Return the counts of waiting calls one by one."""
+    rows = [(run, name, count) for run, counts in calls.items() for name, count in counts.items()]
+    return {
+        "run": [run for run, _, _ in rows],
+        "call": [name for _, name, _ in rows],
+        "count": [count for _, _, count in rows],
+    }
+
+
+def _measure(scratch: Path, seconds: Sequence[float]) -> int:
+    checked = syncs(scratch / "syncs")
+    say(f"waits: {checked}")
+    reports: list[Report] = []
+    for number, asked_s in enumerate(seconds):
+        report = training(scratch / f"training-{number}", asked_s).report
+        assert report is not None
+        reports.append(report)
+        say(f"training of {asked_s:.0f} s: {figures_of(report)}")
     extra = abs(checked["total"]["with"] - checked["total"]["without"])
+    planted = checked["total"]["planted"] - checked["total"]["without"]
     bars = [
         Bar("waits for the device that the callback adds in 20 steps", extra, at_most=0, show="d"),
-        Bar(
-            "waits that a planted one adds",
-            checked["total"]["planted"] - checked["total"]["without"],
-            at_least=20,
-            show="d",
-        ),
-        Bar(
-            "CPU time of the sampler, of one core",
-            observer.thread_cpu_s / report.duration_s,
-            at_most=0.0015,
-            show=".3%",
-        ),
-        Bar("length of the training, s", report.duration_s, at_least=60, show=".0f"),
+        Bar("waits that a planted one adds", planted, at_least=20, show="d"),
     ]
+    for report, asked_s in zip(reports, seconds, strict=True):
+        bars += trained_bars(report, asked_s)
+    trainings = {f"{asked_s:.0f}": figures_of(report) for report, asked_s in zip(reports, seconds, strict=True)}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "h200_lightning.txt").write_text(f"{report}\n")
-    report.save(RESULTS / "h200_lightning_report", overwrite=True)
+    (RESULTS / "h200_lightning.txt").write_text(f"{reports[0]}\n")
+    reports[0].save(RESULTS / "h200_lightning_report", overwrite=True)
     return finish(
-        "h200_lightning", gpus=gpu_names(), figures={"synchronisation": checked, "training": trained}, bars=bars, raw={}
+        "h200_lightning",
+        gpus=gpu_names(),
+        figures={"synchronisation": checked, "training": figures_of(reports[0]), "trainings": trainings},
+        bars=bars,
+        raw={"waits": waits_table(checked["calls"])},
     )
 
 

@@ -2,7 +2,8 @@
 
 One run under four meters at once, each with another power sensor: the driver's sample buffer, polled instant power,
 polled average power, and the energy counter alone. The same steps are marked in all of them; the joules of the last
-three must agree with those of the first within both bounds.
+three must agree with those of the first within both bounds: step by step, all of each kind of work together, and the
+whole run, which is marked too, because the windows of four meters do not open and close at one instant.
 
 Beside it: how often the driver's polled readings come to a new value, and of what window they are the mean, found by
 least squares against the sample buffer of the same time.
@@ -29,8 +30,11 @@ from numpy.typing import NDArray
 
 from energy_plugins import EnergyMeter, Report
 from energy_plugins.measure.power_sensors import AVERAGE, COUNTER, INSTANT, SAMPLE_BUFFER
+from energy_plugins.measure.spans import Kind
 
 PLANS = (SAMPLE_BUFFER, INSTANT, AVERAGE, COUNTER)
+WHOLE = "whole"
+"""Span around all that is marked."""
 _FIELDS = {"instant power": 186, "average power": 185}
 _LOOK_S = 0.001
 _WINDOWS_S = np.array([0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5])
@@ -79,6 +83,8 @@ def run(seconds: float) -> tuple[dict[str, Report], dict[str, int]]:
     with ExitStack() as stack:
         for meter in meters.values():
             stack.enter_context(meter)
+        for meter in meters.values():
+            stack.enter_context(meter.span(WHOLE))
         starts = {name: meter.run.start_ns for name, meter in meters.items() if meter.run is not None}
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -100,6 +106,25 @@ def run(seconds: float) -> tuple[dict[str, Report], dict[str, int]]:
             torch.cuda.synchronize()
             time.sleep(rng.uniform(0.0, 1.0))
     return {name: meter.report() for name, meter in meters.items()}, starts
+
+
+def sums_apart(report: Report, reference: Report) -> dict[str, dict[str, float]]:
+    """Return, for each kind of work and the run as a whole, how far two meters' joules are apart, and both bounds."""
+    others = {phase.kind: phase for phase in reference.phases}
+    apart = {}
+    for phase in report.phases:
+        other = others.get(phase.kind)
+        if phase.kind == Kind.RUN.value or other is None or phase.energy_j is None or other.energy_j is None:
+            continue
+        bounds_j = (phase.error_bound_j or 0.0) + (other.error_bound_j or 0.0)
+        apart[phase.kind] = {
+            "energy_j": phase.energy_j,
+            "reference_j": other.energy_j,
+            "apart_j": phase.energy_j - other.energy_j,
+            "both_bounds_j": bounds_j,
+            "of_both_bounds": abs(phase.energy_j - other.energy_j) / max(bounds_j, 1e-9),
+        }
+    return apart
 
 
 def agreement(reports: dict[str, Report]) -> tuple[dict[str, Any], list[Bar]]:
@@ -131,6 +156,7 @@ def agreement(reports: dict[str, Report]) -> tuple[dict[str, Any], list[Bar]]:
             "steps_within_both_bounds": float(np.mean(apart_j <= both_j)),
             "median_apart": float(np.median(apart_j / reference.steps["energy_j"])),
             "sum_of_steps_apart": marked_j / reference_j - 1,
+            "sums": sums_apart(report, reference),
             "copy_apart": (steps[0].energy_j or np.nan) / (steps[1].energy_j or np.nan) - 1,
         }
         bars.append(
@@ -138,6 +164,10 @@ def agreement(reports: dict[str, Report]) -> tuple[dict[str, Any], list[Bar]]:
                 f"{name}: steps that agree within both bounds", figures[name]["steps_within_both_bounds"], at_least=0.95
             )
         )
+        bars += [
+            Bar(f"{name}: sums of {kind}, apart over both bounds", found["of_both_bounds"], at_most=1.0, show=".2f")
+            for kind, found in figures[name]["sums"].items()
+        ]
         bars.append(
             Bar(
                 f"{name}: sum of all steps against the sample buffer's",

@@ -2,11 +2,11 @@
 
     python benchmarks/hung_driver.py        three minutes; exits with 1 if a bar is missed
 
-A loop marks steps and notes how long each took. In half of the rounds, in random order, a call of the (simulated)
-driver hangs from the start of the loop on; in some there is no meter at all, which tells what the machine itself does
-to such a loop. A delay is what a step took beyond the loop's median. Steps in which the kernel took the processor away
-from a thread that was willing to run (an involuntary context switch) say nothing of the meter, which can only make a
-thread wait: they are counted, and left out.
+A loop marks steps, looks at the live figures after every tenth as plugins do that log, and notes how long each took. In
+half of the rounds, in random order, a call of the (simulated) driver hangs from the start of the loop on; in some there
+is no meter at all, which tells what the machine itself does to such a loop. A delay is what a step took beyond the
+loop's median. Steps in which the kernel took the processor away from a thread that was willing to run (an involuntary
+context switch) say nothing of the meter, which can only make a thread wait: they are counted, and left out.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ ROUNDS = 10
 LOOP_S = 2.0
 PAUSE_S = 0.0002
 """Between two steps; a training computes meanwhile, and does not hold Python's lock."""
+LOGGED_EVERY = 10
+"""Steps; what trainers log at by default is rarer."""
 SEED = 2026
 
 Delays = NDArray[np.float64]
@@ -64,6 +66,7 @@ def looped(meter: EnergyMeter | None) -> tuple[Delays, int]:
     """Mark steps for a while; return by how much each was longer than the median, and how many were left out."""
     taken_ns, preempted = [], 0
     end_ns = time.perf_counter_ns() + round(LOOP_S * 1e9)
+    number = 0
     gc.disable()
     try:
         while time.perf_counter_ns() < end_ns:
@@ -71,6 +74,10 @@ def looped(meter: EnergyMeter | None) -> tuple[Delays, int]:
             began_ns = time.perf_counter_ns()
             with meter.step() if meter is not None else nullcontext():
                 pass
+            number += 1
+            if meter is not None and number % LOGGED_EVERY == 0:
+                meter.latest()
+                meter.drawn_j()
             step_ns = time.perf_counter_ns() - began_ns
             if switches() == before:
                 taken_ns.append(step_ns)
@@ -155,7 +162,13 @@ def main() -> int:
             }
             for name, values in (("hang", hung), ("no_hang", free), ("no_meter", bare))
         },
-        "rounds": {"each": ROUNDS, "hung": len(hung), "loop_s": LOOP_S, "pause_s": PAUSE_S},
+        "rounds": {
+            "each": ROUNDS,
+            "hung": len(hung),
+            "loop_s": LOOP_S,
+            "pause_s": PAUSE_S,
+            "logged_every": LOGGED_EVERY,
+        },
         "stop_s": stop_s,
         "start_s": start_s,
     }

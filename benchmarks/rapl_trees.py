@@ -3,7 +3,9 @@
     python benchmarks/rapl_trees.py        one or two minutes; exits with 1 if a bar is missed
 
 The counters are files as Linux has them in sysfs, with 32-bit registers that begin again every few minutes; time is
-virtual. A counter shows whole microjoules, so a window may be off by one of them at its ends, and by nothing more.
+virtual. Zones, names and ranges are those of listings that people have published ("recorded", with their sources), or
+made after the kernel's documentation ("modelled"); what the counters draw is ours in both. A counter shows whole
+microjoules, so a window may be off by one of them at its ends, and by nothing more.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from energy_plugins.measure.drivers import current_drivers, use_drivers
 from energy_plugins.measure.report_parts import CpuDomain
 from energy_plugins.testing import simulated_gpus
 from energy_plugins.testing.powercap import PowercapTree, Zone, amd, intel, multi_die
+from energy_plugins.testing.powercap_recorded import RECORDED
 
 SEED = 2026
 WINDOWS = 8
@@ -31,7 +34,7 @@ PERIOD_S = 0.3
 """Between two movements of the counters."""
 SHARES = (0.5, 1.15)
 """Of its power that the machine draws, drawn anew for each of these periods."""
-TREES: Mapping[str, tuple[Zone, ...]] = {
+MODELLED: Mapping[str, tuple[Zone, ...]] = {
     "Intel, one socket": intel(1),
     "Intel, two sockets": intel(2),
     "Intel, psys and no dram": intel(1, psys=True, dram=False),
@@ -39,6 +42,10 @@ TREES: Mapping[str, tuple[Zone, ...]] = {
     "AMD, one socket": amd(1),
     "AMD, two sockets": amd(2),
     "two packages of two dies": multi_die(2, 2),
+}
+TREES = {
+    **{f"{name} (modelled)": zones for name, zones in MODELLED.items()},
+    **{f"{name} (recorded)": machine.zones for name, machine in RECORDED.items()},
 }
 
 
@@ -143,10 +150,11 @@ def main() -> int:
         "error_uj": [window.error_uj for _, window in rows],
         "coverage": [window.coverage for _, window in rows],
     }
+    sources = {name: machine.source for name, machine in RECORDED.items()}
     label = ["none: SIMULATED counters of the CPU, files as in sysfs"]
-    return finish(
-        "rapl_trees", gpus=label, figures={"worst_uj": worst_uj, "machines": found}, bars=bars, raw={"windows": table}
-    )
+    counts = {"modelled": len(MODELLED), "recorded": len(RECORDED)}
+    result = {"worst_uj": worst_uj, "trees": counts, "machines": found, "recorded_from": sources}
+    return finish("rapl_trees", gpus=label, figures=result, bars=bars, raw={"windows": table})
 
 
 if __name__ == "__main__":

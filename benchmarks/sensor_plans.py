@@ -155,7 +155,8 @@ def main() -> int:
                 at_most=0.995,
             )
         )
-        bars.append(Bar(f"{name}: steps whose bound holds", float(steps.contained.mean()), at_least=0.95))
+        held = float(steps.contained.mean())
+        bars.append(Bar(f"{name}: steps whose bound holds", held, at_least=0.95, at_most=0.995))
         slug = name.replace(",", "").replace(" ", "_")
         raw |= {f"{slug}_totals": totals.table(), f"{slug}_windows": windows.table()}
     for name, sensors in WITHOUT_COUNTER.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from energy_plugins.measure.blind import Blind, most_off_j
 
 Times = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -45,6 +47,9 @@ class EnergyCurve:
     """Stretches shorter than this share one error of the sampling instead of gathering many."""
     sum_error: float = 0.0
     """Relative standard error of the block's sum that all blocks share."""
+    blind: Blind = field(default_factory=Blind)
+    level_j: Values = field(default_factory=lambda: np.zeros(1))
+    """Standard error of what begins at knot ``j`` that all of its kind share, where only sums are known; or one 0."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,12 @@ class Points:
     end_error_j: Values
     coherent_s: Values
     sum_error: Values
+    hidden_j: Values
+    """The most by which a cut here can be off for what the sensor hides."""
+    blind_w: Values
+    """Highest power that it may hide."""
+    blind_share: Values
+    level_j: Values
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Points:
         """Return the points of ``rows``."""
@@ -189,6 +200,7 @@ class RunCurve:
         full = np.ones(len(t_ns))
         # Where the block's sum is known, a cut inside it is not off by more than lies on its smaller side.
         most_j = np.minimum(inside["e"], block.energy_j[-1] - inside["e"]) / max(block.trust, 1e-3)
+        known_j = _from_ends_j(block, t_ns, inside["e"])
         return Points(
             energy_j=energy_j + inside["e"],
             covered_ns=covered_ns + inside["c"],
@@ -199,7 +211,7 @@ class RunCurve:
             block_j=full * block.energy_j[-1],
             into_j=inside["e"],
             cut_j2=np.where(ends, 0.0, np.minimum(block.cut_j2[cell], most_j**2)),
-            shift_j=np.where(ends, 0.0, block.shift_j[cell]),
+            shift_j=np.where(ends, 0.0, np.minimum(block.shift_j[cell], known_j / Z95)),
             before_j2=full * before_j2,
             before_bias_j=full * before_bias_j,
             trust=full * block.trust,
@@ -208,6 +220,10 @@ class RunCurve:
             end_error_j=full * block.end_error_j,
             coherent_s=full * block.coherent_s,
             sum_error=full * block.sum_error,
+            hidden_j=_hidden_j(block, cell, known_j),
+            blind_w=full * block.blind.highest_w,
+            blind_share=full * block.blind.share,
+            level_j=block.level_j[np.minimum(cell, len(block.level_j) - 1)],
         )
 
 
@@ -221,10 +237,11 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
     same = start.block == end.block
     variance = np.where(same, _inside_j2(start, end), _across_j2(start, end))
     coherent = _coherent(start, end)
-    variance = coherent * variance + coherent**2 * (start.cut_j2 + end.cut_j2)
+    variance = coherent * variance + coherent**2 * (start.cut_j2 + end.cut_j2) + (_hiding_j(start, end) / Z95) ** 2
     # A shifted sensor takes from a span at one end what it gives at the other: the worse of the two ends stands for
     # both.
     shift_j = np.maximum(start.shift_j, end.shift_j)
+    shift_j = np.hypot(shift_j, start.level_j)
     shift_j = np.hypot(shift_j, np.maximum(start.sum_error, end.sum_error) * (end.energy_j - start.energy_j))
     shift_j = np.hypot(shift_j, _unconfirmed_between_j(start, end))
     duration_ns = (end.t_ns - start.t_ns).astype(np.float64)
@@ -239,6 +256,35 @@ def attribute(start: Points, end: Points) -> SpanEnergy:
         coverage=coverage,
         shift_j=shift_j,
     )
+
+
+def _from_ends_j(block: EnergyCurve, t_ns: Times, into_j: Values) -> Values:
+    """Return the most by which the curve can be off, where the block's sum is known and so is the highest power.
+
+    The curve is known at both ends then, and further in not more is unknown than lies between.
+    """
+    if not block.blind.highest_w:
+        return np.full(len(t_ns), np.inf)
+    before_s, after_s = (t_ns - block.t_ns[0]) * 1e-9, (block.t_ns[-1] - t_ns) * 1e-9
+    most_j = np.minimum(
+        most_off_j(into_j, before_s, block.blind.highest_w),
+        most_off_j(block.energy_j[-1] - into_j, after_s, block.blind.highest_w),
+    )
+    return most_j / max(block.trust, 1e-3)
+
+
+def _hidden_j(block: EnergyCurve, cell: NDArray[np.int64], known_j: Values) -> Values:
+    if not block.blind.share:
+        return np.zeros(len(cell))
+    power_w = (np.diff(block.energy_j) / np.maximum(np.diff(block.t_ns), 1) * 1e9)[cell]
+    return np.minimum(block.blind.cut_j(power_w), block.blind.share * known_j)
+
+
+def _hiding_j(start: Points, end: Points) -> Values:
+    """Return the most by which a window can be off for what the sensor hides: both cuts at worst, or all of it."""
+    length_s = np.asarray((end.t_ns - start.t_ns) * 1e-9)
+    most_j = most_off_j(end.energy_j - start.energy_j, length_s, np.maximum(start.blind_w, end.blind_w))
+    return np.minimum(np.maximum(start.blind_share, end.blind_share) * most_j, start.hidden_j + end.hidden_j)
 
 
 def _coherent(start: Points, end: Points) -> Values:

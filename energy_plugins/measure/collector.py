@@ -25,6 +25,8 @@ from energy_plugins.measure.track import GpuTrack
 
 _EDGE_PERIOD_NS = 60_000_000_000
 """Shortest time between two searches for the counter's refresh."""
+_BATCH = 4096
+"""Steps settled at a time: each takes a kilobyte meanwhile, and 250,000 may wait for one reading of the counter."""
 
 
 class Collector:
@@ -147,8 +149,8 @@ class Collector:
         spans = [span for span in self.timeline.spans if span.end_ns <= settled_ns]
         self.timeline.steps = self.timeline.steps[len(steps) :]
         self.timeline.spans = self.timeline.spans[len(spans) :]
-        if steps:
-            rows = self._rows(steps)
+        for row in range(0, len(steps), _BATCH):
+            rows = self._rows(steps[row : row + _BATCH])
             if self._spill:
                 self._spill.steps(self.totals.steps.steps, rows)
             self.totals.add_steps(rows)
@@ -170,15 +172,21 @@ class Collector:
         start_ns = self.settlement.settled_ns
         cuts = np.concatenate([[start_ns], segments.edges_between(start_ns, settled_ns), [settled_ns]])
         kinds = segments.kinds[segments.at(cuts[:-1])]
-        energy = self.settlement.energy(np.stack([cuts[:-1], cuts[1:]], axis=1).tolist())
-        # What a gap in the samples drew belongs to the run's total, so it must be in the sum of its kinds.
-        drawn_j = sum(
-            (np.diff(self.settlement.points(row, cuts).energy_j) for row in range(len(self.settlement.tracks))),
-            np.zeros(len(kinds)),
-        )
-        self.totals.add_segments(
-            kinds, np.diff(cuts), replace(energy, joules=drawn_j), begun=np.isin(cuts[:-1], segments.edges_ns)
-        )
+        begun = np.isin(cuts[:-1], segments.edges_ns)
+        for first in range(0, len(kinds), _BATCH):
+            part = cuts[first : first + _BATCH + 1]
+            energy = self.settlement.energy(np.stack([part[:-1], part[1:]], axis=1).tolist())
+            # What a gap in the samples drew belongs to the run's total, so it must be in the sum of its kinds.
+            drawn_j = sum(
+                (np.diff(self.settlement.points(row, part).energy_j) for row in range(len(self.settlement.tracks))),
+                np.zeros(len(part) - 1),
+            )
+            self.totals.add_segments(
+                kinds[first : first + _BATCH],
+                np.diff(part),
+                replace(energy, joules=drawn_j),
+                begun=begun[first : first + _BATCH],
+            )
         self.lanes.settle(self.settlement.tracks, cuts, kinds, working)
         for row, track in enumerate(self.settlement.tracks):
             for one in track.ledger.recovered[self._recovered[row] :]:

@@ -17,6 +17,8 @@ _MOST_W = 1000
 _REFRESH_NS = 100_000_000
 """RAPL counters move about every millisecond (Intel SDM vol. 3B, "RAPL Interfaces"), so that two readings in quick
 succession may enclose the energy of a longer time. This is longer than any."""
+_POWERS_NJ = tuple(Fraction(10**9, 2**k) for k in range(32))
+"""Units that a processor may count in (MSR_RAPL_POWER_UNIT, Intel SDM vol. 3B)."""
 
 WRAPPED = "its counter may have wrapped more than once between two readings; that time is not measured"
 SET_BACK = "its counter jumped, as after a reset; that time is not measured"
@@ -35,13 +37,15 @@ class Scale:
 
         The kernel shows a 32-bit register of whole units as microjoules rounded down, so the counter begins again
         not at the largest value but one unit after it (rapl_unit_xlate in drivers/powercap/intel_rapl_common.c, where
-        a unit is a whole number of nanojoules). A largest value of another form is taken to be followed by 0.
+        a unit is a whole number of nanojoules; in kernels of 2015 it was the processor's own, 2^-k J). A largest value
+        of another form is taken to be followed by 0.
         """
         if not largest_uj:
             return cls(Fraction(1, 10**6))
-        unit_nj = -(-largest_uj * 1000 // (2**32 - 1))
-        of_a_register = (2**32 - 1) * unit_nj // 1000 == largest_uj
-        return cls(Fraction(1, 10**6), Fraction(2**32 * unit_nj, 1000) if of_a_register else Fraction(largest_uj + 1))
+        whole_nj = Fraction(-(-largest_uj * 1000 // (2**32 - 1)))
+        units_nj = (unit for unit in (whole_nj, *_POWERS_NJ) if (2**32 - 1) * unit // 1000 == largest_uj)
+        unit_nj = next(units_nj, None)
+        return cls(Fraction(1, 10**6), Fraction(largest_uj + 1) if unit_nj is None else 2**32 * unit_nj / 1000)
 
     def gain(self, before: int, after: int, elapsed_ns: int) -> Fraction | str:
         """Return what was counted between two readings, or why that cannot be known."""

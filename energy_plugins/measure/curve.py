@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins.measure.attribution import Z95, EnergyCurve, Times, Values
+from energy_plugins.measure.blind import Blind
 from energy_plugins.measure.cells import Cells
 from energy_plugins.measure.power_sensors import PowerSensor
 from energy_plugins.measure.response import LevelFit, Levels, Segments, occupancy
@@ -16,8 +17,10 @@ from energy_plugins.measure.response import LevelFit, Levels, Segments, occupanc
 _PLAUSIBLE = 0.2
 """By how much of it the counter may always be off the samples' integral: about what aliasing can do to the sample
 buffer (`ErrorModel.unanchored`). Further only within the 95 % of sensors that know less."""
-_UNKNOWN_MOST_W = 1000.0
+UNKNOWN_MOST_W = 1000.0
 """What a GPU may draw that does not tell its highest power limit."""
+_OVERSHOOT = 1.05
+"""A reading further above the highest limit than that shows that the limit does not bind, and the most is not known."""
 _SHORT_NS = 500_000_000
 """Blocks shorter than this hold too few samples for their integral to say anything about the counter."""
 
@@ -51,10 +54,10 @@ class CurveBuilder:
 
     def __init__(self, sensor: PowerSensor, max_power_w: float | None = None) -> None:
         self._sensor = sensor
-        self._highest_w = max_power_w or _UNKNOWN_MOST_W
+        self._highest_w = max_power_w or UNKNOWN_MOST_W
         self._response = sensor.response
         self._model = sensor.model
-        self._fit = LevelFit(sensor.model.doubt)
+        self._fit = LevelFit(sensor.model.doubt, self._highest_w if sensor.model.blind else None)
         self._levels: Levels | None = None
         self._t_ns = np.empty(0, np.int64)
         self._power_w = np.empty(0)
@@ -73,6 +76,9 @@ class CurveBuilder:
 
     def add(self, t_ns: Times, power_w: Values) -> None:
         """Take newer samples."""
+        if len(power_w) and power_w.max() > _OVERSHOOT * self._highest_w:
+            self._highest_w = max(UNKNOWN_MOST_W, float(power_w.max()))
+            self._fit.highest_w = self._highest_w if self._model.blind else None
         self._t_ns = np.concatenate([self._t_ns, t_ns])
         self._power_w = np.concatenate([self._power_w, power_w])
 
@@ -103,7 +109,7 @@ class CurveBuilder:
         seen_ns = t_ns - delay_ns
         inside = (seen_ns >= stretch.start_ns) & (seen_ns < stretch.end_ns)
         if learn and inside.any():
-            levels = self._levels = self._fit.update(shares[inside], kinds, power_w[inside])
+            levels = self._levels = self._fit.update(shares[inside], kinds, power_w[inside], self._news(t_ns))
         else:
             levels = self._known(kinds, power_w)
         expected_w = np.maximum(shares @ levels.power_w, 1e-3)
@@ -153,8 +159,7 @@ class CurveBuilder:
             energy_j=cumulative(power_w * length_s),
             variance_j2=cumulative(variance),
             covered_ns=cumulative(np.where(measured, np.diff(knots), 0.0)),
-            cut_j2=self._model.cut * cells.variability_w2[cell] * np.minimum(cells.width_s[cell], 0.1) ** 2
-            + (self._model.blurred_s * power_w) ** 2,
+            cut_j2=self._model.cut * cells.variability_w2[cell] * np.minimum(cells.width_s[cell], 0.1) ** 2,
             shift_j=shift_j,
             trust=sum_.trust,
             bias=sum_.bias,
@@ -162,7 +167,18 @@ class CurveBuilder:
             end_error_j=sum_.end_error_j,
             coherent_s=self._model.coherent_s,
             sum_error=sum_.sum_error,
+            blind=self._blind(),
         )
+
+    def _news(self, t_ns: Times) -> float:
+        if not self._model.blind or len(t_ns) < 2:
+            return 1.0
+        return min(float(np.median(np.diff(t_ns))) * 1e-9 / self._response.window_s, 1.0)
+
+    def _blind(self) -> Blind:
+        if not self._model.blind:
+            return Blind()
+        return Blind(self._response.window_s, self._highest_w, math.sqrt(self._fit.unexplained))
 
     def _unseen_w2s(self, power_w: Values) -> Values:
         return np.asarray((self._model.unseen * power_w) ** 2 * self._model.coherent_s)

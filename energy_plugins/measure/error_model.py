@@ -33,11 +33,11 @@ class ErrorModel:
     unseen: float = 0.0
     """Relative standard error of the power of a moment that nothing averages out but time: what happened while the
     sensor did not look."""
-    blurred_s: float = 0.0
-    """Standard error of a cut through what the sensor blurs, as a time at the power of the moment."""
+    blind: bool = False
+    """Whether the sensor tells only means over its window, so that the power may have been anything in it (`Blind`)."""
     hidden_s: float = 0.0
     """Standard error of a sum that no counter confirms, as a time at its mean power: what a mean over a second does not
     show of its last second. Of a wave of a second it shows nothing: two random moments of that are off by 0.1 s of its
     height, which is up to twice its mean."""
     coherent_s: float = 0.0
-    """How long these two last: windows shorter than that share one error instead of gathering many."""
+    """How long what was unseen lasts: windows shorter than that share one error instead of gathering many."""

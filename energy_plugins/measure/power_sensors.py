@@ -95,9 +95,7 @@ AVERAGE = PowerSensor(
     gap_s=0.35,
     settle_s=0.6,
     extend_s=1.0,
-    model=ErrorModel(
-        cut=10.0, timing_s=0.0005, unanchored=0.01, doubt=1e-4, blurred_s=0.055, hidden_s=0.15, coherent_s=0.25
-    ),
+    model=ErrorModel(timing_s=0.0005, unanchored=0.01, doubt=1e-4, hidden_s=0.15, blind=True),
 )
 """Field 185: the mean over a second, ten times a second, 20 ms old when it appears (H200,
 benchmarks/results/h200_sensors.json). It shows half a second ago, which is taken out."""
@@ -113,7 +111,7 @@ COUNTER = PowerSensor(
     settle_s=0.0,
     extend_s=0.0,
     counter_period_s=4.0,
-    model=ErrorModel(unseen=0.35, coherent_s=1.0),
+    model=ErrorModel(coherent_s=1.0),
 )
 """No power at all: the energy counter alone tells the sum between two of its readings."""
 

@@ -122,24 +122,30 @@ class LevelFit:
     _FORGOTTEN = 0.02
     """Samples' worth of weight below which a kind is dropped."""
 
-    def __init__(self, doubt: float = 2e-5) -> None:
+    def __init__(self, doubt: float = 2e-5, highest_w: float | None = None) -> None:
         """Make a fit that has seen nothing.
 
         ``doubt`` is the belief that a kind draws the mean power, as a share of the samples seen. It grows with them
         because what it stands against, a response known to a millisecond and marks of a microsecond, does not average
-        out; it matters only to kinds seen in slivers.
+        out; it matters only to kinds seen in slivers. ``highest_w`` is given where samples hide how far the levels are
+        apart: then they may be as far as a power between 0 and that can vary around its mean.
         """
+        self.highest_w = highest_w
+        self._news = 1.0
         self._doubt = doubt
         self._kinds = np.empty(0, np.int64)
         self._gram = np.empty((0, 0))
         self._moment = np.empty(0)
         self._seen = 0.0
         self._sum_w = 0.0
+        self._sum_w2 = 0.0
+        self._left_w2 = 0.0
 
-    def update(self, shares: Values, kinds: NDArray[np.int64], power_w: Values) -> Levels:
+    def update(self, shares: Values, kinds: NDArray[np.int64], power_w: Values, news: float = 1.0) -> Levels:
         """Take a block's samples and return the levels of ``kinds``.
 
-        ``shares`` has a row for each sample and a column for each kind; ``power_w`` is what was measured.
+        ``shares`` has a row for each sample and a column for each kind; ``power_w`` is what was measured, and ``news``
+        how much of a sample its neighbours do not tell, where samples overlap.
         """
         self._admit(kinds)
         rows = np.searchsorted(self._kinds, kinds)
@@ -149,14 +155,30 @@ class LevelFit:
         self._moment[rows] += shares.T @ power_w
         self._seen = self._seen * self._MEMORY + len(power_w)
         self._sum_w = self._sum_w * self._MEMORY + float(power_w.sum())
+        self._sum_w2 = self._sum_w2 * self._MEMORY + float(power_w @ power_w)
         mean_w = self._sum_w / self._seen
         prior = self._doubt * self._seen
         inverse = np.linalg.inv(self._gram + prior * np.eye(len(self._kinds)))
-        level = np.clip((inverse @ (self._moment + prior * mean_w))[rows], 0.5 * power_w.min(), 1.5 * power_w.max())
-        noise_w2 = float(np.mean((power_w - shares @ level) ** 2)) + 1.0
-        spread_w2 = (float(np.ptp(power_w)) / 4 + 1.0) ** 2
-        error = np.sqrt((noise_w2 + prior * spread_w2) * np.diag(inverse)[rows])
-        return Levels(kinds, level, np.minimum(error, np.ptp(power_w) + 1.0))
+        all_w = inverse @ (self._moment + prior * mean_w)
+        self._left_w2 = self._sum_w2 - float(2 * all_w @ self._moment - all_w @ self._gram @ all_w)
+        level = np.clip(all_w[rows], 0.5 * power_w.min(), 1.5 * power_w.max())
+        self._news = news
+        noise_w2 = (float(np.mean((power_w - shares @ level) ** 2)) + 1.0) / news
+        spread_w, most_w = float(np.ptp(power_w)) / 4 + 1.0, float(np.ptp(power_w)) + 1.0
+        if self.highest_w is not None:
+            most_w = max(mean_w, self.highest_w - mean_w)
+            spread_w = max(mean_w * (self.highest_w - mean_w), 1.0) ** 0.5
+        error = np.sqrt((noise_w2 + prior * spread_w**2) * np.diag(inverse)[rows])
+        return Levels(kinds, level, np.minimum(error, most_w))
+
+    @property
+    def unexplained(self) -> float:
+        """Share of the samples' variance that the levels leave, corrected for what they fit by chance."""
+        spread_w2 = self._sum_w2 - self._sum_w**2 / self._seen if self._seen else 0.0
+        count, free = self._seen * self._news, self._seen * self._news - len(self._kinds)
+        if len(self._kinds) < 2 or free <= 0 or spread_w2 <= 0:
+            return 1.0
+        return float(np.clip(self._left_w2 / spread_w2 * (count - 1) / free, 0.0, 1.0))
 
     def _admit(self, kinds: NDArray[np.int64]) -> None:
         kept = np.flatnonzero((np.diag(self._gram) > self._FORGOTTEN) | np.isin(self._kinds, kinds))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from energy_plugins.measure.attribution import EnergyCurve, Times, Values
-from energy_plugins.measure.curve import Stretch, cumulative, labels, unmeasured
+from energy_plugins.measure.attribution import Z95, EnergyCurve, Times, Values
+from energy_plugins.measure.blind import most_off_j
+from energy_plugins.measure.curve import UNKNOWN_MOST_W, Stretch, cumulative, labels, unmeasured
 from energy_plugins.measure.power_sensors import PowerSensor
 from energy_plugins.measure.response import LevelFit
 
@@ -17,8 +18,9 @@ class SumBuilder:
     them; within a block, energy is divided in proportion to those levels.
     """
 
-    def __init__(self, sensor: PowerSensor) -> None:
+    def __init__(self, sensor: PowerSensor, max_power_w: float | None = None) -> None:
         self._sensor = sensor
+        self._highest_w = max_power_w or UNKNOWN_MOST_W
         self._fit = LevelFit(sensor.model.doubt)
         self.horizon_ns = 0
         """Time up to which the counter has told the energy."""
@@ -49,11 +51,19 @@ class SumBuilder:
         power_w = np.maximum(levels.power_w[column], 1e-3)
         power_w *= total.energy_j / max(float((power_w * length_s)[counted].sum()), 1e-12)
         self.horizon_ns, self.last_w = stretch.end_ns, mean_w
-        model = self._sensor.model
+        # Of a moment between two readings nothing is known but the most that the GPU can draw.
+        coherent_s = self._sensor.model.coherent_s
+        off_w = most_off_j(power_w, 1.0, self._highest_w) / Z95
+        # Nor of the level of a kind, but that all other kinds' time must make up for what it is off by.
+        taken = (np.bincount(column, length_s, len(kinds)) / length_s.sum())[column]
+        whole_w = float((power_w * length_s).sum() / length_s.sum())
+        most_w = np.minimum(whole_w / taken, self._highest_w)
+        least_w = np.maximum((whole_w - (1.0 - taken) * self._highest_w) / taken, 0.0)
+        level_w = np.maximum(np.maximum(most_w - power_w, power_w - least_w), 0.0) / Z95
         return EnergyCurve(
             t_ns=knots,
             energy_j=cumulative(power_w * length_s),
-            variance_j2=cumulative((model.unseen * power_w) ** 2 * model.coherent_s * length_s),
+            variance_j2=cumulative(off_w**2 * coherent_s * length_s),
             covered_ns=cumulative(np.diff(knots).astype(np.float64)),
             cut_j2=np.zeros(len(length_s)),
             shift_j=np.zeros(len(length_s)),
@@ -61,7 +71,8 @@ class SumBuilder:
             bias=0.0,
             start_error_j=mean_w * total.start_error_ns * 1e-9,
             end_error_j=mean_w * total.end_error_ns * 1e-9,
-            coherent_s=model.coherent_s,
+            coherent_s=coherent_s,
+            level_j=level_w * length_s,
         )
 
     def preview(self, stretch: Stretch) -> EnergyCurve:

@@ -45,7 +45,7 @@ class GpuTrack:
     ) -> None:
         self.curve = RunCurve(start_ns)
         self.sensor = sensor
-        self.builder = SumBuilder(sensor) if sensor is COUNTER else CurveBuilder(sensor, max_power_w)
+        self.builder = SumBuilder(sensor, max_power_w) if sensor is COUNTER else CurveBuilder(sensor, max_power_w)
         self.faults: dict[str, int] = {}
         self.anchors = Anchors(start_ns, self.faults)
         self.ledger = Ledger()

@@ -21,7 +21,7 @@ class Zone:
     """``intel-rapl:0:1``: what comes before the last colon is the folder it lies in."""
     name: str
     power_w: float
-    unit_nj: int = 61035
+    unit_nj: int | Fraction = 61035
     register: int = 0
 
 

@@ -36,6 +36,7 @@ def shown_uj(units: int, unit_nj: int) -> int:
         (PACKAGE_UJ, Fraction(2**32 * 61035, 1000)),
         (AMD_UJ, Fraction(2**32 * 15258, 1000)),
         (DRAM_UJ, Fraction(2**32 * 15300, 1000)),
+        (262143999938, Fraction(10**6 * 2**18)),
         (999, Fraction(1000)),
         (0, None),
         (None, None),

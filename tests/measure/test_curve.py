@@ -197,3 +197,10 @@ def test_the_newest_sample_stands_in_for_a_moment_after_it_and_no_longer(sensor:
         span = of(builder.preview(Stretch(start_ns, end_ns, WHOLE)), start_ns, end_ns)
         assert span.coverage[0] == covered
         assert np.nan_to_num(span.joules[0]) == pytest.approx(300.0 * 0.04 * covered)
+
+
+@pytest.mark.parametrize(("power_w", "highest_w"), [(440.0, 450.0), (460.0, 450.0), (500.0, 1000.0), (1200.0, 1200.0)])
+def test_a_limit_that_does_not_bind_is_no_bound(power_w: float, highest_w: float) -> None:
+    builder = CurveBuilder(AVERAGE, 450.0)
+    builder.add(np.arange(0, 30 * SECOND, SECOND // 10), np.full(300, power_w))
+    assert builder.settle(Stretch(2 * SECOND, 22 * SECOND, WHOLE)).blind.highest_w == highest_w

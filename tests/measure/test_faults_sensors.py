@@ -82,8 +82,6 @@ UNWATCHED, HIGHEST_W = 0.75, 700.0
 """Of the instant power: the share of the time in which it does not look, and what the card may draw then."""
 OFF = {BUFFER: 0.03, AVERAGE: 0.005, USAGE: 0.005}
 """What the total of a minute may really be off without a counter, by what gives the sum."""
-MEANS = {AVERAGE, USAGE}
-"""What shows the mean over a second."""
 
 
 def reason_of(outcome: Outcome, sensor: str) -> str:
@@ -98,9 +96,7 @@ def test_taken_away_one_by_one_they_widen_the_bound(simulated: Simulated, gone: 
     played, step_s = LOADS[load]
     simulation = simulated(played, virtual=True, start_s=10, faults=[GONE[name] for name in gone])
     left = LEFT[gone]
-    # A mean over a second shows little of a wave that no mark tells of (more of that in a test of its own, below).
-    held = 0.8 if load == "wave" and left and set(left) <= MEANS else 0.95
-    outcome = measured(simulation, round(60 / step_s), step_s, held=held)
+    outcome = measured(simulation, round(60 / step_s), step_s, held=0.95)
     report = outcome.report
     assert report.devices[0].sensors == left
     for name in GONE:
@@ -145,18 +141,15 @@ def test_by_an_old_driver_or_by_decree_is_the_same(
     assert outcome.error_j() <= outcome.bound_j
 
 
+@pytest.mark.parametrize(("period_s", "step_s"), [(0.7, 0.1), (0.9, 0.1), (0.9, 0.35), (1.0, 0.1), (1.3, 0.9)])
 @pytest.mark.parametrize("gone", [gone for gone, left in LEFT.items() if left])
-def test_a_wave_that_no_mark_tells_of_is_in_no_step_further_off_than_twice_its_bound(
-    simulated: Simulated, gone: tuple[str, ...]
+def test_steps_that_cut_a_wave_that_no_mark_tells_of_are_within_their_bounds(
+    simulated: Simulated, gone: tuple[str, ...], period_s: float, step_s: float
 ) -> None:
-    # A mean over a second cannot show it, and its ripple misleads: how many steps are within their bound is the phase's
-    # doing, from a quarter of them to nearly all.
-    held = 0.0 if LEFT[gone][0] in MEANS else 0.95
     faults = [GONE[name] for name in gone]
-    outcome = measured(simulated(Square(150.0, 600.0, 0.7), virtual=True, start_s=10, faults=faults), held=held)
-    steps = outcome.report.steps
+    simulation = simulated(Square(150.0, 600.0, period_s), virtual=True, start_s=10, faults=faults)
+    outcome = measured(simulation, round(60 / step_s), step_s, held=0.95)
     assert outcome.error_j() <= outcome.bound_j
-    assert (np.abs(steps["energy_j"] - outcome.step_j) <= 2 * steps["error_bound_j"]).all()
 
 
 Later = dict[int, list[Fault]]
@@ -270,3 +263,30 @@ def test_without_a_gpu_all_that_is_missing_has_its_reason(
     for name in ("total_j", "error_bound_j", "data_wait_j", "stall_j"):
         assert getattr(report, name) is None
         assert "CUDA_VISIBLE_DEVICES hides them all" in report.missing[name]
+
+
+@pytest.mark.parametrize(("step_s", "gap_s"), [(0.02, 0.01), (0.25, 0.05), (2.0, 1.0)])
+@pytest.mark.parametrize("gone", [gone for gone, left in LEFT.items() if left])
+def test_the_sums_of_what_marks_tell_apart_are_within_their_bounds(
+    simulated: Simulated, gone: tuple[str, ...], step_s: float, gap_s: float
+) -> None:
+    faults = [GONE[name] for name in gone]
+    simulation = simulated(Constant(150.0), virtual=True, start_s=10, faults=faults)
+    gpu, clock = simulation.gpus[0], simulation.clock
+    with quietly(), EnergyMeter() as meter:
+        start_ns = clock.now_ns()
+        for _ in range(round(40 / (step_s + gap_s))):
+            gpu.play(Constant(600.0))
+            with meter.step():
+                simulation.advance(step_s)
+            gpu.play(Constant(150.0))
+            simulation.advance(gap_s)
+        end_ns = clock.now_ns()
+    report = meter.report()
+    starts_s, ends_s = report.steps["start_s"].tolist(), report.steps["end_s"].tolist()
+    bounds = [(round(begin * 1e9), round(end * 1e9)) for begin, end in zip(starts_s, ends_s, strict=True)]
+    step_j = sum(gpu.true_energy_j(start_ns + begin, start_ns + end) for begin, end in bounds)
+    true_j = {"step": step_j, "unattributed": gpu.true_energy_j(start_ns, end_ns) - step_j}
+    for kind in report.kinds:
+        if kind.kind in true_j:
+            assert abs((kind.energy_j or 0.0) - true_j[kind.kind]) <= (kind.error_bound_j or 0.0), kind

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +20,7 @@ from energy_plugins.measure.drivers import Drivers
 from energy_plugins.measure.rapl import Found, Part, powercap_counters
 from energy_plugins.measure.rapl_perf import perf_counters
 from energy_plugins.testing.powercap import PowercapTree, Zone, amd, intel, multi_die
+from energy_plugins.testing.powercap_recorded import RECORDED
 
 NOBODY = 65534
 CPU_CLOCK = {"type": "1", "cpumask": "0", "events/energy-pkg": "event=0x00", "events/energy-pkg.scale": "1e-9"}
@@ -67,6 +69,34 @@ def test_each_part_of_the_machine_is_counted_once(
     assert names(powercap_counters(root, Part.DRAM)) == dram
     assert all(sensor.scale.wraps_at is not None for sensor in found.sensors)
     assert all("mmio" not in sensor.source for sensor in found.sensors) or len(zones) == 1
+
+
+RANGES_UJ = {
+    "Intel server, four sockets counted backwards": {262143328850, 65712999613},
+    "Intel server, two sockets without dram": {262143328850},
+    "Intel server, four sockets with core and dram": {65532610987},
+    "Intel laptop": {262143328850},
+    "Intel laptop with psys": {262143328850},
+    "Core i7-4770S, kernel of 2015": {262143999938},
+    "AMD Zen": {65532610987},
+}
+"""``max_energy_range_uj`` as it was shown."""
+
+
+@pytest.mark.parametrize("machine", RECORDED)
+def test_machines_as_they_were_shown_are_counted_once(tmp_path: Path, machine: str) -> None:
+    zones = RECORDED[machine].zones
+    tree = PowercapTree(tmp_path / "sys", zones)
+    shown = {int((tree.folder(zone) / "max_energy_range_uj").read_text()) for zone in zones}
+    assert shown == RANGES_UJ[machine]
+    for part, name in ((Part.CPU, "package"), (Part.DRAM, "dram")):
+        own = sorted(f"{tree.root}/{zone.folder}/energy_uj" for zone in zones if zone.name.startswith(name))
+        found = powercap_counters(tree.root, part)
+        assert sorted(sensor.source for sensor in found.sensors) == own
+        for sensor in found.sensors:
+            assert sensor.scale.wraps_at == 2**32 * next(
+                Fraction(zone.unit_nj, 1000) for zone in zones if f"/{zone.folder}/" in sensor.source
+            )
 
 
 @pytest.mark.parametrize(
