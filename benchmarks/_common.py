@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -136,7 +137,8 @@ def finish(name: str, *, gpus: Sequence[str], figures: Figures, bars: Sequence[B
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "gpus": list(gpus)},
         "versions": _versions(),
         "commit": os.environ.get("BENCHMARK_COMMIT") or _git("rev-parse", "HEAD") or "unknown",
-        "uncommitted": bool(_git("status", "--porcelain", "--", *_MEASURED_CODE)),
+        "sources": sources(),
+        "uncommitted": _uncommitted(),
         **figures,
         "bars": [{**asdict(bar), "met": bar.met} for bar in bars],
     }
@@ -145,6 +147,32 @@ def finish(name: str, *, gpus: Sequence[str], figures: Figures, bars: Sequence[B
     path.write_text(_text(head, raw))
     print(f"\n{head['label']}\n{path.relative_to(_ROOT)} is written")
     return 0 if all(bar.met for bar in bars) else 1
+
+
+def sources() -> str:
+    """Return a digest of the code that is measured, so that a result can be held against the commit it names.
+
+    `python benchmarks/_common.py` prints it.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for top in _MEASURED_CODE for path in _files(_ROOT / top)):
+        digest.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _files(top: Path) -> list[Path]:
+    if top.is_file():
+        return [top]
+    return [path for path in top.rglob("*") if path.suffix in {".py", ".cpp", ".hpp"} and path.is_file()]
+
+
+def _uncommitted() -> bool:
+    """Tell whether the code differs from the commit that is named.
+
+    A copy without its history is told both: the commit, and the digest of the code there.
+    """
+    named = os.environ.get("BENCHMARK_SOURCES")
+    return sources() != named if named else bool(_git("status", "--porcelain", "--", *_MEASURED_CODE))
 
 
 def _text(head: Figures, raw: Mapping[str, Table]) -> str:
@@ -202,3 +230,7 @@ def _git(*arguments: str) -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    print(sources())
