@@ -23,6 +23,10 @@ LEVELS = {
     "measure": 2,
     "training": 3,
     "lightning": 4,
+    "accelerate": 4,
+    # Finds the plugin of whatever framework a script uses.
+    "lightning_factory": 5,
+    "run": 5,
     "testing": 5,
     # A training to look at: it may use a framework, and simulated GPUs where there are no others.
     "demo": 6,
@@ -37,9 +41,10 @@ FRAMEWORK_ROOMS = {
     # Who may import a framework. Whatever is not listed here is no framework.
     "lightning": {"lightning", "demo"},
     "pytorch_lightning": {"lightning"},
-    "torch": {"training", "lightning", "demo"},
+    "torch": {"training", "lightning", "accelerate", "demo"},
     "transformers": set[str](),
-    "accelerate": set[str](),
+    # "cli" for its launcher, which `energy-launch` extends.
+    "accelerate": {"accelerate", "cli"},
     "optuna": set[str](),
     "ray": set[str](),
     "jax": set[str](),
