@@ -23,6 +23,7 @@ LEVELS = {
     "measure": 2,
     "training": 3,
     "lightning": 4,
+    "transformers": 4,
     "testing": 5,
     # A training to look at: it may use a framework, and simulated GPUs where there are no others.
     "demo": 6,
@@ -37,9 +38,9 @@ FRAMEWORK_ROOMS = {
     # Who may import a framework. Whatever is not listed here is no framework.
     "lightning": {"lightning", "demo"},
     "pytorch_lightning": {"lightning"},
-    "torch": {"training", "lightning", "demo"},
-    "transformers": set[str](),
-    "accelerate": set[str](),
+    "torch": {"training", "lightning", "transformers", "demo"},
+    "transformers": {"transformers"},
+    "accelerate": {"transformers"},
     "optuna": set[str](),
     "ray": set[str](),
     "jax": set[str](),

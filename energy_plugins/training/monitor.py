@@ -114,14 +114,14 @@ class Monitor:
         if fitting and self.budget is not None and not (meter.run and meter.run.own):
             warn(f"no GPU is measured, so no {self.budget} can be kept")
 
-    def finish(self) -> Report | None:
-        """Stop measuring, save the report, print and return it; None if no run is measured."""
+    def finish(self, *, show: bool = True) -> Report | None:
+        """Stop measuring, save the report, print it if it is to be shown, and return it; None if no run is measured."""
         before = self.report
-        self._finish()
+        self._finish(show=show)
         return self.report if self.report is not before else None
 
     @guarded
-    def _finish(self) -> None:
+    def _finish(self, *, show: bool) -> None:
         run, self.run = self.run, None
         watch, self.watch = self.watch, None
         if watch is not None:
@@ -136,7 +136,7 @@ class Monitor:
         if report.total_j is not None and run.fitting:
             self.earlier_j += report.total_j
             self.earlier_fit_j = None if watch is None else watch.total_j(report.total_j)
-        if self.config.report.table and self._speaks:
+        if show and self.config.report.table and self._speaks:
             where = f"\nReport: {run.folder}" if run.folder is not None else ""
             sys.stdout.write(f"\n{report}{where}\n")
             sys.stdout.flush()
