@@ -26,7 +26,6 @@ from energy_plugins.config import KEYS, EnergyConfig, effective
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.spans import Kind
-from energy_plugins.training.batch import work_of
 from energy_plugins.training.folder import new_folder
 from energy_plugins.training.guard import FAILURES, guarded, warn
 from energy_plugins.training.loop import Loop
@@ -185,14 +184,16 @@ class Attached:
         return self._monitor.news()
 
     def finish(self) -> Report | None:
-        """Stop measuring, put everything back, save the report and print it; None if it was not measured."""
+        """Stop measuring, put everything back, save the report, print and return it; None if nothing is measured."""
         self._loop.settle()
-        self._monitor.finish()
-        return self._monitor.report
+        return self._monitor.finish()
 
     def detach(self) -> None:
-        """Finish, and have nothing more to do with the accelerator's checkpoints."""
-        self.finish()
+        """Finish, and have nothing more to do with the accelerator. A loop without a step has nothing to report."""
+        if self._loop.steps:
+            self.finish()
+        else:
+            self._monitor.discard()
         for hook in self._hooks:
             hook.remove()
 
@@ -305,7 +306,7 @@ class Attached:
 
     @guarded
     def _fetched(self, batch: object) -> None:
-        self._loop.fetched(*work_of(batch))
+        self._loop.fetched(batch)
 
     def _is_evaluating(self) -> bool:
         models = self._accelerator._models  # noqa: SLF001

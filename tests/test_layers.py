@@ -23,8 +23,9 @@ LEVELS = {
     "measure": 2,
     "training": 3,
     "lightning": 4,
+    "transformers": 4,
     "accelerate": 4,
-    # Finds the plugin of whatever framework a script uses.
+    # They find the plugin of whatever framework a program uses.
     "lightning_factory": 5,
     "run": 5,
     "testing": 5,
@@ -41,10 +42,10 @@ FRAMEWORK_ROOMS = {
     # Who may import a framework. Whatever is not listed here is no framework.
     "lightning": {"lightning", "demo"},
     "pytorch_lightning": {"lightning"},
-    "torch": {"training", "lightning", "accelerate", "demo"},
-    "transformers": set[str](),
+    "torch": {"training", "lightning", "transformers", "accelerate", "demo"},
+    "transformers": {"transformers"},
     # "cli" for its launcher, which `energy-launch` extends.
-    "accelerate": {"accelerate", "cli"},
+    "accelerate": {"transformers", "accelerate", "cli"},
     "optuna": set[str](),
     "ray": set[str](),
     "jax": set[str](),

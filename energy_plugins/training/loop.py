@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from energy_plugins.measure.spans import Kind
+from energy_plugins.training.batch import Work
 from energy_plugins.training.monitor import Monitor
 
 
@@ -22,21 +23,19 @@ class Loop:
         self._is_open = False
         self._phase: Kind | None = None
         self._stepped: set[int] = set()
-        self._samples: int | None = None
-        self._tokens: int | None = None
+        self._work = Work()
 
     def fetch_begins(self) -> None:
         """Turn to a loader for a batch to train on."""
         self.settle()
         if not self._is_open:
-            self._samples = self._tokens = None  # the batches before it were passed over
+            self._work.taken()  # the batches before it were passed over
         self._monitor.fetch_begins()
 
-    def fetched(self, samples: int | None, tokens: int | None) -> None:
+    def fetched(self, batch: object) -> None:
         """Have one."""
         self._monitor.fetch_ends()
-        self._samples = _sum(self._samples, samples)
-        self._tokens = _sum(self._tokens, tokens)
+        self._work.add(batch)
 
     def found_none(self) -> None:
         """Have none, because the loader is exhausted. Gradients may still be accumulating."""
@@ -68,12 +67,8 @@ class Loop:
     def settle(self) -> None:
         """Close the step if an optimizer made it one."""
         if self._stepped:
-            self._monitor.close_step(self._samples, self._tokens)
+            self._monitor.close_step(*self._work.taken())
             self.steps += 1
             self._is_open = False
-            self._phase = self._samples = self._tokens = None
+            self._phase = None
             self._stepped.clear()
-
-
-def _sum(one: int | None, other: int | None) -> int | None:
-    return one if other is None else other + (one or 0)
