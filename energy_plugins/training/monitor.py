@@ -110,7 +110,7 @@ class Monitor:
             power_sensor=measure.power_sensor,
             activity=measure.activity,
         )
-        for stand_back in self.before_run:
+        for stand_back in tuple(self.before_run):
             stand_back()
         meter.start()
         self.run = Measured(meter, folder, fitting=fitting, counts=counts, outlook=outlook)
