@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from energy_plugins.lightning import EnergyMonitor
 from energy_plugins.lightning_factory import callbacks
 from energy_plugins.measure.report import Report
 from energy_plugins.run.imports import Imports
@@ -154,7 +156,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = folder / "energy_plugins-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: energy-plugins\nVersion: 0\n")
-    lines = [line for name, points in groups.items() for line in (f"[{name}]", *(f"{k} = {v}" for k, v in points.items()))]
+    lines = [
+        line for name, points in groups.items() for line in (f"[{name}]", *(f"{k} = {v}" for k, v in points.items()))
+    ]
     (info / "entry_points.txt").write_text("\n".join(lines))
     return folder
 
@@ -293,13 +297,12 @@ class TestLaunch:
         ours, theirs = tmp_path / "energy.yaml", tmp_path / "accelerate.yaml"
         ours.write_text(settings)
         theirs.write_text(accelerates if stock else f"{accelerates}energy_config:\n  {settings}\n")
+        words: list[str | Path] = [*LAUNCH, "--config_file", theirs, programs / "loop.py"]
         if stock:
-            words = ("-m", "accelerate.commands.launch", "--config_file", theirs, *RUN, "--energy-config", ours)
-        else:
-            words = (*LAUNCH, "--config_file", theirs)
-        ended = start(*words, *(("-m", "loop") if stock else (programs / "loop.py",)), tmp_path / "out")
+            words = ["-m", "accelerate.commands.launch", *words[2:4], *RUN, "--energy-config", ours, "-m", "loop"]
+        ended = start(*words, tmp_path / "out")
         assert ended.returncode == 0, ended.stderr
-        assert {f"rank {rank} of 2 is done" for rank in (0, 1)} <= set(ended.stdout.splitlines())
+        assert all(f"rank {rank} of 2 is done" in ended.stdout for rank in (0, 1))
         found = {name: report.steps.rows for name, report in reports(tmp_path).items()}
         assert found == {"out/energy/mine-1": 3, "out/energy/mine-1/rank-1": 3}
 
@@ -330,11 +333,10 @@ TWO_PROCESSES = "num_processes: 2\nnum_machines: 1\nmachine_rank: 0\nuse_cpu: tr
 
 class TestLightningFactory:
     @pytest.fixture(autouse=True)
-    def nothing_asked(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def nothing_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in list(os.environ):
             if name.startswith("ENERGY_"):
                 monkeypatch.delenv(name)
-        yield
 
     def test_nothing_unless_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert callbacks() == []
@@ -355,6 +357,12 @@ class TestLightningFactory:
             warnings.simplefilter(action)
             assert callbacks() == []
         assert [isinstance(warning.message, RuntimeWarning) for warning in caught] == [True] * (action == "always")
+
+    def test_a_monitor_of_the_environment_survives_a_spawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ENERGY_REPORT_NAME", "theirs")
+        (monitor,) = callbacks()
+        assert type(pickle.loads(pickle.dumps(monitor))) is type(monitor)  # noqa: S301 - our own bytes
+        assert monitor.state_key != EnergyMonitor().state_key
 
     def test_the_entry_points_name_it(self) -> None:
         groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]

@@ -15,6 +15,8 @@ from weakref import WeakSet
 from energy_plugins.run.imports import Imports
 from energy_plugins.training.guard import FAILURES, warn
 
+_FAILURES: tuple[type[Exception], ...] = (*FAILURES, ImportError)
+
 
 def measure_frameworks() -> None:
     """Have the trainings of this process measured, whatever they will be."""
@@ -93,5 +95,5 @@ def _around(
 def _try(function: Callable[[Any], None], of: object) -> None:
     try:
         function(of)
-    except (*FAILURES, ImportError) as error:
+    except _FAILURES as error:
         warn(f"this training is not measured: {error}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from accelerate import Accelerator, tracking
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import DistributedType
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from energy_plugins.accelerate import Attached, EnergyPlugin, EnergyTracker, attach
@@ -580,6 +582,20 @@ class TestTrouble:
         with our_warnings() as texts:
             attach(training.accelerator, table=False).finish()
         assert ["ends no loop" in text for text in texts] == [True]
+
+    def test_deepspeed_is_measured_as_a_whole_and_that_is_said(self, simulation: Simulation, tmp_path: Path) -> None:
+        training = Training(tmp_path, loader(8))
+        state = training.accelerator.state
+        state.distributed_type = DistributedType.DEEPSPEED
+        state.deepspeed_plugins = {"": SimpleNamespace(selected=True, deepspeed_config={})}
+        with our_warnings() as texts, attach(training.accelerator, table=False):
+            training.model(torch.ones(4)).backward()
+            training.optimizer.optimizer.step()
+        report = load(tmp_path)
+        assert texts == [f"energy: steps are {report.config['steps']}; the run is measured as a whole"]
+        assert "DEEPSPEED" in texts[0]
+        assert report.steps.rows == 0
+        assert report.total_j is not None
 
     def test_a_script_that_fails_leaves_its_report(self, tmp_path: Path) -> None:
         script = tmp_path / "fails.py"
