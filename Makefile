@@ -12,6 +12,8 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 
 VENV := .venv
+OLDEST := build/oldest
+PLUGIN_TESTS := tests/plugins
 # Called by name, never by activating: a script's first line holds the path where the environment was made.
 PY := $(abspath $(VENV))/bin/python
 
@@ -23,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo test soak check lint types stub warnings examples sanitize bench wheel wheel-check clean FORCE
+.PHONY: help install demo test soak check check-oldest lint types stub warnings examples sanitize bench wheel wheel-check clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +43,9 @@ soak: install  ## a day of random faults in virtual time (a minute or two)
 
 check: lint types stub warnings examples  ## every gate that is not a test
 
+check-oldest: install $(OLDEST)/.tools  ## the plugins' tests with the oldest frameworks that are supported
+	PYTHONPATH="$(CURDIR)" $(OLDEST)/bin/python -m pytest $(PLUGIN_TESTS) $(PYTEST_ARGS)
+
 sanitize:  ## run the C++ tests under ThreadSanitizer and AddressSanitizer
 	$(MAKE) -C csrc sanitize
 
@@ -53,6 +58,16 @@ $(VENV)/.tools: requirements/bootstrap.txt requirements/torch.txt requirements/d
 	$(PY) -m pip install --progress-bar off -r requirements/bootstrap.txt
 	$(PY) -m pip install --progress-bar off -r requirements/torch.txt
 	$(PY) -m pip install --progress-bar off -r requirements/dev.txt
+	@touch $@
+
+# The native module is found beside its sources: it is the same one.
+$(OLDEST)/.tools: requirements/bootstrap.txt requirements/torch.txt requirements/oldest.txt
+	@echo "--- setting up $(OLDEST): a few minutes the first time"
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --progress-bar off -r requirements/bootstrap.txt
+	$(OLDEST)/bin/python -m pip install --progress-bar off -r requirements/torch.txt
+	$(OLDEST)/bin/python -m pip install --progress-bar off -r requirements/oldest.txt
 	@touch $@
 
 # A library that was deleted by hand is built again, whatever the stamp says.

@@ -52,7 +52,7 @@ def headers(folder: str) -> list[str]:
 
 def native() -> Extension:
     """The Python module."""
-    extension = Pybind11Extension(
+    extension: Extension = Pybind11Extension(
         "energy_plugins._native",
         sources("csrc"),
         depends=headers("csrc"),
@@ -60,7 +60,7 @@ def native() -> Extension:
         extra_compile_args=COMPILE,
         extra_link_args=["-pthread", "-ldl", *LINK],
     )
-    return extension  # noqa: RET504 - pybind11 is untyped where it is not installed
+    return extension
 
 
 def simulated(driver: str) -> Extension:

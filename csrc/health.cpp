@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "nvml_abi.hpp"
+#include "nvml.hpp"
 
 namespace energy {
 namespace {
@@ -21,7 +21,7 @@ void Health::worked() noexcept {
 
 bool Health::failed(const NvmlError& error, int64_t now_ns) {
     const bool unsupported = error.code() == abi::kNotSupported || error.code() == abi::kFunctionNotFound;
-    ended_ = !ever_worked_ && (unsupported || error.code() == abi::kNoPermission);
+    ended_ = !ever_worked_ && unavailable(error.code());
     pause_ns_ = std::clamp(2 * pause_ns_, kFirstPauseNs, kLongestPauseNs);
     retry_ns_ = now_ns + pause_ns_;
     if (unsupported && !ever_worked_) return false;

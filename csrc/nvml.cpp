@@ -12,10 +12,6 @@ constexpr const char* kRemedy =
 
 constexpr const char* kMissingSymbol = "symbol missing in this driver";
 
-bool means_unavailable(int code) {
-    return code == abi::kNotSupported || code == abi::kFunctionNotFound || code == abi::kNoPermission;
-}
-
 double milliwatts(int type, const abi::Value& value) {
     switch (type) {
         case abi::kDouble:
@@ -36,6 +32,10 @@ double milliwatts(int type, const abi::Value& value) {
 }
 
 }  // namespace
+
+bool unavailable(int code) noexcept {
+    return code == abi::kNotSupported || code == abi::kFunctionNotFound || code == abi::kNoPermission;
+}
 
 struct Nvml::Symbols {
     explicit Symbols(const std::string& path) : library(path, kRemedy) {}
@@ -83,7 +83,7 @@ Capabilities Nvml::probe(const std::string& uuid) const {
             read();
             return true;
         } catch (const NvmlError& error) {
-            if (!means_unavailable(error.code())) throw;
+            if (!unavailable(error.code())) throw;
             found.reasons[name] = error.what();
             return false;
         }
@@ -157,21 +157,15 @@ double Nvml::temperature_c(abi::Device device) const {
 }
 
 double Nvml::enforced_limit_w(abi::Device device) const {
-    unsigned int milliwatts = 0;
-    call("nvmlDeviceGetEnforcedPowerLimit", symbols_->enforced_limit, device, &milliwatts);
-    return milliwatts * 1e-3;
+    return limit_w("nvmlDeviceGetEnforcedPowerLimit", symbols_->enforced_limit, device);
 }
 
 double Nvml::requested_limit_w(abi::Device device) const {
-    unsigned int milliwatts = 0;
-    call("nvmlDeviceGetPowerManagementLimit", symbols_->requested_limit, device, &milliwatts);
-    return milliwatts * 1e-3;
+    return limit_w("nvmlDeviceGetPowerManagementLimit", symbols_->requested_limit, device);
 }
 
 double Nvml::default_limit_w(abi::Device device) const {
-    unsigned int milliwatts = 0;
-    call("nvmlDeviceGetPowerManagementDefaultLimit", symbols_->default_limit, device, &milliwatts);
-    return milliwatts * 1e-3;
+    return limit_w("nvmlDeviceGetPowerManagementDefaultLimit", symbols_->default_limit, device);
 }
 
 double Nvml::utilisation(abi::Device device) const {
@@ -213,6 +207,12 @@ void Nvml::power_samples(abi::Device device, int64_t last_seen_us, std::vector<S
         }
         return;
     }
+}
+
+double Nvml::limit_w(const char* name, abi::PowerLimit* function, abi::Device device) const {
+    unsigned int milliwatts = 0;
+    call(name, function, device, &milliwatts);
+    return milliwatts * 1e-3;
 }
 
 template <class Function, class... Arguments>

@@ -34,6 +34,9 @@ struct Capabilities {
     std::map<std::string, std::string> reasons;  // capability -> why not
 };
 
+// Whether a code means that there is no such reading, for this GPU, in this driver or for this user.
+bool unavailable(int code) noexcept;
+
 class Nvml {
   public:
     // Loads and initialises; throws LibraryError or NvmlError. NVML counts its users: several Nvml may live at once.
@@ -67,6 +70,7 @@ class Nvml {
 
   private:
     struct Symbols;
+    double limit_w(const char* name, abi::PowerLimit* function, abi::Device device) const;
     [[noreturn]] void fail(const char* call, int code) const;
     template <class Function, class... Arguments>
     void call(const char* name, Function* function, Arguments... arguments) const;

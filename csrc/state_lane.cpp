@@ -11,10 +11,6 @@ namespace {
 // Most of these change every 100 ms (H200); drains asked for out of turn must not make a second's worth of rows.
 constexpr int64_t kShortestNs = 500'000'000;
 
-bool for_ever(int code) {
-    return code == abi::kNotSupported || code == abi::kFunctionNotFound || code == abi::kNoPermission;
-}
-
 }  // namespace
 
 void StateLane::forget() noexcept {
@@ -34,8 +30,8 @@ void StateLane::drain() {
             any = true;
             return value;
         } catch (const NvmlError& error) {
-            absent_[which] = for_ever(error.code());
-            if (!trouble || (for_ever(trouble->code()) && !absent_[which])) trouble = error;
+            absent_[which] = unavailable(error.code());
+            if (!trouble || (unavailable(trouble->code()) && !absent_[which])) trouble = error;
             return missing;
         }
     };

@@ -18,7 +18,6 @@ enum : nvmlReturn_t {
     NVML_ERROR_FUNCTION_NOT_FOUND = 13,
     NVML_ERROR_GPU_IS_LOST = 15,
     NVML_ERROR_LIB_RM_VERSION_MISMATCH = 18,
-    NVML_ERROR_UNKNOWN = 999,
 };
 
 union nvmlValue_t {

@@ -14,6 +14,8 @@ VISIBLE = "visible GPUs"
 MEASURED_BY = "measured by"
 """The check, one for each GPU, that says what its joules will come from."""
 CPU = "CPU energy"
+ASK_NVIDIA_SMI = "see whether nvidia-smi works; dmesg may say more"
+"""The remedy where nothing is known that says more."""
 
 _NEEDED = frozenset({DRIVER, ANSWER, VISIBLE, MEASURED_BY})
 """Without these a GPU is not measured; all else is good to have."""
@@ -46,7 +48,8 @@ class Check:
     @classmethod
     def read(cls, plain: dict[str, str]) -> Self:
         """Return what `plain` was made of."""
-        return cls(**{**plain, "status": Status(plain["status"])})  # type: ignore[arg-type]
+        rest = {name: text for name, text in plain.items() if name != "status"}
+        return cls(status=Status(plain["status"]), **rest)
 
 
 class Verdict(IntEnum):

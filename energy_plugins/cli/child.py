@@ -49,7 +49,7 @@ def find_command(name: str) -> None:
     """Raise CommandError if there is no program ``name`` that may be run."""
     if shutil.which(name) is not None:
         return
-    if shutil.which(name, os.F_OK) is not None or (os.sep in name and os.path.exists(name)):  # noqa: PTH110 - any text
+    if shutil.which(name, os.F_OK) is not None or (os.sep in name and os.access(name, os.F_OK)):
         raise CommandError(f"{name}: is not executable", NOT_EXECUTABLE)
     raise CommandError(f"{name}: command not found", NOT_FOUND)
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import click
 
 from energy_plugins import __version__
-from energy_plugins.cli.check import ANSWER, Check, Status, Verdict
-from energy_plugins.cli.machine_checks import machine_checks
+from energy_plugins.cli.check import ANSWER, ASK_NVIDIA_SMI, Check, Status, Verdict
+from energy_plugins.cli.options import seconds
 from energy_plugins.cli.probe import Answer, Probe, Say
 
 SCHEMA = "energy-plugins/doctor"
@@ -28,14 +28,7 @@ _SENTENCES = {
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a page.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0.1),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long the driver has to answer.",
-)
+@seconds("--timeout", "How long the driver has to answer.")
 @click.pass_context
 def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
     """Say what can be measured on this machine: each GPU and each sensor, what works, what does not, why, what to do.
@@ -52,6 +45,8 @@ def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
     all, 2 wrong use.
     """
     probe = Probe(_driver_checks)
+    from energy_plugins.cli.machine_checks import machine_checks  # noqa: PLC0415 - no thread of numpy's before the fork
+
     machine = tuple(machine_checks())
     checks = (*_whole(probe.answer(timeout), timeout), *machine)
     verdict = Verdict.of(checks)
@@ -84,7 +79,7 @@ def _whole(answer: Answer, timeout_s: float) -> tuple[Check, ...]:
         return answer.checks
     if answer.died:
         found, why = "the process that asked it died", f"while {answer.unfinished}"
-        remedy = "see whether nvidia-smi works; dmesg may say more"
+        remedy = ASK_NVIDIA_SMI
     else:
         found, why = "the driver does not answer", f"nothing came for {timeout_s:g} s while {answer.unfinished}"
         remedy = (
@@ -106,13 +101,16 @@ def _page(checks: Sequence[Check]) -> Iterator[str]:
 
 def _lines(check: Check, width: int) -> Iterator[str]:
     mark = click.style(f"{check.status.value:<8}", fg=_COLOURS[check.status])
-    yield f"{mark} {check.name:<{width}}  {check.found}"
+    margin = " " * (width + 11)
+    found, *more = textwrap.wrap(check.found, _WIDTH - len(margin), break_on_hyphens=False) or [""]
+    yield f"{mark} {check.name:<{width}}  {found}"
+    yield from (f"{margin}{line}" for line in more)
     for label, text in (("why:", check.why), ("do:", check.remedy)):
         if text:
             yield from textwrap.wrap(
                 text,
                 _WIDTH,
-                initial_indent=f"{'':<{width + 11}}{label:<5}",
-                subsequent_indent=" " * (width + 16),
+                initial_indent=f"{margin}{label:<5}",
+                subsequent_indent=f"{margin}     ",
                 break_on_hyphens=False,
             )

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pynvml
 
-from energy_plugins.cli.check import DRIVER, VISIBLE, Check, Status
+from energy_plugins.cli.check import ASK_NVIDIA_SMI, DRIVER, VISIBLE, Check, Status
 from energy_plugins.cli.gpu_checks import gpu_checks
 from energy_plugins.cli.probe import Say
-from energy_plugins.cli.remedies import ASK_NVIDIA_SMI, remedy_for
+from energy_plugins.cli.remedies import remedy_for
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.devices import Gpu, installed_gpus, open_nvml, visible_gpus
 from energy_plugins.measure.drivers import current_drivers

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
+from energy_plugins.measure.aligned import aligned
 from energy_plugins.measure.quantity import duration, percent, quantity
 
 _HEADING = ("gpu", "name", "power", "limit", "SM clock", "temp", "busy", "energy")
@@ -63,15 +64,9 @@ class Frame:
     def table(self) -> list[str]:
         """Return it as lines."""
         rows = [_HEADING, *(row.cells() for row in self.gpus)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         measured = [row.energy_j for row in self.gpus if row.energy_j is not None]
         total = quantity(math.fsum(measured), "J") if measured else "-"
-        lines = ["  ".join(map(_padded, cells, widths, _SIDES)) for cells in rows]
-        return [f"{self.time}  {total} in {duration(self.elapsed_s)}", *lines, *self.notes]
-
-
-def _padded(cell: str, width: int, side: str) -> str:
-    return f"{cell:{side}{width}}"
+        return [f"{self.time}  {total} in {duration(self.elapsed_s)}", *aligned(rows, _SIDES), *self.notes]
 
 
 def _si(value: float | None, unit: str) -> str:

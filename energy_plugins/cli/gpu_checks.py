@@ -11,15 +11,16 @@ from typing import Any
 
 import pynvml
 
+from energy_plugins.cli.capabilities import has_capability
 from energy_plugins.cli.check import Check, Status
-from energy_plugins.cli.machine_checks import has_capability
-from energy_plugins.cli.plan_checks import idle_baseline, measured_by, name_of
+from energy_plugins.cli.plan_checks import idle_baseline, measured_by
 from energy_plugins.cli.probe import Say
 from energy_plugins.cli.remedies import remedy_for
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.neighbours import judge, look_at, sees_all_processes
 from energy_plugins.measure.power_sensors import usage_sensor
 from energy_plugins.measure.report_parts import Company, Others
+from energy_plugins.units import mj_to_j, mw_to_w
 
 Handle = Any
 """nvidia-ml-py's handle of a GPU; it has no type."""
@@ -36,17 +37,17 @@ def gpu_checks(gpu: Gpu, say: Say) -> Iterator[Check]:
     try:
         handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
     except pynvml.NVMLError as error:
-        yield Check(name, Status.MISSING, gpu.name, str(error), remedy_for(error), name_of(gpu))
+        yield Check(name, Status.MISSING, gpu.name, str(error), remedy_for(error), gpu.visible_uuid)
         return
-    yield Check(name, Status.OK, gpu.name, gpu=name_of(gpu))
+    yield Check(name, Status.OK, gpu.name, gpu=gpu.visible_uuid)
     failures: dict[str, pynvml.NVMLError] = {}
     for sensor, read in _SENSORS.items():
         say(f"reading {sensor} of GPU {gpu.index}")
         try:
-            yield Check(sensor, Status.OK, read(gpu, handle), gpu=name_of(gpu))
+            yield Check(sensor, Status.OK, read(gpu, handle), gpu=gpu.visible_uuid)
         except pynvml.NVMLError as error:
             failures[sensor] = error
-            yield Check(sensor, Status.MISSING, "no", str(error), remedy_for(error), name_of(gpu))
+            yield Check(sensor, Status.MISSING, "no", str(error), remedy_for(error), gpu.visible_uuid)
     say(f"choosing the sensors of GPU {gpu.index}")
     yield measured_by(gpu, failures)
     for what, look in _FACTS.items():
@@ -54,7 +55,7 @@ def gpu_checks(gpu: Gpu, say: Say) -> Iterator[Check]:
         try:
             yield look(gpu, handle)
         except pynvml.NVMLError as error:
-            yield Check(what, Status.WARNING, "unknown", str(error), remedy_for(error), name_of(gpu))
+            yield Check(what, Status.WARNING, "unknown", str(error), remedy_for(error), gpu.visible_uuid)
     say(f"asking who computes on GPU {gpu.index}")
     yield others_check(gpu, judge(look_at([gpu.uuid])[gpu.uuid], computing=False, sees_all=sees_all_processes()))
     if gpu.mig is None:  # a slice has no idle power of its own
@@ -92,18 +93,18 @@ def _power_field(handle: Handle, number: int) -> str:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
     if field.nvmlReturn != pynvml.NVML_SUCCESS:
         raise pynvml.NVMLError(field.nvmlReturn)
-    return f"{field.value.uiVal * 1e-3:.1f} W"
+    return f"{mw_to_w(field.value.uiVal):.1f} W"
 
 
 def _power_usage(gpu: Gpu, handle: Handle) -> str:
     kind = usage_sensor(gpu.compute_capability).name.partition(", ")[2]
     if gpu.compute_capability is None:
         kind += " for all that is known: the driver does not tell the compute capability"
-    return f"{pynvml.nvmlDeviceGetPowerUsage(handle) * 1e-3:.1f} W, {kind}"
+    return f"{mw_to_w(pynvml.nvmlDeviceGetPowerUsage(handle)):.1f} W, {kind}"
 
 
 def _energy_counter(_: Gpu, handle: Handle) -> str:
-    return f"{pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3:,.0f} J since the driver was loaded"
+    return f"{mj_to_j(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)):,.0f} J since the driver was loaded"
 
 
 def _activity(_: Gpu, handle: Handle) -> str:
@@ -141,39 +142,40 @@ def _clock(gpu: Gpu, handle: Handle) -> Check:
     except pynvml.NVMLError:
         samples = []
     if not samples:
-        return Check("clock", Status.WARNING, "unknown", "there are no power samples to compare with", gpu=name_of(gpu))
+        why = "there are no power samples to compare with"
+        return Check("clock", Status.WARNING, "unknown", why, gpu=gpu.visible_uuid)
     behind_s = time.time() - samples[-1].timeStamp * 1e-6
     if abs(behind_s) < _CLOCKS_APART_S:
-        return Check("clock", Status.OK, f"newest sample {behind_s:.2f} s old", gpu=name_of(gpu))
+        return Check("clock", Status.OK, f"newest sample {behind_s:.2f} s old", gpu=gpu.visible_uuid)
     why = "the driver's stamps and this machine's wall clock disagree: samples are placed in the wrong time"
     remedy = "try again in a minute; if it stays, set the wall clock (timedatectl) and reload the driver"
-    return Check("clock", Status.WARNING, f"newest sample {behind_s:.1f} s old", why, remedy, name_of(gpu))
+    return Check("clock", Status.WARNING, f"newest sample {behind_s:.1f} s old", why, remedy, gpu.visible_uuid)
 
 
 def _limits(gpu: Gpu, handle: Handle) -> Check:
     """Say what limit holds and who may change it; it is never tried."""
-    lowest_w, highest_w = (mw * 1e-3 for mw in pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
-    now_w = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) * 1e-3
+    lowest_w, highest_w = map(mw_to_w, pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
+    now_w = mw_to_w(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))
     found = f"{now_w:.0f} W in force, may be {lowest_w:.0f}-{highest_w:.0f} W"
     if has_capability(_CAP_SYS_ADMIN):
-        return Check("limits", Status.OK, f"{found}; this process may set it", gpu=name_of(gpu))
+        return Check("limits", Status.OK, f"{found}; this process may set it", gpu=gpu.visible_uuid)
     why = "setting limits needs CAP_SYS_ADMIN, which this process lacks"
     remedy = "nothing, to measure; to change limits, run as root"
-    return Check("limits", Status.WARNING, found, why, remedy, name_of(gpu))
+    return Check("limits", Status.WARNING, found, why, remedy, gpu.visible_uuid)
 
 
 def others_check(gpu: Gpu, others: Others) -> Check:
     """Say who else computes on a GPU, as a report would."""
     match others.company:
         case Company.NONE:
-            return Check("others", Status.OK, "no process computes here", gpu=name_of(gpu))
+            return Check("others", Status.OK, "no process computes here", gpu=gpu.visible_uuid)
         case Company.SOME:
             found = ", ".join(f"process {one.pid} ({one.name})" for one in others.processes)
             why = "what they draw is in the joules of every run on this GPU"
-            return Check("others", Status.WARNING, found, why, "measure when they have ended", name_of(gpu))
+            return Check("others", Status.WARNING, found, why, "measure when they have ended", gpu.visible_uuid)
         case Company.UNKNOWN:
             remedy = "in a container, share the host's processes (docker run --pid=host) to know"
-            return Check("others", Status.WARNING, "unknown", others.reason, remedy, name_of(gpu))
+            return Check("others", Status.WARNING, "unknown", others.reason, remedy, gpu.visible_uuid)
 
 
 _FACTS: dict[str, Callable[[Gpu, Handle], Check]] = {"clock": _clock, "limits": _limits}

@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import pynvml
 
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.devices import Gpu, open_nvml, visible_gpus
+from energy_plugins.units import mw_to_w
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ def _read(uuid: str) -> GpuNow:
     limit_mw = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
     busy = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     return GpuNow(
-        limit_w=None if limit_mw is None else limit_mw * 1e-3,
+        limit_w=None if limit_mw is None else mw_to_w(limit_mw),
         sm_clock_mhz=_ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
         temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         utilisation=None if busy is None else busy.gpu / 100,
     )
 
 
-def _ask(call: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - nvidia-ml-py has no types
+def _ask(call: Callable[..., T], *arguments: object) -> T | None:
     try:
         return call(*arguments)
     except pynvml.NVMLError:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from energy_plugins.cli.check import CPU, Check, Status
+from energy_plugins.measure.cpu import plan_cpu
+from energy_plugins.measure.drivers import current_drivers
+from energy_plugins.measure.neighbours import sees_all_processes
+from energy_plugins.measure.rapl import Part
 
 _FRAMEWORKS = ("torch", "lightning", "pytorch-lightning", "transformers", "accelerate", "optuna", "ray")
 _WRITTEN_S = 1_767_225_600.0
@@ -24,10 +27,6 @@ def machine_checks() -> Iterator[Check]:
 
 def cpu_checks() -> Iterator[Check]:
     """Say which energy counters of the CPU a meter reads, and why it has none for packages or for DRAM."""
-    from energy_plugins.measure.cpu import plan_cpu  # noqa: PLC0415 - no thread of numpy's before the driver is asked
-    from energy_plugins.measure.drivers import current_drivers  # noqa: PLC0415
-    from energy_plugins.measure.rapl import Part  # noqa: PLC0415
-
     plan = plan_cpu(current_drivers())
     for part, name in ((Part.CPU, CPU), (Part.DRAM, "DRAM energy")):
         if part in plan.reasons:
@@ -37,19 +36,6 @@ def cpu_checks() -> Iterator[Check]:
         sensors = [sensor for sensor in plan.sensors if sensor.part is part]
         source = "a perf event" if sensors[0].source.startswith("perf ") else "powercap"
         yield Check(name, Status.OK, f"{', '.join(sensor.name for sensor in sensors)}, by {source}")
-
-
-def has_capability(number: int, status: Path = Path("/proc/self/status")) -> bool:
-    """Return whether this process has a capability in force; False where the system does not say."""
-    return bool(int(_status_field(status, "CapEff") or "0", 16) >> number & 1)
-
-
-def _status_field(status: Path, name: str) -> str | None:
-    try:
-        lines = status.read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(f"{name}:")), None)
 
 
 def _wall_clock() -> Check:
@@ -62,8 +48,6 @@ def _wall_clock() -> Check:
 
 
 def _processes() -> Check:
-    from energy_plugins.measure.neighbours import sees_all_processes  # noqa: PLC0415 - see above
-
     if sees_all_processes():
         return Check("processes", Status.OK, "those of the whole machine are seen")
     why = "other users of a GPU may be hidden: a report then says that they are unknown, not that there are none"

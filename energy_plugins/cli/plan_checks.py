@@ -8,8 +8,8 @@ from itertools import takewhile
 
 import pynvml
 
-from energy_plugins.cli.check import MEASURED_BY, Check, Status
-from energy_plugins.cli.remedies import ASK_NVIDIA_SMI, has_remedy, remedy_for
+from energy_plugins.cli.check import ASK_NVIDIA_SMI, MEASURED_BY, Check, Status
+from energy_plugins.cli.remedies import has_remedy, remedy_for
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.baseline_store import recall
 from energy_plugins.measure.devices import Gpu
@@ -26,23 +26,18 @@ _MEASURE_IDLE = (
 )
 
 
-def name_of(gpu: Gpu) -> str:
-    """Return the UUID that a check of it carries: the slice's, where it is a MIG slice."""
-    return gpu.mig or gpu.uuid
-
-
 def measured_by(gpu: Gpu, failures: Failures) -> Check:
     """Say what a meter will take this GPU's joules from, and why not from more."""
     try:
         plan = plan_sensors(current_drivers().nvml, [gpu])
     except DeviceError as error:
-        return Check(MEASURED_BY, Status.MISSING, "nothing", str(error), ASK_NVIDIA_SMI, name_of(gpu))
+        return Check(MEASURED_BY, Status.MISSING, "nothing", str(error), ASK_NVIDIA_SMI, gpu.visible_uuid)
     used, lacking = plan.sensors.get(gpu.uuid, ()), _lacking(gpu, plan)
     why = "; ".join(f"no {name} ({reason})" for name, reason in lacking.items())
     if not used:
         why = plan.nothing_because or plan.reasons[gpu.uuid].get("all") or why
         remedy = _remedy(failures.values()) or "nothing: measure on another GPU"
-        return Check(MEASURED_BY, Status.MISSING, "nothing", why, remedy, name_of(gpu))
+        return Check(MEASURED_BY, Status.MISSING, "nothing", why, remedy, gpu.visible_uuid)
     remedy = _remedy(failures[name] for name in lacking if name in failures)
     found = ", ".join(map(_spoken, used)) + (" alone" if len(used) == 1 else "")
     if gpu.mig is not None:
@@ -50,7 +45,7 @@ def measured_by(gpu: Gpu, failures: Failures) -> Check:
         apart = "switch MIG off (nvidia-smi -mig 0) for joules of one job alone"
         why, remedy = "; ".join(filter(None, [shared, why])), "; ".join(filter(None, [apart, remedy]))
         found = f"the card's {found}"
-    return Check(MEASURED_BY, Status.WARNING if remedy else Status.OK, found, why, remedy, name_of(gpu))
+    return Check(MEASURED_BY, Status.WARNING if remedy else Status.OK, found, why, remedy, gpu.visible_uuid)
 
 
 def _remedy(failures: Iterable[pynvml.NVMLError]) -> str:
@@ -84,9 +79,9 @@ def idle_baseline(gpu: Gpu) -> Check:
     idle = remembered.idle.get(gpu.uuid)
     if idle is None:
         why = remembered.trouble or "reports then do not say how much of their joules is above idle"
-        return Check("idle baseline", Status.WARNING, "none", why, _MEASURE_IDLE, name_of(gpu))
+        return Check("idle baseline", Status.WARNING, "none", why, _MEASURE_IDLE, gpu.visible_uuid)
     now = datetime.now(UTC).isoformat()
     found = f"{idle.power_w:.1f} W, measured {age_at(idle.measured, now)} ago"
     if doubts := idle.doubts(now, gpu.driver):
-        return Check("idle baseline", Status.WARNING, found, "; ".join(doubts), _MEASURE_IDLE, name_of(gpu))
-    return Check("idle baseline", Status.OK, found, gpu=name_of(gpu))
+        return Check("idle baseline", Status.WARNING, found, "; ".join(doubts), _MEASURE_IDLE, gpu.visible_uuid)
+    return Check("idle baseline", Status.OK, found, gpu=gpu.visible_uuid)

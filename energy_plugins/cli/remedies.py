@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pynvml
 
-ASK_NVIDIA_SMI = "see whether nvidia-smi works; dmesg may say more"
+from energy_plugins.cli.check import ASK_NVIDIA_SMI
+
 _REMEDIES = {
     pynvml.NVML_ERROR_NOT_SUPPORTED: "nothing: this GPU has no such sensor",
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "update the driver: this one does not know the call",

@@ -17,6 +17,7 @@ import click
 
 from energy_plugins.cli.frame import Frame, Row
 from energy_plugins.cli.gpu_reader import GpuNow, GpuReader
+from energy_plugins.cli.options import seconds
 from energy_plugins.errors import DeviceError
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.meter import EnergyMeter
@@ -33,14 +34,7 @@ _BACK_AND_CLEAR = "\x1b[{}F\x1b[J"
 
 
 @click.command("watch")
-@click.option(
-    "--interval",
-    type=click.FloatRange(min=0.1),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Time between looks.",
-)
+@seconds("--interval", "Time between looks.")
 @click.option("--once", is_flag=True, help="Look once, as soon as joules are known, and end.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each look.")
 def command(*, interval: float, once: bool, as_json: bool) -> None:
@@ -131,7 +125,7 @@ def _row(gpu: Gpu, now: GpuNow, progress: Progress | None) -> Row:
     # The meter knows the last power there was: of a GPU that has stopped answering it is not the power now.
     return Row(
         index=gpu.index,
-        uuid=gpu.mig or gpu.uuid,
+        uuid=gpu.visible_uuid,
         name=gpu.name if gpu.mig is None else f"{gpu.name} (MIG slice: no sensor)",
         power_w=power_w if math.isfinite(power_w) and now.answers else None,
         energy_j=energy_j,

@@ -6,7 +6,6 @@ import math
 import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ import pynvml
 
 from energy_plugins.errors import BusyError, DeviceError
 from energy_plugins.measure.baseline_store import IdlePower, remember
-from energy_plugins.measure.devices import Gpu
+from energy_plugins.measure.devices import Gpu, shut_down_after
 from energy_plugins.measure.drivers import Clock, current_drivers
 from energy_plugins.measure.neighbours import look_at
 from energy_plugins.measure.options import Options
@@ -97,16 +96,13 @@ def _utilisation(uuids: Sequence[str]) -> Iterator[tuple[str, int]]:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return  # the power samples tell as well
-    try:
+    with shut_down_after():
         for uuid in uuids:
             try:
                 rates = pynvml.nvmlDeviceGetUtilizationRates(pynvml.nvmlDeviceGetHandleByUUID(uuid))
             except pynvml.NVMLError:
                 continue
             yield uuid, int(rates.gpu)
-    finally:
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
 
 
 def _refuse_work(report: Report, busiest: Mapping[str, int]) -> None:

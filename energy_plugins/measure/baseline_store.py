@@ -172,7 +172,7 @@ def _read(path: Path) -> dict[str, dict[str, Section]]:
 def _replace(path: Path, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=".baselines-", dir=path.parent)  # for its owner's eyes only
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - it is a descriptor
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Drains the rings batch by batch, settles joules and publishes late figures.
+"""Drains the rings batch by batch and settles joules.
 
 Runs on a thread of its own or in virtual time.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins import _native
 from energy_plugins.measure.lanes import Lanes
+from energy_plugins.measure.live import Live, LiveFigures
 from energy_plugins.measure.response import Segments
 from energy_plugins.measure.sensors import SensorPlan
 from energy_plugins.measure.settlement import Interval, Settlement
@@ -22,30 +23,8 @@ from energy_plugins.measure.spill import Spill
 from energy_plugins.measure.totals import StepRows, Totals
 from energy_plugins.measure.track import GpuTrack
 
-_SILENT_NS = 5_000_000_000
-"""A GPU this far behind the others is silent, and no longer holds up the live figures."""
 _EDGE_PERIOD_NS = 60_000_000_000
 """Shortest time between two searches for the counter's refresh."""
-
-
-@dataclass(frozen=True)
-class Live:
-    """What is known of a running measurement, a second or so late; energies in joules since the window opened."""
-
-    t_ns: int
-    gpu_j: tuple[float, ...]
-    gpu_power_w: tuple[float, ...]
-    steps: int = 0
-    step_j: float = 0.0
-    step_s: float = 0.0
-    samples: int = 0
-    tokens: int = 0
-    data_wait_j: float = 0.0
-    stall_j: float = 0.0
-    stepped_ns: int = 0
-    """The end of the last of these steps, 0 before there is one."""
-    stepped_j: float = 0.0
-    """Drawn until then, in steps and between them."""
 
 
 class Collector:
@@ -71,7 +50,7 @@ class Collector:
         self.shared = Settlement(self.tracks[len(plan.gpus) :], start_ns)
         """GPUs of which this process has only a slice."""
         self.lanes = lanes
-        self.live = Live(start_ns, (0.0,) * len(plan.gpus), (float("nan"),) * len(plan.gpus))
+        self.figures = LiveFigures(self.settlement)
         self.live_wanted = False
         self.collect_s = 0.0
         self._sampler = sampler
@@ -79,13 +58,17 @@ class Collector:
         self._start_ns = start_ns
         self._spill = spill
         self._drained_ns = start_ns
-        self._fresh: list[Step] = []
         self._edge_asked_ns = start_ns
         self._announced_ns: int | None = None
         self._recovered = [0] * len(plan.gpus)
         self._slept = False
         self.expected_ns: int | None = None
         """A time from which on a mark may still come, made in hindsight; written by the training thread."""
+
+    @property
+    def live(self) -> Live:
+        """The late figures, as of the last time that they were wanted."""
+        return self.figures.live
 
     def slept(self) -> None:
         """Take note that the machine slept since the last call of `collect`."""
@@ -108,9 +91,9 @@ class Collector:
         if settled_ns > self.settlement.settled_ns:
             self._settle(settled_ns)
         if self.live_wanted:
-            self._publish()
+            self.figures.publish(self._segments(), self._drained_ns)
         else:
-            self._fresh.clear()
+            self.figures.fresh.clear()
         self.collect_s += time.thread_time() - began
 
     def finish(self, end_ns: int, names: tuple[str, ...], *, cut_short: bool = False) -> None:
@@ -123,7 +106,7 @@ class Collector:
         for track in self.tracks:
             track.finish(end_ns, segments)
         self._settle(end_ns)
-        self._publish()
+        self.figures.publish(self._segments(), self._drained_ns)
         self.collect_s += time.thread_time() - began
 
     def _take(self, now_ns: int, before_ns: int) -> None:
@@ -138,7 +121,7 @@ class Collector:
         self._slept = False
         known = len(self.timeline.steps)
         self.timeline.feed(self._marks.drain())
-        self._fresh += self.timeline.steps[known:]
+        self.figures.fresh += self.timeline.steps[known:]
 
     def _listen(self, sampler: _native.Sampler, row: int, now_ns: int, before_ns: int) -> NDArray[np.void]:
         """Take what a GPU's rings hold, and return its power samples."""
@@ -185,20 +168,18 @@ class Collector:
     def _settle_segments(self, settled_ns: int, working: Sequence[Interval]) -> None:
         segments = self._segments()
         start_ns = self.settlement.settled_ns
-        edges = segments.edges_ns
-        inside = edges[(edges > start_ns) & (edges < settled_ns)]
-        cuts = np.concatenate([[start_ns], inside, [settled_ns]])
-        which = np.clip(np.searchsorted(edges, cuts[:-1], side="right") - 1, 0, len(segments.kinds) - 1)
+        cuts = np.concatenate([[start_ns], segments.edges_between(start_ns, settled_ns), [settled_ns]])
+        kinds = segments.kinds[segments.at(cuts[:-1])]
         energy = self.settlement.energy(np.stack([cuts[:-1], cuts[1:]], axis=1).tolist())
         # What a gap in the samples drew belongs to the run's total, so it must be in the sum of its kinds.
         drawn_j = sum(
             (np.diff(self.settlement.points(row, cuts).energy_j) for row in range(len(self.settlement.tracks))),
-            np.zeros(len(which)),
+            np.zeros(len(kinds)),
         )
         self.totals.add_segments(
-            segments.kinds[which], np.diff(cuts), replace(energy, joules=drawn_j), begun=np.isin(cuts[:-1], edges)
+            kinds, np.diff(cuts), replace(energy, joules=drawn_j), begun=np.isin(cuts[:-1], segments.edges_ns)
         )
-        self.lanes.settle(self.settlement.tracks, cuts, segments.kinds[which], working)
+        self.lanes.settle(self.settlement.tracks, cuts, kinds, working)
         for row, track in enumerate(self.settlement.tracks):
             for one in track.ledger.recovered[self._recovered[row] :]:
                 if one.until_ns <= settled_ns:
@@ -219,66 +200,6 @@ class Collector:
 
     def _needed(self) -> list[int]:
         needed = [self._start_ns, *self.timeline.open_starts()]
-        for step in [*self.timeline.steps, *self._fresh]:
+        for step in [*self.timeline.steps, *self.figures.fresh]:
             needed += [step.start_ns, *(step.stall or ()), *(t_ns for wait in step.waits for t_ns in wait)]
         return needed + [span.start_ns for span in self.timeline.spans]
-
-    def _publish(self) -> None:
-        """Bring `live` up to date: settled energy, and a preview of what is not settled yet."""
-        # A GPU that is lost is settled further than it has told, and of what is settled only its end is kept.
-        horizon_ns = max(self._horizon_ns(), self.settlement.settled_ns)
-        ready = [step for step in self._fresh if step.end_ns <= horizon_ns]
-        self._fresh = self._fresh[len(ready) :]
-        waits = [wait for step in ready for wait in step.waits]
-        stalls = [step.stall for step in ready if step.stall is not None]
-        own: list[Interval] = [(step.start_ns, step.end_ns) for step in ready]
-        bounds = np.array([(horizon_ns, horizon_ns), *own, *waits, *stalls], np.int64)
-        segments = self._segments()
-        energy = [self._about(row, bounds, segments) for row in range(len(self.settlement.tracks))]
-        spent = sum((ends - starts for starts, ends in energy), np.zeros(len(bounds)))[1:]
-        cut = np.cumsum([len(own), len(waits)])
-        step_j, wait_j, stall_j = (float(part.sum()) for part in np.split(spent, cut))
-        before = self.live
-        stepped_j = sum(float(ends[len(own)]) - self._before_j(row) for row, (_, ends) in enumerate(energy))
-        self.live = Live(
-            t_ns=max(horizon_ns, before.t_ns),
-            gpu_j=tuple(float(ends[0]) - self._before_j(row) for row, (_, ends) in enumerate(energy)),
-            gpu_power_w=tuple(track.builder.last_w for track in self.settlement.tracks),
-            steps=before.steps + len(ready),
-            step_j=before.step_j + step_j,
-            step_s=before.step_s + sum(step.end_ns - step.start_ns for step in ready) * 1e-9,
-            samples=before.samples + sum(max(step.samples, 0) for step in ready),
-            tokens=before.tokens + sum(max(step.tokens, 0) for step in ready),
-            data_wait_j=before.data_wait_j + wait_j,
-            stall_j=before.stall_j + stall_j,
-            stepped_ns=ready[-1].end_ns if ready else before.stepped_ns,
-            stepped_j=stepped_j if ready else before.stepped_j,
-        )
-
-    def _horizon_ns(self) -> int:
-        """Return up to when every GPU that is not silent has told its power."""
-        horizons = [track.builder.horizon_ns for track in self.settlement.tracks]
-        latest_ns = max(horizons, default=self._drained_ns)
-        return min((one for one in horizons if one > latest_ns - _SILENT_NS), default=latest_ns)
-
-    def _before_j(self, row: int) -> float:
-        """Return what a curve holds too much, from before the window opened, less what was recovered beside it.
-
-        A curve begins at the counter's last refresh.
-        """
-        track = self.settlement.tracks[row]
-        if not track.curve.started:
-            return 0.0
-        before_j = float(self.settlement.points(row, np.array([self._start_ns])).energy_j[0])
-        return before_j - sum(one.energy_j for one in track.ledger.recovered)
-
-    def _about(
-        self, row: int, bounds: NDArray[np.int64], segments: Segments
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        track, times = self.settlement.tracks[row], bounds.ravel()
-        energy = track.preview(times, segments)
-        settled = times <= track.curve.settled_ns
-        if settled.any() and track.curve.started:
-            energy[settled] = self.settlement.points(row, times[settled]).energy_j
-        starts, ends = energy.reshape(bounds.shape).T
-        return starts, ends

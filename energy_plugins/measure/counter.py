@@ -26,6 +26,10 @@ class Anchor:
     relative_error: float = 0.0
 
 
+_Refresh = tuple[int, float]
+"""When the counter refreshed, and the standard error of that (ns)."""
+
+
 class RefreshPhase:
     """Dates readings of a counter that refreshes every 100 ms, from the instants at which a change was seen.
 
@@ -41,8 +45,8 @@ class RefreshPhase:
     """Uncertainty at which another look at the refresh is worth its cost."""
 
     def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
-        self._edge: tuple[int, float] | None = None
+        self._first: _Refresh | None = None
+        self._edge: _Refresh | None = None
         self._rate = 0.0
         self._rate_error = self._DRIFT
         self._steady = True
@@ -60,11 +64,12 @@ class RefreshPhase:
     def edge(self, before_ns: int, after_ns: int) -> None:
         """Learn from a refresh seen between two instants."""
         edge_ns, error_ns = self.seen(before_ns, after_ns)
-        if self._first is None or self._edge is None:
+        last = self._edge
+        if self._first is None or last is None:
             self._first = self._edge = (edge_ns, error_ns)
             return
-        late_ns = self._late(edge_ns)
-        if abs(late_ns) > 3 * (self._uncertainty(edge_ns) + error_ns):
+        late_ns = self._late(edge_ns, last)
+        if abs(late_ns) > 3 * (self._uncertainty(edge_ns, last) + error_ns):
             self._steady = False
         elif edge_ns - self._first[0] > 20 * REFRESH_NS:
             span_ns = edge_ns - self._first[0]
@@ -77,11 +82,12 @@ class RefreshPhase:
 
         None if a refresh fell into the call.
         """
-        if self._edge is None or not self._steady:
+        last = self._edge
+        if last is None or not self._steady:
             middle = (before_ns + after_ns) // 2
             return middle - REFRESH_NS // 2, (REFRESH_NS + after_ns - before_ns) / float(np.sqrt(12.0))
-        error_ns = self._uncertainty(before_ns)
-        age_ns = self._late(before_ns) % REFRESH_NS
+        error_ns = self._uncertainty(before_ns, last)
+        age_ns = self._late(before_ns, last) % REFRESH_NS
         margin_ns = 2 * error_ns + 1e6
         if age_ns < margin_ns or age_ns + (after_ns - before_ns) > REFRESH_NS - margin_ns:
             return None
@@ -89,15 +95,14 @@ class RefreshPhase:
 
     def stale(self, now_ns: int) -> bool:
         """Return whether another look at the refresh (`_native.Sampler.find_edge`) is due."""
-        return self._steady and self._edge is not None and self._uncertainty(now_ns) > self._STALE_NS
+        last = self._edge
+        return self._steady and last is not None and self._uncertainty(now_ns, last) > self._STALE_NS
 
-    def _late(self, t_ns: int) -> int:
-        """Return how long after the nearest predicted refresh ``t_ns`` lies (ns, negative before it)."""
-        assert self._edge is not None  # noqa: S101 - callers checked
-        passed = t_ns - self._edge[0]
+    def _late(self, t_ns: int, last: _Refresh) -> int:
+        """Return how long after the refresh predicted nearest to it ``t_ns`` lies (ns, negative before it)."""
+        passed = t_ns - last[0]
         passed -= round(passed * self._rate)
         return (passed + REFRESH_NS // 2) % REFRESH_NS - REFRESH_NS // 2
 
-    def _uncertainty(self, t_ns: int) -> float:
-        assert self._edge is not None  # noqa: S101 - callers checked
-        return self._edge[1] + self._rate_error * abs(t_ns - self._edge[0])
+    def _uncertainty(self, t_ns: int, last: _Refresh) -> float:
+        return last[1] + self._rate_error * abs(t_ns - last[0])

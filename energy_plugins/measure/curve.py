@@ -128,7 +128,7 @@ class CurveBuilder:
         knots = np.unique(np.concatenate([[start_ns, end_ns], cuts[(cuts > start_ns) & (cuts < end_ns)]]))
         middle = knots[:-1] + np.diff(knots) // 2
         cell = np.clip(np.searchsorted(cells.edges_ns, middle, side="right") - 1, 0, len(cells.ratio) - 1)
-        segment = np.clip(np.searchsorted(segments.edges_ns, middle, side="right") - 1, 0, len(column) - 1)
+        segment = segments.at(middle)
         length_s = np.diff(knots) * 1e-9
         measured = (
             cells.measured[cell]
@@ -150,9 +150,9 @@ class CurveBuilder:
         shift_j = np.sqrt((self._model.timing_s * jump_w) ** 2 + np.where(jump_w > 0, level_j, 0.0) ** 2)
         return EnergyCurve(
             t_ns=knots,
-            energy_j=_cumulative(power_w * length_s),
-            variance_j2=_cumulative(variance),
-            covered_ns=_cumulative(np.where(measured, np.diff(knots), 0.0)),
+            energy_j=cumulative(power_w * length_s),
+            variance_j2=cumulative(variance),
+            covered_ns=cumulative(np.where(measured, np.diff(knots), 0.0)),
             cut_j2=self._model.cut * cells.variability_w2[cell] * np.minimum(cells.width_s[cell], 0.1) ** 2
             + (self._model.blurred_s * power_w) ** 2,
             shift_j=shift_j,
@@ -170,7 +170,7 @@ class CurveBuilder:
     def _weigh(self, power_w: Values, knots: Times, variance_j2: Values, total: Sum | None) -> _Weighed:
         """Weigh the counter's sum against the samples' own, by their variances."""
         length_s = (knots[-1] - knots[0]) * 1e-9
-        unanchored = self._unanchored(_cumulative(power_w * np.diff(knots) * 1e-9)[-1] / length_s, length_s)
+        unanchored = self._unanchored(cumulative(power_w * np.diff(knots) * 1e-9)[-1] / length_s, length_s)
         if total is None:
             return _Weighed(self.scale, 0.0, unanchored)
         inside = knots[:-1] >= total.start_ns
@@ -240,7 +240,8 @@ def labels(segments: Segments, gap_ns: int) -> NDArray[np.int64]:
     return np.asarray(2 * segments.kinds + (np.diff(segments.edges_ns) > gap_ns))
 
 
-def _cumulative(values: Values) -> Values:
+def cumulative(values: Values) -> Values:
+    """Return the running sum of ``values``, from 0 on: one more than there are."""
     return np.concatenate([[0.0], np.cumsum(values)])
 
 

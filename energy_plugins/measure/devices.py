@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,11 @@ class Gpu:
     """CUDA's, such as (9, 0); None where the driver does not tell."""
     max_power_w: float | None = None
     """The highest power limit that may be set (W); None where the driver does not tell."""
+
+    @property
+    def visible_uuid(self) -> str:
+        """UUID of what the process may use: the slice's, where that is but a slice."""
+        return self.mig or self.uuid
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
@@ -76,15 +81,13 @@ def installed_gpus() -> tuple[Gpu, ...]:
     except (pynvml.NVMLError, OSError) as error:
         message = f"cannot open the NVIDIA driver library {current_drivers().nvml}: {error}. {_remedy(error)}"
         raise DeviceError(message) from error
-    try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        return _describe_all(pynvml.nvmlDeviceGetCount(), driver)
-    except pynvml.NVMLError as error:
-        message = f"the NVIDIA driver does not list its GPUs: {error}"
-        raise DeviceError(message) from error
-    finally:
-        with suppress(pynvml.NVMLError):  # a driver that cannot even do this has been asked all the same
-            pynvml.nvmlShutdown()
+    with shut_down_after():
+        try:
+            driver = pynvml.nvmlSystemGetDriverVersion()
+            return _describe_all(pynvml.nvmlDeviceGetCount(), driver)
+        except pynvml.NVMLError as error:
+            message = f"the NVIDIA driver does not list its GPUs: {error}"
+            raise DeviceError(message) from error
 
 
 def _remedy(error: Exception) -> str:
@@ -107,6 +110,17 @@ def open_nvml() -> None:
     if Path(library).is_absolute():
         ctypes.CDLL(library, ctypes.RTLD_GLOBAL)  # nvidia-ml-py then finds it by its SONAME
     pynvml.nvmlInit()
+
+
+@contextmanager
+def shut_down_after() -> Iterator[None]:
+    """End the block by taking back one nvmlInit of nvidia-ml-py's, made before it."""
+    try:
+        yield
+    finally:
+        # Somebody else in this process may have done it, and a driver that cannot do it has been asked all the same.
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def select(visible: str | None, gpus: Sequence[Gpu], mig_parents: dict[str, str] | None = None) -> tuple[Gpu, ...]:
@@ -211,7 +225,7 @@ def _mig_parents(gpus: Sequence[Gpu]) -> dict[str, str]:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise DeviceError(f"the NVIDIA driver does not list its MIG slices: {error}") from error
-    try:
+    with shut_down_after():
         for gpu in gpus:
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
@@ -220,7 +234,4 @@ def _mig_parents(gpus: Sequence[Gpu]) -> dict[str, str]:
                     parents[pynvml.nvmlDeviceGetUUID(part)] = gpu.uuid
             except pynvml.NVMLError:
                 continue  # not in MIG mode, or no further slice
-    finally:
-        with suppress(pynvml.NVMLError):  # a driver that cannot even do this has been asked all the same
-            pynvml.nvmlShutdown()
     return parents

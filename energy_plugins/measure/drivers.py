@@ -47,10 +47,20 @@ class Clock(Protocol):
         """Stop calling ``tick``."""
 
 
-class RealClock:
-    """CLOCK_MONOTONIC; the native sampler's own thread ticks."""
+class PassingTime:
+    """What clocks of time that passes by itself share: the native sampler's own thread ticks."""
 
     threaded = True
+
+    def attach(self, tick: Tick) -> None:
+        """Nothing to do: the sampler's thread ticks."""
+
+    def detach(self, tick: Tick) -> None:
+        """Nothing to do: the sampler's thread ticks."""
+
+
+class RealClock(PassingTime):
+    """CLOCK_MONOTONIC."""
 
     def __init__(self) -> None:
         self.native = _native.Clock.monotonic()
@@ -62,12 +72,6 @@ class RealClock:
     def suspended_ns() -> int:
         """CLOCK_BOOTTIME, which goes on while the machine sleeps, less CLOCK_MONOTONIC; good to microseconds."""
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
-
-    def attach(self, tick: Tick) -> None:
-        """Nothing to do: the sampler's thread ticks."""
-
-    def detach(self, tick: Tick) -> None:
-        """Nothing to do: the sampler's thread ticks."""
 
 
 @dataclass(frozen=True)

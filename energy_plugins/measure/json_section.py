@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from enum import Enum
-from typing import NoReturn, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, cast
 
 import numpy as np
 
 from energy_plugins.errors import ReportError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _E = TypeVar("_E", bound=Enum)
 
@@ -130,7 +133,12 @@ class Section:
         section = self.section(key)
         return {name: section.text(name) for name in section.values}
 
-    def number_by_name(self, key: str) -> dict[str, float | None]:
+    def number_by_name(self, key: str) -> dict[str, float]:
+        """Read an object that holds only finite numbers."""
+        section = self.section(key)
+        return {name: section.number(name) for name in section.values}
+
+    def maybe_number_by_name(self, key: str) -> dict[str, float | None]:
         """Read an object that holds only finite numbers and nulls."""
         section = self.section(key)
         return {name: section.maybe_number(name) for name in section.values}
@@ -166,6 +174,33 @@ class Section:
 
     def _refuse(self, key: str, wanted: str) -> NoReturn:
         raise self.error(key, f"must be {wanted}, found {_shown(self.values[key])}")
+
+
+_READERS: Mapping[str, Callable[[Section, str], object]] = {
+    "str": Section.text,
+    "str | None": Section.maybe_text,
+    "bool": Section.flag,
+    "int": Section.count,
+    "int | None": Section.maybe_count,
+    "float": Section.number,
+    "float | None": Section.maybe_number,
+    "tuple[str, ...]": Section.texts,
+    "Mapping[str, str]": Section.text_by_name,
+    "Mapping[str, float]": Section.number_by_name,
+    "Mapping[str, float | None]": Section.maybe_number_by_name,
+    "Mapping[str, JSON]": Section.json_by_name,
+}
+"""How a field is read, by the text of its annotation."""
+
+
+def read_fields(kind: type[DataclassInstance], section: Section, *left_out: str) -> dict[str, Any]:
+    """Read the fields of a dataclass as their annotations say, each under its name, but for those ``left_out``.
+
+    Raises:
+        ReportError: a key is missing, or holds something else.
+    """
+    names = {field.name: str(field.type) for field in fields(kind) if field.name not in left_out}
+    return {name: _READERS[annotation](section, name) for name, annotation in names.items()}
 
 
 def _shown(value: object) -> str:

@@ -37,7 +37,7 @@ class Lanes:
 
     def __init__(self, plan: SensorPlan, activity: ActivityPlan) -> None:
         self._plan = plan
-        self._plan_activity = activity
+        self._activity_plan = activity
         self._start_ns = 0
         self._spill: Spill | None = None
         self._default_limit_w = {uuid: _default_limit_w(plan.nvml, uuid) for uuid in plan.sampled}
@@ -60,7 +60,7 @@ class Lanes:
             self._spill.state(row, state)
         if row < len(self._fills):
             self._fills[row].see(power["power_w"][self._inside(power["t_ns"], end_ns)])
-        if self._plan_activity.on:
+        if self._activity_plan.on:
             activity = sampler.activity(row)
             begun = activity["start_ns"] < end_ns
             self._take_activity(row, activity[begun & (activity["end_ns"] > self._start_ns)])
@@ -92,8 +92,8 @@ class Lanes:
         )
         kinds = self._kinds.summary(names)
         missing = {name: why for state in states for name, why in self._unread(state).items()}
-        missing |= self._plan_activity.why
-        if self._plan_activity.on and not kinds:
+        missing |= self._activity_plan.why
+        if self._activity_plan.on and not kinds:
             missing["activity"] = "no kind of work lasted long enough, or the readings failed, which is then a warning"
         underfilled = self._underfilled(idle_w)
         if underfilled.energy_j is None:

@@ -17,10 +17,10 @@ from energy_plugins.measure.options import Options
 
 if TYPE_CHECKING:
     from energy_plugins.measure.baseline import Baseline
-    from energy_plugins.measure.collector import Live
     from energy_plugins.measure.cpu_estimate import CpuEstimate
     from energy_plugins.measure.devices import Gpu
     from energy_plugins.measure.json_section import JSON
+    from energy_plugins.measure.live import Live
     from energy_plugins.measure.progress import Progress
     from energy_plugins.measure.report import Report
     from energy_plugins.measure.run import Run

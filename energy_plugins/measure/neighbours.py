@@ -11,19 +11,18 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pynvml
 
-from energy_plugins.measure.drivers import Clock
+from energy_plugins.measure.devices import shut_down_after
+from energy_plugins.measure.drivers import Drivers
 from energy_plugins.measure.report_parts import Company, Others, ProcessInfo
 
 LOOK_PERIOD_S = 60.0
 """Between looks; each costs about 4.5 ms of CPU on an H200."""
 _JOIN_S = 0.3
-PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Look:
         )
 
 
-def sort_out(pids: Sequence[int], own_pid: int, proc: Path = PROC) -> Look:
+def sort_out(pids: Sequence[int], own_pid: int, proc: Path = Drivers.proc) -> Look:
     """Tell the processes of ours, ``own_pid`` and its descendants, from strangers and from those not visible here."""
     look = Look()
     for pid in pids:
@@ -78,20 +77,17 @@ def judge(look: Look | None, *, computing: bool, sees_all: bool) -> Others:
     return Others(company=Company.NONE, reason="")
 
 
-def look_at(uuids: Sequence[str], proc: Path = PROC) -> dict[str, Look]:
+def look_at(uuids: Sequence[str], proc: Path = Drivers.proc) -> dict[str, Look]:
     """Ask the driver, through nvidia-ml-py, who computes on each GPU."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return dict.fromkeys(uuids, Look(failure=str(error)))
-    try:
+    with shut_down_after():
         return {uuid: _look_at_one(uuid, proc) for uuid in uuids}
-    finally:
-        with suppress(pynvml.NVMLError):  # somebody else in this process may have done it
-            pynvml.nvmlShutdown()
 
 
-def sees_all_processes(proc: Path = PROC) -> bool:
+def sees_all_processes(proc: Path = Drivers.proc) -> bool:
     """Tell whether this is the initial pid namespace, with nothing hidden: only there the kernel's threads show."""
     return _name(2, proc) == "kthreadd"
 
@@ -99,15 +95,15 @@ def sees_all_processes(proc: Path = PROC) -> bool:
 class Neighbours:
     """The processes on the GPUs of one run; nothing here raises."""
 
-    def __init__(self, uuids: Sequence[str], clock: Clock, proc: Path = PROC) -> None:
+    def __init__(self, uuids: Sequence[str], drivers: Drivers) -> None:
         self.cpu_s = 0.0
         """CPU time the looks took."""
         self.computing = False
         """Whether this process surely computes on them itself; written by the run."""
         self._uuids = tuple(uuids)
-        self._clock = clock
-        self._proc = proc
-        self._sees_all = sees_all_processes(proc)
+        self._clock = drivers.clock
+        self._proc = drivers.proc
+        self._sees_all = sees_all_processes(drivers.proc)
         self._seen: Mapping[str, Look] = {}
         self._looked_ns = 0
         self._ended = threading.Event()

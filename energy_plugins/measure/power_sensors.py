@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from energy_plugins import _native
 from energy_plugins.measure.error_model import ErrorModel
@@ -74,15 +74,7 @@ INSTANT = PowerSensor(
 benchmarks/results/h200_sensors.json: its middle is 30 ms old). What happens in the other 75 ms is not
 seen."""
 
-SNAPSHOT = PowerSensor(
-    name="power usage, instantaneous",
-    source=Source.USAGE,
-    response=INSTANT.response,
-    gap_s=INSTANT.gap_s,
-    settle_s=INSTANT.settle_s,
-    extend_s=INSTANT.extend_s,
-    model=INSTANT.model,
-)
+SNAPSHOT = replace(INSTANT, name="power usage, instantaneous", source=Source.USAGE)
 """PowerUsage of GA100: like the instant power of later GPUs (arXiv:2312.02741)."""
 
 QUICK = PowerSensor(
@@ -110,15 +102,7 @@ AVERAGE = PowerSensor(
 """Field 185: the mean over a second, ten times a second, 20 ms old when it appears (H200,
 benchmarks/results/h200_sensors.json). It shows half a second ago, which is taken out."""
 
-AVERAGE_USAGE = PowerSensor(
-    name="power usage, averaged",
-    source=Source.USAGE,
-    response=AVERAGE.response,
-    gap_s=AVERAGE.gap_s,
-    settle_s=AVERAGE.settle_s,
-    extend_s=AVERAGE.extend_s,
-    model=AVERAGE.model,
-)
+AVERAGE_USAGE = replace(AVERAGE, name="power usage, averaged", source=Source.USAGE)
 """PowerUsage of GA10x and later: the same mean over a second (arXiv:2312.02741)."""
 
 COUNTER = PowerSensor(

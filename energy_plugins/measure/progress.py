@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from energy_plugins.measure.collector import Live
 from energy_plugins.measure.forecast import Spent
+from energy_plugins.measure.live import Live
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.columns import Columns, ColumnWriter, Schema
-from energy_plugins.measure.json_section import JSON, Section, parse, plain
+from energy_plugins.measure.json_section import JSON, Section, parse, plain, read_fields
 from energy_plugins.measure.report_files import (
     HEADER,
     activity_folder,
@@ -25,7 +25,6 @@ from energy_plugins.measure.report_files import (
     header_path,
     move_report,
     power_folder,
-    prepare_folder,
     refuse_earlier,
     spans_folder,
     state_folder,
@@ -38,44 +37,17 @@ from energy_plugins.measure.report_parts import (
     SPAN_COLUMNS,
     STATE_COLUMNS,
     STEP_COLUMNS,
-    Company,
     CpuDomain,
     DeviceInfo,
     GpuState,
     KindActivity,
     KindTotal,
     Observer,
-    Others,
-    ProcessInfo,
+    Part,
     Work,
 )
 
-__all__ = [
-    "ACTIVITY_COLUMNS",
-    "POWER_COLUMNS",
-    "SCHEMA_VERSION",
-    "SPAN_COLUMNS",
-    "STATE_COLUMNS",
-    "STEP_COLUMNS",
-    "Company",
-    "CpuDomain",
-    "DeviceInfo",
-    "GpuState",
-    "KindActivity",
-    "KindTotal",
-    "Observer",
-    "Others",
-    "ProcessInfo",
-    "Report",
-    "Work",
-    "activity_folder",
-    "power_folder",
-    "prepare_folder",
-    "spans_folder",
-    "state_folder",
-    "steps_folder",
-    "write_header",
-]
+_P = TypeVar("_P", bound=Part)
 
 SCHEMA_VERSION: Final = 1
 _VERSION_KEY = "schema_version"
@@ -88,8 +60,15 @@ _LATER: Final[Mapping[str, JSON]] = {
     "gpu_states": [],
     "kind_activity": [],
     "underfilled_how": "",
+    "stopped": "",
 }
 """Keys that a report may lack because the version that wrote it did not know them, and what that stands for."""
+_BY_GPU: Final[Mapping[str, tuple[Callable[[Path, str], Path], Schema]]] = {
+    "power": (power_folder, POWER_COLUMNS),
+    "state": (state_folder, STATE_COLUMNS),
+    "activity": (activity_folder, ACTIVITY_COLUMNS),
+}
+"""Fields that hold a table for each GPU, where those lie, and what they must hold."""
 _ROWS_A_TIME = 65536  # a copy stays below 10 MB whatever the length of the run
 
 
@@ -252,9 +231,7 @@ def _json(value: object) -> JSON:
     match value:
         case Columns():
             return {"rows": value.rows, "columns": dict(value.schema)}
-        case Work() | Observer() | CpuDomain() | DeviceInfo() | KindTotal() | GpuState() | KindActivity():
-            return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
-        case Others() | ProcessInfo():
+        case Part():
             return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
         case Mapping():
             return {str(name): _json(item) for name, item in value.items()}
@@ -271,67 +248,37 @@ def _read(section: Section, folder: Path) -> Report:
         complaint = f"is {version}; this version of energy-plugins reads {SCHEMA_VERSION}: use the one that wrote it"
         raise section.error(_VERSION_KEY, complaint)
     complete = section.flag("complete")
-    power = section.section_by_name("power")
     steps = _Table.open(section.section("steps"), steps_folder(folder), STEP_COLUMNS, complete=complete)
     spans = _Table.open(section.section("spans"), spans_folder(folder), SPAN_COLUMNS, complete=complete)
-    powers = {
-        uuid: _Table.open(table, power_folder(folder, uuid), POWER_COLUMNS, complete=complete)
-        for uuid, table in power.items()
+    by_gpu = {
+        name: {
+            uuid: _Table.open(table, place(folder, uuid), schema, complete=complete)
+            for uuid, table in section.section_by_name(name).items()
+        }
+        for name, (place, schema) in _BY_GPU.items()
     }
-    states = {
-        uuid: _Table.open(table, state_folder(folder, uuid), STATE_COLUMNS, complete=complete)
-        for uuid, table in section.section_by_name("state").items()
-    }
-    activities = {
-        uuid: _Table.open(table, activity_folder(folder, uuid), ACTIVITY_COLUMNS, complete=complete)
-        for uuid, table in section.section_by_name("activity").items()
-    }
-    tables = (steps, spans, *powers.values(), *states.values(), *activities.values())
+    tables = (steps, spans, *(table for tables in by_gpu.values() for table in tables.values()))
     losses = tuple(table.loss for table in tables if table.loss)
-    return Report(
-        run_id=section.text("run_id"),
-        name=section.text("name"),
-        node=section.text("node"),
-        started=section.text("started"),
-        duration_s=section.number("duration_s"),
-        complete=complete,
-        simulated=section.flag("simulated"),
-        total_j=section.maybe_number("total_j"),
-        gpu_j=section.number_by_name("gpu_j"),
-        cpu_j=section.maybe_number("cpu_j"),
-        dram_j=section.maybe_number("dram_j"),
-        cpu_domains=tuple(CpuDomain.read(domain) for domain in section.sections("cpu_domains")),
-        cpu_estimate_j=section.maybe_number("cpu_estimate_j"),
-        cpu_estimate_label=section.text("cpu_estimate_label"),
-        error_bound_j=section.maybe_number("error_bound_j"),
-        sensor_accuracy=section.number("sensor_accuracy"),
-        coverage=section.number("coverage"),
-        idle_j=section.maybe_number("idle_j"),
-        stall_j=section.maybe_number("stall_j"),
-        peer_wait_j=section.maybe_number("peer_wait_j"),
-        underfilled_j=section.maybe_number("underfilled_j"),
-        underfilled_how=section.text("underfilled_how"),
-        data_wait_j=section.maybe_number("data_wait_j"),
-        missing=section.text_by_name("missing"),
-        steps=steps.columns,
-        spans=spans.columns,
-        span_kinds=section.texts("span_kinds"),
-        kinds=tuple(KindTotal.read(kind) for kind in section.sections("kinds")),
-        phases=tuple(KindTotal.read(kind) for kind in section.sections("phases")),
-        power={uuid: table.columns for uuid, table in powers.items()},
-        state={uuid: table.columns for uuid, table in states.items()},
-        gpu_states=tuple(GpuState.read(state) for state in section.sections("gpu_states")),
-        activity={uuid: table.columns for uuid, table in activities.items()},
-        kind_activity=tuple(KindActivity.read(kind) for kind in section.sections("kind_activity")),
-        work=Work.read(section.section("work")),
-        observer=Observer.read(section.section("observer")),
-        devices=tuple(DeviceInfo.read(device) for device in section.sections("devices")),
-        versions=section.text_by_name("versions"),
-        config=section.json_by_name("config"),
-        warnings=section.texts("warnings") + losses,
-        stopped=section.text("stopped") if section.has("stopped") else "",
-        extra=section.others({_VERSION_KEY, *_KEYS}),
-    )
+    parts: dict[str, Any] = {
+        "steps": steps.columns,
+        "spans": spans.columns,
+        **{name: {uuid: table.columns for uuid, table in tables.items()} for name, tables in by_gpu.items()},
+        "work": Work.read(section.section("work")),
+        "observer": Observer.read(section.section("observer")),
+        "cpu_domains": _parts(CpuDomain, section, "cpu_domains"),
+        "devices": _parts(DeviceInfo, section, "devices"),
+        "kinds": _parts(KindTotal, section, "kinds"),
+        "phases": _parts(KindTotal, section, "phases"),
+        "gpu_states": _parts(GpuState, section, "gpu_states"),
+        "kind_activity": _parts(KindActivity, section, "kind_activity"),
+        "extra": section.others({_VERSION_KEY, *_KEYS}),
+    }
+    report = Report(**read_fields(Report, section, *parts), **parts)
+    return dataclasses.replace(report, warnings=report.warnings + losses)
+
+
+def _parts(kind: type[_P], section: Section, key: str) -> tuple[_P, ...]:
+    return tuple(kind.read(part) for part in section.sections(key))
 
 
 @dataclass(frozen=True)
@@ -365,12 +312,9 @@ def _write_columns(folder: Path, report: Report) -> None:
 def _tables(folder: Path, report: Report) -> Iterator[tuple[Path, Columns]]:
     yield steps_folder(folder), report.steps
     yield spans_folder(folder), report.spans
-    for uuid, columns in report.power.items():
-        yield power_folder(folder, uuid), columns
-    for uuid, columns in report.state.items():
-        yield state_folder(folder, uuid), columns
-    for uuid, columns in report.activity.items():
-        yield activity_folder(folder, uuid), columns
+    for name, (place, _) in _BY_GPU.items():
+        for uuid, columns in getattr(report, name).items():
+            yield place(folder, uuid), columns
 
 
 def _ratio(value: float | None, by: float | None) -> float | None:

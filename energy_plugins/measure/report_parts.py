@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Self
 
 from energy_plugins.measure.columns import Schema
-from energy_plugins.measure.json_section import Section
+from energy_plugins.measure.json_section import Section, read_fields
 
 STEP_COLUMNS: Schema = {
     "index": "i8",
@@ -51,26 +52,27 @@ ACTIVITY_COLUMNS: Schema = {
 }
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a report: a dataclass that is a section of ``report.json``, its fields the keys."""
+
+    @classmethod
+    def read(cls, section: Section) -> Self:
+        """Read it from JSON; raises ReportError."""
+        return cls(**read_fields(cls, section))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Work(Part):
     """What the run did; None where nobody said."""
 
     steps: int = 0
     samples: int | None = None
     tokens: int | None = None
 
-    @classmethod
-    def read(cls, section: Section) -> Work:
-        """Read it from JSON; raises ReportError."""
-        return cls(
-            steps=section.count("steps"),
-            samples=section.maybe_count("samples"),
-            tokens=section.maybe_count("tokens"),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class Observer:
+class Observer(Part):
     """What measuring cost, measured in this very run."""
 
     thread_cpu_s: float = 0.0
@@ -87,31 +89,13 @@ class Observer:
     events: int = 0
     """Marks that also recorded an event on the GPU."""
 
-    @classmethod
-    def read(cls, section: Section) -> Observer:
-        """Read it from JSON; raises ReportError."""
-        return cls(
-            thread_cpu_s=section.number("thread_cpu_s"),
-            driver_call_s=section.number("driver_call_s"),
-            mark_s=section.number("mark_s"),
-            collect_s=section.number("collect_s"),
-            dropped=section.count("dropped"),
-            marks=section.count("marks"),
-            events=section.count("events"),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessInfo:
+class ProcessInfo(Part):
     """A process on this node."""
 
     pid: int
     name: str
-
-    @classmethod
-    def read(cls, section: Section) -> ProcessInfo:
-        """Read it from JSON; raises ReportError."""
-        return cls(pid=section.count("pid"), name=section.text("name"))
 
 
 class Company(Enum):
@@ -123,7 +107,7 @@ class Company(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Others:
+class Others(Part):
     """Who else computed on a GPU while it was measured, whose joules are then in its numbers."""
 
     company: Company = Company.UNKNOWN
@@ -133,17 +117,17 @@ class Others:
     """Why it is not known."""
 
     @classmethod
-    def read(cls, section: Section) -> Others:
+    def read(cls, section: Section) -> Self:
         """Read it from JSON; raises ReportError."""
         return cls(
+            **read_fields(cls, section, "company", "processes"),
             company=section.one_of("company", Company),
             processes=tuple(ProcessInfo.read(process) for process in section.sections("processes")),
-            reason=section.text("reason"),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceInfo:
+class DeviceInfo(Part):
     """A GPU that was measured, the sensors it has, and why it lacks others."""
 
     uuid: str
@@ -159,23 +143,17 @@ class DeviceInfo:
     """When that baseline was measured: wall time in UTC, ISO 8601."""
 
     @classmethod
-    def read(cls, section: Section) -> DeviceInfo:
-        """Read it from JSON; raises ReportError."""
+    def read(cls, section: Section) -> Self:
+        """Read it from JSON, which may lack what earlier versions did not know; raises ReportError."""
+        section = section.with_defaults({"idle_w": None, "idle_measured": ""})
         return cls(
-            uuid=section.text("uuid"),
-            name=section.text("name"),
-            index=section.count("index"),
-            driver=section.text("driver"),
-            sensors=section.texts("sensors"),
-            reasons=section.text_by_name("reasons"),
+            **read_fields(cls, section, "others"),
             others=Others.read(section.section("others")) if section.has("others") else Others(),
-            idle_w=section.maybe_number("idle_w") if section.has("idle_w") else None,
-            idle_measured=section.text("idle_measured") if section.has("idle_measured") else "",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class CpuDomain:
+class CpuDomain(Part):
     """One counter of the CPU or of DRAM: its joules, None if nothing is known of them; of all processes."""
 
     name: str
@@ -186,20 +164,9 @@ class CpuDomain:
     energy_j: float | None
     coverage: float
 
-    @classmethod
-    def read(cls, section: Section) -> CpuDomain:
-        """Read it from JSON; raises ReportError."""
-        return cls(
-            name=section.text("name"),
-            kind=section.text("kind"),
-            source=section.text("source"),
-            energy_j=section.maybe_number("energy_j"),
-            coverage=section.number("coverage"),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class KindTotal:
+class KindTotal(Part):
     """All spans of one kind together; the kind ``unattributed`` is what no span covered."""
 
     kind: str
@@ -209,21 +176,9 @@ class KindTotal:
     error_bound_j: float | None
     coverage: float
 
-    @classmethod
-    def read(cls, section: Section) -> KindTotal:
-        """Read it from JSON; raises ReportError."""
-        return cls(
-            kind=section.text("kind"),
-            count=section.count("count"),
-            duration_s=section.number("duration_s"),
-            energy_j=section.maybe_number("energy_j"),
-            error_bound_j=section.maybe_number("error_bound_j"),
-            coverage=section.number("coverage"),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class GpuState:
+class GpuState(Part):
     """What a GPU was doing while it drew its power, from a reading a second; None where the driver does not say."""
 
     uuid: str
@@ -244,27 +199,9 @@ class GpuState:
     reasons: Mapping[str, float] = field(default_factory=dict)
     """Share of readings by the reason that the driver gave for its clocks (nvml.h, nvmlClocksEventReasons)."""
 
-    @classmethod
-    def read(cls, section: Section) -> GpuState:
-        """Read it from JSON; raises ReportError."""
-        reasons = section.section("reasons")
-        return cls(
-            uuid=section.text("uuid"),
-            readings=section.count("readings"),
-            sm_clock_mhz=section.maybe_number("sm_clock_mhz"),
-            max_temperature_c=section.maybe_number("max_temperature_c"),
-            utilisation=section.maybe_number("utilisation"),
-            min_limit_w=section.maybe_number("min_limit_w"),
-            max_limit_w=section.maybe_number("max_limit_w"),
-            requested_limit_w=section.maybe_number("requested_limit_w"),
-            default_limit_w=section.maybe_number("default_limit_w"),
-            throttled=section.maybe_number("throttled"),
-            reasons={name: reasons.number(name) for name in reasons.values},
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class KindActivity:
+class KindActivity(Part):
     """How busy the GPUs were during one kind of work: means over the time that it was the innermost kind."""
 
     kind: str
@@ -284,19 +221,3 @@ class KindActivity:
     """Share of the memory's bandwidth."""
     nvlink_rx_bytes_per_s: float | None
     nvlink_tx_bytes_per_s: float | None
-
-    @classmethod
-    def read(cls, section: Section) -> KindActivity:
-        """Read it from JSON; raises ReportError."""
-        return cls(
-            kind=section.text("kind"),
-            duration_s=section.number("duration_s"),
-            own=section.number("own"),
-            bound=section.maybe_text("bound"),
-            sm=section.maybe_number("sm"),
-            occupancy=section.maybe_number("occupancy"),
-            tensor=section.maybe_number("tensor"),
-            dram=section.maybe_number("dram"),
-            nvlink_rx_bytes_per_s=section.maybe_number("nvlink_rx_bytes_per_s"),
-            nvlink_tx_bytes_per_s=section.maybe_number("nvlink_tx_bytes_per_s"),
-        )

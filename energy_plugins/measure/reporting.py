@@ -19,7 +19,9 @@ from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.power_sensors import COUNTER
-from energy_plugins.measure.report import (
+from energy_plugins.measure.report import Report
+from energy_plugins.measure.report_files import activity_folder, power_folder, spans_folder, state_folder, steps_folder
+from energy_plugins.measure.report_parts import (
     ACTIVITY_COLUMNS,
     POWER_COLUMNS,
     SPAN_COLUMNS,
@@ -29,13 +31,7 @@ from energy_plugins.measure.report import (
     DeviceInfo,
     KindTotal,
     Observer,
-    Report,
     Work,
-    activity_folder,
-    power_folder,
-    spans_folder,
-    state_folder,
-    steps_folder,
 )
 from energy_plugins.measure.sensors import SensorPlan
 from energy_plugins.measure.totals import KindSum, StepSum
@@ -101,11 +97,10 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         for uuid, energy in zip(plan.sampled[len(plan.gpus) :], collector.shared.window(end_ns), strict=True)
     }
     for part in plan.slices:
-        assert part.mig is not None  # noqa: S101 - slices are GPUs with a MIG UUID
-        gpu_j[part.mig] = None
+        gpu_j[part.visible_uuid] = None
         joules = shared[part.uuid]
         drew = "was not measured" if joules is None else f"drew {joules:.6g} J shared by all slices"
-        missing[f"gpu_j {part.mig}"] = f"a MIG slice has no power sensor; its whole GPU, {part.uuid}, {drew}"
+        missing[f"gpu_j {part.visible_uuid}"] = f"a MIG slice has no power sensor; its whole GPU, {part.uuid}, {drew}"
     return Report(
         run_id=facts.run_id,
         name=facts.name,
@@ -238,7 +233,7 @@ def _devices(facts: Facts, state: State) -> tuple[DeviceInfo, ...]:
     plan, idle = facts.plan, facts.baselines.idle
     return tuple(
         DeviceInfo(
-            uuid=gpu.mig or gpu.uuid,
+            uuid=gpu.visible_uuid,
             name=gpu.name,
             index=gpu.index,
             driver=gpu.driver,

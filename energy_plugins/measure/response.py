@@ -67,6 +67,15 @@ class Segments:
     edges_ns: Times
     kinds: NDArray[np.int64]
 
+    def at(self, t_ns: Times) -> NDArray[np.int64]:
+        """Return the number of the segment at each time; before the first edge the first, after the last the last."""
+        number = np.searchsorted(self.edges_ns, t_ns, side="right") - 1
+        return np.clip(number, 0, len(self.kinds) - 1)
+
+    def edges_between(self, start_ns: int, end_ns: int) -> Times:
+        """Return the edges that lie inside of a stretch of time."""
+        return self.edges_ns[(self.edges_ns > start_ns) & (self.edges_ns < end_ns)]
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -85,7 +94,7 @@ def occupancy(response: Response, t_ns: Times, segments: Segments, columns: int)
     """
     seen_ns = t_ns - round(response.dead_time_s * 1e9)
     oldest_ns = t_ns - response.reach_ns
-    first = np.clip(np.searchsorted(segments.edges_ns, oldest_ns, side="right") - 1, 0, len(segments.kinds) - 1)
+    first = segments.at(oldest_ns)
     last = np.clip(np.searchsorted(segments.edges_ns, seen_ns, side="left"), first + 1, len(segments.kinds))
     count = last - first
     sample = np.repeat(np.arange(len(t_ns)), count)

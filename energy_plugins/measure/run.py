@@ -7,9 +7,6 @@ import os
 import platform
 import threading
 import uuid
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from numbers import Integral
 
@@ -17,17 +14,20 @@ from energy_plugins import _native
 from energy_plugins.errors import EnergyError
 from energy_plugins.measure.activity import plan_activity
 from energy_plugins.measure.baseline_store import recall
-from energy_plugins.measure.collector import Collector, Live
+from energy_plugins.measure.collector import Collector
 from energy_plugins.measure.cpu import CpuMeter, plan_cpu
-from energy_plugins.measure.drivers import Drivers, current_drivers
+from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.lanes import Lanes
+from energy_plugins.measure.live import Live
 from energy_plugins.measure.neighbours import Neighbours
+from energy_plugins.measure.notices import Notices
+from energy_plugins.measure.opening import await_plan, open_cuda, silent_driver, start_sampler
 from energy_plugins.measure.options import Options
-from energy_plugins.measure.patience import Aside, within
+from energy_plugins.measure.patience import Aside
 from energy_plugins.measure.report import Report, write_header
 from energy_plugins.measure.reporting import Facts, State, compose
-from energy_plugins.measure.sensors import DRAIN_PERIOD_NS, LIVE_DRAIN_PERIOD_NS, SensorPlan
+from energy_plugins.measure.sensors import LIVE_DRAIN_PERIOD_NS, SensorPlan
 from energy_plugins.measure.spans import Kind, KindCodes
 from energy_plugins.measure.spill import Spill
 from energy_plugins.measure.streams import current_stream
@@ -36,8 +36,6 @@ _STOP_WAIT_S = 0.25
 """Samples arrive 0.1-0.2 s late; `EnergyMeter.stop` waits this long for the last ones."""
 _IDLE_S = 0.2
 """Between looks of the collector when nothing tells it to wake."""
-_PATIENCE_S = 2.0
-"""How long `EnergyMeter.start` waits for a driver that does not answer, twice at most."""
 _STUCK_ROUNDS = 2
 """Rounds of `_ROUND_S` without a drain from which on the driver is said to hang."""
 _ROUND_S = 2.0
@@ -64,17 +62,17 @@ class Run:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._warned: dict[str, None] = {}
-        self._plan = self._sense(asked)
+        self._notices = Notices()
+        self._plan = await_plan(asked, self._notices)
         self._cpu_plan = plan_cpu(drivers)
         self._activity = plan_activity(self._plan, drivers.proc, wanted=options.activity)
         if self._activity.warning is not None:
-            self._warn(self._activity.warning)
+            self._notices.say(self._activity.warning)
         self.uuids = self._plan.sampled
         self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
         self._folder = report_folder(options.folder)
-        self._marks = _native.MarkLog(drivers.clock.native, _open_cuda(drivers))
-        self._sampler = self._open_sampler()
+        self._marks = _native.MarkLog(drivers.clock.native, open_cuda(drivers))
+        self._sampler = self._listen()
         self._facts = Facts(
             run_id=uuid.uuid4().hex,
             name=options.name,
@@ -90,7 +88,7 @@ class Run:
         self.stopped = ""
         """Why the training was ended early: for framework modules."""
         lanes = Lanes(self._plan, self._activity)
-        self._neighbours = Neighbours(self.uuids, self._clock)
+        self._neighbours = Neighbours(self.uuids, drivers)
         self._neighbours.begin()
         self.start_ns = self._clock.now_ns()
         self._cpu = CpuMeter(self._cpu_plan, self.start_ns, options.cpu_estimate)
@@ -150,7 +148,8 @@ class Run:
                 return count
             size = "negative " if count < 0 else "huge "
         # Not the value: reading a tensor's waits for the GPU, and each would be a warning of its own.
-        self._warn(f"{name} must be a whole number from 0 on, got a {size}{type(value).__name__}; it was left out")
+        found = f"{size}{type(value).__name__}"
+        self._notices.say(f"{name} must be a whole number from 0 on, got a {found}; it was left out")
         return -1
 
     def expect(self, since_ns: int | None) -> None:
@@ -195,14 +194,14 @@ class Run:
         with self._lock:
             self._note_sleep()
             if misses := self._missed_events():
-                self._warn(
+                self._notices.say(
                     f"{misses} marks had no CUDA event and took the host's time; their steps' ends are less sure"
                 )
             if unresolved := self._marks.resolve():
-                self._warn(
+                self._notices.say(
                     f"{unresolved} marks were still on the GPU when the meter stopped; the last steps are missing"
                 )
-            with self._kept_from_training():
+            with self._notices.kept_from_training():
                 self._cpu.take(self._sampler)
                 self._collector.finish(self._end_ns, self._codes.names, cut_short=unresolved > 0)
             self._spill.close()
@@ -234,46 +233,20 @@ class Run:
             marks=self._marks.stats,
             sampler=self._sampler.stats() if self._sampler is not None else None,
             cpu=self._cpu.energy(self._collector.settlement.settled_ns if final_ns is None else final_ns),
-            warnings=tuple(self._warned),
+            warnings=self._notices.texts,
             neighbours=self._neighbours,
             stopped=self.stopped,
         )
         return compose(self._facts, self._collector, state)
 
-    def _sense(self, asked: Aside[SensorPlan]) -> SensorPlan:
+    def _listen(self) -> _native.Sampler | None:
+        """Start the sampler; where the driver hangs there is nothing to sample."""
         try:
-            plan = asked.within(_PATIENCE_S)
+            return start_sampler(self._plan, self._cpu_plan, self._clock, self._marks, activity=self._activity.on)
         except TimeoutError as error:
-            plan = _silent_driver(error)
-        if plan.nothing_because is not None:
-            self._warn(plan.nothing_because)
-        for gpu in plan.blind:
-            why = "; ".join(sorted(set(plan.reasons[gpu].values())))
-            self._warn(f"{gpu}: the driver gives no reading of power or energy, so nothing is measured ({why})")
-        return plan
-
-    def _open_sampler(self) -> _native.Sampler | None:
-        if self._plan.nvml is None and not self._cpu_plan.sensors:
+            self._plan, self.uuids, self.own = silent_driver(error), (), ()
+            self._notices.say(str(self._plan.nothing_because))
             return None
-        sampler = _native.Sampler(
-            self._plan.nvml,
-            list(self.uuids),
-            self._clock.native,
-            marks=self._marks,
-            sources=[self._plan.power[uuid].source for uuid in self.uuids],
-            means=[self._plan.second(uuid) for uuid in self.uuids],
-            drain_period_ns=DRAIN_PERIOD_NS,
-            counter_period_ns=self._plan.counter_period_ns,
-            cpu=[sensor.counter for sensor in self._cpu_plan.sensors],
-            activity=self._activity.on,
-        )
-        try:
-            within(_PATIENCE_S, lambda: sampler.start(threaded=self._clock.threaded))
-        except TimeoutError as error:
-            self._plan, self.uuids, self.own = _silent_driver(error), (), ()
-            self._warn(str(self._plan.nothing_because))
-            return None
-        return sampler
 
     def _begin_collecting(self) -> None:
         if not self._clock.threaded:
@@ -302,7 +275,8 @@ class Run:
             else:
                 self._drains, stuck = drains, 0
             if stuck == _STUCK_ROUNDS:
-                self._warn("the driver did not answer for seconds; what it keeps of them when it does is measured")
+                text = "the driver did not answer for seconds; what it keeps of them when it does is measured"
+                self._notices.say(text)
             if not self._stopping.is_set():
                 self._collect(self._clock.now_ns())
 
@@ -320,7 +294,7 @@ class Run:
         return deadline
 
     def _collect(self, now_ns: int) -> None:
-        with self._lock, self._kept_from_training():
+        with self._lock, self._notices.kept_from_training():
             if self._end_ns is not None:
                 return  # it took so long to get here that the window has been closed
             self._cpu.take(self._sampler)
@@ -339,24 +313,8 @@ class Run:
         if slept_ns - self._slept_ns > _SLEPT_NS:
             self._slept_ns = slept_ns
             self._collector.slept()
-            self._warn("the machine was suspended; that time is in no span, and what the GPUs drew in it in no joule")
-
-    @contextmanager
-    def _kept_from_training(self) -> Iterator[None]:
-        """Be the one boundary: what goes wrong between readings and joules ends neither the training nor the report."""
-        try:
-            yield
-        except (
-            EnergyError,
-            ArithmeticError,
-            AssertionError,
-            LookupError,
-            OSError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            self._warn(f"some readings could not be turned into joules: {type(error).__name__}: {error}")
+            text = "the machine was suspended; that time is in no span, and what the GPUs drew in it in no joule"
+            self._notices.say(text)
 
     def _pump(self) -> None:
         """Fetch the last samples now."""
@@ -373,46 +331,29 @@ class Run:
         try:
             write_header(self._folder, report)
         except EnergyError as error:
-            self._warn(f"the report could not be written: {error}")
+            self._notices.say(f"the report could not be written: {error}")
 
     def _note_doubts(self) -> None:
         """Say what speaks against the idle baselines that are remembered."""
         baselines, drivers = self._facts.baselines, {gpu.uuid: gpu.driver for gpu in self._plan.gpus}
         doubts = [idle.doubts(self._facts.started, drivers[uuid]) for uuid, idle in baselines.idle.items()]
         for text in ([baselines.trouble] if baselines.trouble else []) + [text for texts in doubts for text in texts]:
-            self._warn(text)
+            self._notices.say(text)
 
     def _note_errors(self) -> None:
         # Events were recorded on the GPU of this process, and with several it is not known here which that is.
         self._neighbours.computing = self._marks.stats.events > 0 and len(self.uuids) == 1
         for text in self._neighbours.warnings():
-            self._warn(text)
+            self._notices.say(text)
         if self._sampler is not None:
             for device, text in self._sampler.take_errors():
-                self._warn(f"{self.uuids[device]}: {text}" if device >= 0 else text)
+                self._notices.say(f"{self.uuids[device]}: {text}" if device >= 0 else text)
         if self._spill.error is not None:
-            self._warn(f"the report's columns end early: {self._spill.error}")
+            self._notices.say(f"the report's columns end early: {self._spill.error}")
         for faults in (
             self._collector.timeline.faults,
             *(track.faults for track in self._collector.tracks),
             self._cpu.faults,
         ):
             for text in faults:
-                self._warn(text)
-
-    def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned[text] = None
-            with suppress(RuntimeWarning):  # where warnings are errors, this one must still not end the training
-                warnings.warn(f"energy: {text}", RuntimeWarning, stacklevel=4)
-
-
-def _silent_driver(error: TimeoutError) -> SensorPlan:
-    return SensorPlan.nothing(f"the NVIDIA driver hangs: {error}")
-
-
-def _open_cuda(drivers: Drivers) -> _native.Cuda | None:
-    try:
-        return _native.Cuda(drivers.cuda)
-    except OSError:
-        return None  # no CUDA: marks are host times, which is all there is to know
+                self._notices.say(text)

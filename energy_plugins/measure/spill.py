@@ -11,17 +11,13 @@ from numpy.typing import NDArray
 from energy_plugins.errors import ColumnError
 from energy_plugins.measure.attribution import SpanEnergy
 from energy_plugins.measure.columns import Array, ColumnWriter, Schema
-from energy_plugins.measure.report import (
+from energy_plugins.measure.report_files import activity_folder, power_folder, spans_folder, state_folder, steps_folder
+from energy_plugins.measure.report_parts import (
     ACTIVITY_COLUMNS,
     POWER_COLUMNS,
     SPAN_COLUMNS,
     STATE_COLUMNS,
     STEP_COLUMNS,
-    activity_folder,
-    power_folder,
-    spans_folder,
-    state_folder,
-    steps_folder,
 )
 from energy_plugins.measure.spans import Closed
 from energy_plugins.measure.totals import StepRows

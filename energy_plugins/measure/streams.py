@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from types import ModuleType
 
-_query: Callable[[], int] | None = None
-"""How to ask torch, once it uses CUDA."""
+_query: list[Callable[[], int]] = []
+"""How to ask torch, once it uses CUDA: to look for torch in every step would cost as much as the mark."""
+os.register_at_fork(after_in_child=_query.clear)  # a forked child cannot use its parent's CUDA
 
 
 def current_stream() -> int:
@@ -16,29 +16,18 @@ def current_stream() -> int:
 
     Torch's if torch is loaded and uses CUDA, else the default stream (0).
     """
-    return _query() if _query is not None else _first()
+    return _query[0]() if _query else _first()
 
 
 def _first() -> int:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0
-    global _query  # noqa: PLW0603 - looking for torch in every step would cost as much as the mark
-    _query = _question(torch)
-    return _query()
-
-
-def _question(torch: ModuleType) -> Callable[[], int]:
-    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # noqa: SLF001 - ten times quicker than the public call
-    device = getattr(torch._C, "_cuda_getDevice", None)  # noqa: SLF001
+    native = sys.modules.get("torch._C")
+    # Ten times quicker than the public call.
+    raw, device = (getattr(native, name, None) for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"))
     if raw is None or device is None:
-        return lambda: int(torch.cuda.current_stream().cuda_stream)
-    return lambda: int(raw(device()))
-
-
-def _forget() -> None:
-    global _query  # noqa: PLW0603
-    _query = None
-
-
-os.register_at_fork(after_in_child=_forget)  # a forked child cannot use its parent's CUDA
+        _query.append(lambda: int(torch.cuda.current_stream().cuda_stream))
+    else:
+        _query.append(lambda: int(raw(device())))
+    return _query[0]()

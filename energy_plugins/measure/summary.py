@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from energy_plugins.errors import ColumnError
+from energy_plugins.measure.aligned import aligned
 from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
 from energy_plugins.measure.state import NO_THROTTLING
-from energy_plugins.units import JOULES_PER_WH
+from energy_plugins.units import j_to_wh
 
 if TYPE_CHECKING:
-    from energy_plugins.measure.report import KindActivity, KindTotal, Report
+    from energy_plugins.measure.report import Report
+    from energy_plugins.measure.report_parts import KindActivity, KindTotal
 
 WIDTH = 100
 _LABEL = 14
@@ -81,7 +82,7 @@ def _energy(report: Report) -> list[str]:
         "one factor for all joules of a card, so it cancels between runs on one card, not between cards"
     )
     return [
-        *_entry("energy", f"{joules} = {quantity(total / JOULES_PER_WH, 'Wh')}"),
+        *_entry("energy", f"{joules} = {quantity(j_to_wh(total), 'Wh')}"),
         *_entry("duration", f"{duration(report.duration_s)}{mean}; {seen}"),
         *_entry("accuracy", accuracy),
         *_above_idle(report),
@@ -144,7 +145,7 @@ def _devices(report: Report) -> list[str]:
         else:
             fraction = next(fractions)
             rows.append((label, quantity(joules, "J"), percent(fraction), bar(fraction), what))
-    return _aligned([*rows, *_host(report)], "<>><<")
+    return aligned([*rows, *_host(report)], "<>><<")
 
 
 def _host(report: Report) -> list[tuple[str, ...]]:
@@ -203,7 +204,7 @@ def _kinds(report: Report) -> list[str]:
         share = None if kind.energy_j is None else next(fractions)
         cells = ("", "") if share is None else (percent(share), bar(share))
         rows.append((_kind_name(kind), _kind_energy(kind), *cells, duration(kind.duration_s), percent(kind.coverage)))
-    return _aligned(rows, "<>><>>")
+    return aligned(rows, "<>><>>")
 
 
 def _phases(report: Report) -> list[str]:
@@ -214,7 +215,7 @@ def _phases(report: Report) -> list[str]:
         each = "" if kind.energy_j is None or not kind.count else quantity(kind.energy_j / kind.count, "J")
         time = duration(kind.duration_s)
         rows.append((_kind_name(kind), _kind_energy(kind), f"{kind.count:,}", each, time, percent(kind.coverage)))
-    return _aligned(rows, "<>>>>>")
+    return aligned(rows, "<>>>>>")
 
 
 def _kind_name(kind: KindTotal) -> str:
@@ -236,7 +237,7 @@ def _waste(report: Report) -> list[str]:
         if joules is not None:
             fraction = joules / report.total_j if report.total_j else math.nan
             rows.append((f"  {label}", quantity(joules, "J"), percent(fraction), bar(fraction), meaning))
-    return _aligned(rows, "<>><<") if len(rows) > 1 else []
+    return aligned(rows, "<>><<") if len(rows) > 1 else []
 
 
 def _observer(report: Report) -> list[str]:
@@ -272,15 +273,6 @@ def _missing(report: Report) -> list[str]:
 def _entry(label: str, text: str) -> list[str]:
     indent = " " * _LABEL
     return textwrap.wrap(text, WIDTH, initial_indent=f"{label:<{_LABEL}}", subsequent_indent=indent) or [label]
-
-
-def _aligned(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(_padded, row, alignment, widths)) for row in rows]
-
-
-def _padded(cell: str, side: str, width: int) -> str:
-    return cell.rjust(width) if side == ">" else cell.ljust(width)
 
 
 def _counted(count: int | None, noun: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from energy_plugins.measure.attribution import EnergyCurve, Times, Values
-from energy_plugins.measure.curve import Stretch, labels, unmeasured
+from energy_plugins.measure.curve import Stretch, cumulative, labels, unmeasured
 from energy_plugins.measure.power_sensors import PowerSensor
 from energy_plugins.measure.response import LevelFit
 
@@ -36,12 +36,10 @@ class SumBuilder:
         total, segments = stretch.total, stretch.segments
         if total is None or stretch.end_ns <= total.start_ns:
             return unmeasured(stretch)
-        edges = segments.edges_ns
-        inside = edges[(edges > stretch.start_ns) & (edges < stretch.end_ns)]
+        inside = segments.edges_between(stretch.start_ns, stretch.end_ns)
         knots = np.unique(np.concatenate([[stretch.start_ns, total.start_ns, stretch.end_ns], inside]))
         middle = knots[:-1] + np.diff(knots) // 2
-        segment = np.clip(np.searchsorted(edges, middle, side="right") - 1, 0, len(segments.kinds) - 1)
-        kinds, column = np.unique(labels(segments, self._sensor.gap_ns)[segment], return_inverse=True)
+        kinds, column = np.unique(labels(segments, self._sensor.gap_ns)[segments.at(middle)], return_inverse=True)
         length_s = np.diff(knots) * 1e-9
         counted = middle >= total.start_ns
         counted_s = float(length_s[counted].sum())
@@ -54,9 +52,9 @@ class SumBuilder:
         model = self._sensor.model
         return EnergyCurve(
             t_ns=knots,
-            energy_j=_cumulative(power_w * length_s),
-            variance_j2=_cumulative((model.unseen * power_w) ** 2 * model.coherent_s * length_s),
-            covered_ns=_cumulative(np.diff(knots).astype(np.float64)),
+            energy_j=cumulative(power_w * length_s),
+            variance_j2=cumulative((model.unseen * power_w) ** 2 * model.coherent_s * length_s),
+            covered_ns=cumulative(np.diff(knots).astype(np.float64)),
             cut_j2=np.zeros(len(length_s)),
             shift_j=np.zeros(len(length_s)),
             trust=1.0,
@@ -69,7 +67,3 @@ class SumBuilder:
     def preview(self, stretch: Stretch) -> EnergyCurve:
         """Return what the curve of ``stretch`` will be as far as is known: nothing."""
         return unmeasured(stretch)
-
-
-def _cumulative(values: Values) -> Values:
-    return np.concatenate([[0.0], np.cumsum(values)])

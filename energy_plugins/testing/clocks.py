@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 
 from energy_plugins import _native
-from energy_plugins.measure.drivers import Tick
+from energy_plugins.measure.drivers import PassingTime, Tick
 from energy_plugins.testing import library
 
 
-class SimulatedClock:
+class SimulatedClock(PassingTime):
     """The machine's monotonic time, with the simulation's wall clock beside it."""
-
-    threaded = True
 
     def __init__(self, nvml_path: str) -> None:
         self.native = _native.Clock.simulated(nvml_path)
@@ -32,12 +30,6 @@ class SimulatedClock:
     def sleep(self, seconds: float) -> None:
         """Let ``seconds`` pass."""
         time.sleep(max(seconds, 0.0))
-
-    def attach(self, tick: Tick) -> None:
-        """Nothing to do: the sampler's thread ticks."""
-
-    def detach(self, tick: Tick) -> None:
-        """Nothing to do: the sampler's thread ticks."""
 
 
 class VirtualClock(SimulatedClock):

@@ -22,7 +22,7 @@ STEP_OPS = 8e12
 """About 10 ms of a simulated H200."""
 
 
-class PlannedFailure(Exception):  # noqa: N818 - planned, so not an error
+class PlannedError(Exception):
     """Raised by `Plan.step` in a training that is meant to fail."""
 
 
@@ -48,10 +48,10 @@ class Plan:
         """Do one step's work on the GPU. Every training step calls this with its number in this training.
 
         Raises:
-            PlannedFailure: It is time to.
+            PlannedError: It is time to.
         """
         if index == self.fail_at:
-            raise PlannedFailure
+            raise PlannedError
         if self.gpu is None:
             return
         if index == self.lose_gpu_at:
@@ -163,7 +163,7 @@ class PluginContract(ABC):
         """The failure is the training's own, and the steps before it have their joules."""
         with simulated_gpus() as simulation:
             trained = self.train(Plan(folder=tmp_path, gpu=simulation.gpus[0], fail_at=10))
-        assert isinstance(trained.failure, PlannedFailure)
+        assert isinstance(trained.failure, PlannedError)
         report = _report(trained)
         assert report.complete
         assert report.steps.rows >= 10

@@ -61,7 +61,7 @@ class SimulatedDevice:
             raise ValueError(f"the simulation no longer knows what GPU {self.index} drew at {start_ns} ns")
         return energy_j
 
-    def launch(self, ops: float = 0, bytes: float = 0, *, stream: int = 0, wait: bool = False) -> None:  # noqa: A002, ARG002
+    def launch(self, ops: float = 0, bytes: float = 0, *, wait: bool = False) -> None:  # noqa: A002
         """Queue a kernel of ``ops`` operations and ``bytes`` of memory traffic.
 
         Returns at once while fewer than 1024 kernels are queued, as a device does; else it waits for room. Work runs at

@@ -139,7 +139,9 @@ def simulated_gpus(  # noqa: PLR0913 - each is a separate fact about the machine
     if len(loads) != count:
         raise library.SimulatorError(f"{len(loads)} loads for {count} GPUs")
     with ExitStack() as undo:
-        state = undo.enter_context(_state_file(profile, count, seed, start_s, virtual=virtual, cuda=cuda))
+        described = library.CProfile(**{**asdict(profile), "name": profile.name.encode()})
+        config = library.CConfig(described, seed, round(start_s * 1e9), count, virtual, cuda)
+        state = undo.enter_context(_state_file(config))
         undo.enter_context(_attached(state))
         undo.enter_context(python_nvml(library.nvml()))
         simulation = Simulation(state, count, virtual=virtual)
@@ -183,11 +185,7 @@ def _attached(state: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _state_file(  # noqa: PLR0913 - EpSimConfig, field by field
-    profile: Profile, count: int, seed: int, start_s: float, *, virtual: bool, cuda: bool
-) -> Iterator[Path]:
-    described = library.CProfile(**{**asdict(profile), "name": profile.name.encode()})
-    config = library.CConfig(described, seed, round(start_s * 1e9), count, virtual, cuda)
+def _state_file(config: library.CConfig) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="energy-sim-", dir=_roomy_folder()) as folder:
         state = Path(folder, "state")
         library.check(library.nvml().ep_sim_create(os.fsencode(state), byref(config)), f"create {state}")

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
-import torch
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState, ProgressCallback, TrainerCallback
 
 from energy_plugins.config import EnergyArguments, EnergyConfig, effective
 from energy_plugins.measure.forecast import Limits, Position
-from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.folder import new_folder
 from energy_plugins.training.guard import FAILURES, guarded, warn
@@ -25,6 +22,7 @@ from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.watch import Watch
 from energy_plugins.transformers.inside import Inside
+from energy_plugins.transformers.trainers import facts_of, saved_joules, states_of, sum_over_ranks, trainer_above
 from energy_plugins.units import j_to_kwh
 
 if TYPE_CHECKING:
@@ -99,8 +97,14 @@ class EnergyCallback(TrainerCallback, ExportableState):
         activity: bool | None = None,  # noqa: FBT001
         energy_budget_kwh: float | None = None,
     ) -> None:
-        report = {"folder": folder, "name": name, "log": log, "progress_bar": progress_bar, "table": table}
-        measure = {
+        report: dict[str, Any] = {
+            "folder": folder,
+            "name": name,
+            "log": log,
+            "progress_bar": progress_bar,
+            "table": table,
+        }
+        measure: dict[str, Any] = {
             "phases_every_n_steps": phases_every_n_steps,
             "devices": devices,
             "activity": activity,
@@ -124,7 +128,7 @@ class EnergyCallback(TrainerCallback, ExportableState):
         self._wasted_j = 0.0
         """Drawn by attempts of this training whose batch did not fit the GPU (``auto_find_batch_size``)."""
         self._did_not_fit: int | None = None
-        """The batch size of the last of them."""
+        """The batch size of the attempt before the present one."""
 
     @property
     def report(self) -> Report | None:
@@ -149,19 +153,18 @@ class EnergyCallback(TrainerCallback, ExportableState):
 
     # Events.
 
-    @guarded
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Remember whose this is, in case it is replaced."""
-        if (trainer := _trainer_above()) is not None:
+        if (trainer := trainer_above()) is not None:
             _OF_TRAINERS[trainer] = self
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Start measuring; end the training after its first batch if its budget is spent already."""
-        trainer = _trainer_above()
+        trainer = trainer_above()
         user = self if trainer is None else _who_measures(trainer, self)
         if user is not None:
             user._begin(trainer, args, state, control)  # noqa: SLF001 - our own
@@ -177,7 +180,7 @@ class EnergyCallback(TrainerCallback, ExportableState):
                 budget,
                 ranks=args.world_size,
                 speaks=state.is_world_process_zero,
-                sum_over_ranks=partial(_sum_over_ranks, args),
+                sum_over_ranks=partial(sum_over_ranks, args),
             )
             watch.begin(state.global_step)
             if watch.spent:
@@ -214,7 +217,6 @@ class EnergyCallback(TrainerCallback, ExportableState):
         """Close a step that was left without its optimizer step, when the data or the training ended in it."""
         self._monitor.drop_step()
 
-    @guarded
     def on_log(
         self,
         args: TrainingArguments,
@@ -224,8 +226,11 @@ class EnergyCallback(TrainerCallback, ExportableState):
         **kwargs: object,
     ) -> None:
         """Add the figures to a log of the training, for reporters and ``trainer_state.json``; the last log ends it."""
-        if logs is None or self._monitor.run is None or self._inside.evaluating:
-            return
+        if logs is not None and self._monitor.run is not None and not self._inside.evaluating:
+            self._add_figures(state, logs)
+
+    @guarded
+    def _add_figures(self, state: TrainerState, logs: dict[str, Any]) -> None:
         if any(key.startswith(_NOT_OF_TRAINING) for key in logs):  # they would become part of an objective
             return
         asked = self._monitor.config.report
@@ -254,20 +259,21 @@ class EnergyCallback(TrainerCallback, ExportableState):
         monitor.finish()  # what an exception left open where it was not seen
         batch_size: int | None = getattr(trainer, "_train_batch_size", None)
         if self._did_not_fit is None or batch_size is None or batch_size >= self._did_not_fit:
-            self._wasted_j, self._did_not_fit = 0.0, None  # of another training
+            self._wasted_j = 0.0  # those were of another training
+        self._did_not_fit = None
         monitor.forget()
-        if state.global_step and (saved := _saved(state, name)) is not None:
+        if state.global_step and (saved := saved_joules(state, name)) is not None:
             monitor.load(saved)
         monitor.earlier_j += self._wasted_j
         # A checkpoint without our state would fail the trainer's next save.
-        state.stateful_callbacks[name] = self.state()  # type: ignore[call-overload,index] # a dict, once it is made
+        states_of(state)[name] = self.state()
         # First, because it is collective: no rank may fail before all have taken part.
         folder = self._claim_folder(args, state)
         devices = None if args.n_gpu > 1 else own_gpu(args.device)
         run = monitor.start(
             folder=folder,
             devices=devices,
-            facts=_facts(trainer, args, state) | ({"wasted_j": self._wasted_j} if self._wasted_j else {}),
+            facts=facts_of(trainer, args, state) | ({"wasted_j": self._wasted_j} if self._wasted_j else {}),
             outlook=lambda: (
                 Limits(optimizer_steps=state.max_steps),
                 Position(epochs=int(state.epoch), batches=0, optimizer_steps=state.global_step),
@@ -320,7 +326,7 @@ class EnergyCallback(TrainerCallback, ExportableState):
         return folder if folder is None or state.is_world_process_zero else folder / f"rank-{args.process_index}"
 
     def _show_in_bar(self) -> None:
-        run, trainer = self._monitor.run, _trainer_above()
+        run, trainer = self._monitor.run, trainer_above()
         if run is None or trainer is None or not self._monitor.config.report.progress_bar:
             return
         for callback in trainer.callback_handler.callbacks:
@@ -352,24 +358,12 @@ _OF_TRAINERS: WeakKeyDictionary[Trainer, EnergyCallback] = WeakKeyDictionary()
 """What each trainer was given, which it may have replaced since."""
 
 
-def _trainer_above() -> Trainer | None:
-    """Return the trainer whose event is being handled: callbacks are not told, but its own frame is above them."""
-    from transformers.trainer import Trainer  # noqa: PLC0415 - whoever is asked by one has imported it
-
-    frame = sys._getframe(1)  # noqa: SLF001 - documented, and there since ever
-    while frame is not None:
-        if isinstance(owner := frame.f_locals.get("self"), Trainer):
-            return owner
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
 def _who_measures(trainer: Trainer, asking: EnergyCallback) -> EnergyCallback | None:
-    """Return which callback is to begin now, None if not the one that is ``asking``; it stays as the only one, in front.
+    """Return which callback is to begin now, None if it is not the turn of the one ``asking``; no other one stays.
 
-    In front of the reporters, that is, because they get logs in turn. A trainer that restores callbacks from a
-    checkpoint has made a new one: then the user's own, which has the user's settings and is asked for the report, takes
-    its place again.
+    It goes in front of the reporters, because logs are handed from one to the next. A trainer that restores callbacks
+    from a checkpoint has made a new one: then the user's own, which has the user's settings and is asked for the
+    report, takes its place again.
     """
     handler = trainer.callback_handler
     ours = [one for one in handler.callbacks if isinstance(one, EnergyCallback)]
@@ -385,38 +379,3 @@ def _who_measures(trainer: Trainer, asking: EnergyCallback) -> EnergyCallback | 
     handler.callbacks = [*rest[:at], chosen, *rest[at:]]
     # One that is in the old list and not asking has its turn still to come, or the one asking is made for it.
     return chosen if chosen is asking or not any(one is chosen for one in ours) else None
-
-
-def _saved(state: TrainerState, name: str) -> Mapping[str, Any] | None:
-    """Return what a checkpoint holds of ours, None if it was written without."""
-    kept: Any = (state.stateful_callbacks or {}).get(name)  # type: ignore[attr-defined] # a dict, once it is made
-    if isinstance(kept, list):
-        kept = kept[-1]
-    attributes = kept.get("attributes") if isinstance(kept, Mapping) else None
-    found = attributes.get("restored") if isinstance(attributes, Mapping) else None
-    return found if isinstance(found, Mapping) else None
-
-
-def _facts(trainer: Trainer | None, args: TrainingArguments, state: TrainerState) -> dict[str, JSON]:
-    """Return what a reader of the report needs to know of the trainer."""
-    facts: dict[str, JSON] = {
-        "stage": "fit",
-        "trainer": type(trainer).__name__ if trainer is not None else "",
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "32",
-        "rank": args.process_index,
-        "world_size": args.world_size,
-        "train_batch_size": state.train_batch_size,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-    }
-    if state.trial_params is not None:
-        facts["trial_params"] = json.loads(json.dumps(state.trial_params, default=str))
-    return facts
-
-
-def _sum_over_ranks(args: TrainingArguments, joules: tuple[float, ...]) -> tuple[float, ...]:
-    if args.world_size == 1:
-        return joules
-    from accelerate.utils import reduce  # noqa: PLC0415 - for many ranks only
-
-    summed = reduce(torch.tensor(joules, dtype=torch.float64, device=args.device), reduction="sum")
-    return tuple(summed.tolist())

@@ -28,29 +28,25 @@ class Inside:
         """Of the optimizer step that runs."""
         self.evaluating = False
 
-    def enter(self, run: Measured, trainer: object, failed: Callable[[BaseException], None]) -> bool:
-        """Do so until ``run`` is over; return whether fetches will be seen.
+    def enter(self, run: Measured, trainer: object, failed: Callable[[BaseException], None]) -> None:
+        """Do so until ``run`` is over.
 
         Args:
             run: the run.
             trainer: a Trainer; of a function that it does not have, there will be no news.
             failed: told of what ends the training, for which there is no event either.
         """
-        found = {
-            name: (ours, original)
-            for name, ours in {
-                "get_batch_samples": self._fetching,
-                "training_step": self._in_training_step,
-                "compute_loss": self._in_forward,
-                "evaluate": self._in_evaluation,
-                "_save_checkpoint": self._saving,
-                **dict.fromkeys(("_run_epoch", "_evaluate", "_finalize_training"), partial(_failing, failed)),
-            }.items()
-            if (original := getattr(trainer, name, None)) is not None
+        ours: dict[str, Original] = {
+            "get_batch_samples": self._fetching,
+            "training_step": self._in_training_step,
+            "compute_loss": self._in_forward,
+            "evaluate": self._in_evaluation,
+            "_save_checkpoint": self._saving,
+            **dict.fromkeys(("_run_epoch", "_evaluate", "_finalize_training"), partial(_failing, failed)),
         }
-        for name, (ours, original) in found.items():
-            run.replaced.replace(trainer, name, partial(ours, original))
-        return "get_batch_samples" in found
+        for name, function in ours.items():
+            if (original := getattr(trainer, name, None)) is not None:
+                run.replaced.replace(trainer, name, partial(function, original))
 
     def _fetching(self, original: Original, /, *args: object, **kwargs: object) -> object:
         self._monitor.fetch_begins()

@@ -15,8 +15,8 @@ import pytest
 from commands import Simulated, call
 from doctoring import SENSORS, doctor, status
 
+from energy_plugins.cli.capabilities import has_capability
 from energy_plugins.cli.check import ANSWER, CPU, DRIVER, MEASURED_BY, VISIBLE, Check, Status, Verdict
-from energy_plugins.cli.machine_checks import has_capability
 from energy_plugins.cli.probe import Probe, Say
 from energy_plugins.testing import GpuLost, Hang, NoPermission, WallClockStep
 from energy_plugins.testing.powercap import PowercapTree, intel

@@ -21,7 +21,7 @@ from energy_plugins.cli.machine_checks import cpu_checks
 from energy_plugins.measure.baseline_store import IdlePower, remember
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.neighbours import sees_all_processes
-from energy_plugins.measure.report import Company, Others, ProcessInfo
+from energy_plugins.measure.report_parts import Company, Others, ProcessInfo
 from energy_plugins.testing import (
     A100,
     H200,

@@ -14,7 +14,8 @@ from commands import COMMAND, Simulated, call
 
 from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.meter import EnergyMeter
-from energy_plugins.measure.report import STEP_COLUMNS, Report
+from energy_plugins.measure.report import Report
+from energy_plugins.measure.report_parts import STEP_COLUMNS
 from energy_plugins.testing import Constant
 
 

@@ -118,11 +118,12 @@ def test_work_is_called_by_what_limits_it() -> None:
 def runtime_waits(folder: Path, *, monitored: bool, planted: bool = False) -> dict[str, int]:
     """Return how often the CUDA runtime was asked to wait in a fit of 20 steps."""
     lightning = pytest.importorskip("lightning")
+    from lightning.pytorch import Callback
     from lightning.pytorch.demos.boring_classes import BoringModel
 
     from energy_plugins.lightning import EnergyMonitor
 
-    class Planted(lightning.Callback):  # type: ignore[name-defined, misc]
+    class Planted(Callback):
         def on_train_batch_end(self, *_: object) -> None:
             event = torch.cuda.Event()
             event.record()

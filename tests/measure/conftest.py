@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 from measuring import POWER_W, Simulated
 
 from energy_plugins.measure.columns import Columns, Schema
-from energy_plugins.measure.report import (
+from energy_plugins.measure.report import Report
+from energy_plugins.measure.report_parts import (
     ACTIVITY_COLUMNS,
     POWER_COLUMNS,
     SPAN_COLUMNS,
@@ -30,10 +32,12 @@ from energy_plugins.measure.report import (
     Observer,
     Others,
     ProcessInfo,
-    Report,
     Work,
 )
 from energy_plugins.testing import Constant, Simulation
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Disk: TypeAlias = Callable[[int], AbstractContextManager[None]]
 
@@ -136,114 +140,60 @@ def by_name(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
     return st.dictionaries(names, values, max_size=2)
 
 
+ANY = {
+    "str": texts | names,
+    "str | None": st.none() | names,
+    "bool": st.booleans(),
+    "int": counts,
+    "int | None": st.none() | counts,
+    "float": numbers,
+    "float | None": maybe_numbers,
+    "tuple[str, ...]": st.lists(names, max_size=2).map(tuple),
+    "Mapping[str, str]": by_name(texts),
+    "Mapping[str, float]": by_name(numbers),
+    "Mapping[str, float | None]": by_name(maybe_numbers),
+    "Mapping[str, JSON]": by_name(json_values),
+}
+"""What a field of a report may be, by the text of its annotation."""
+
+
 @st.composite
 def columns(draw: st.DrawFn, schema: Schema) -> Columns:
     rows = draw(st.integers(0, 3))
     return Columns.of({name: draw(hnp.arrays(f"<{code}", rows)) for name, code in schema.items()})
 
 
+def built(kind: type[DataclassInstance], **given: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return a strategy for a dataclass: each field anything that its annotation allows, but for those ``given``."""
+    plain = {field.name: ANY[str(field.type)] for field in fields(kind) if field.name not in given}
+    return st.builds(kind, **plain, **given)
+
+
+def few(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(values, max_size=2).map(tuple)
+
+
 @pytest.fixture(scope="session")
 def any_report() -> st.SearchStrategy[Report]:
     """Return a strategy for reports of every kind, sensible or not."""
-    observers = st.builds(
-        Observer,
-        thread_cpu_s=numbers,
-        driver_call_s=numbers,
-        mark_s=numbers,
-        collect_s=numbers,
-        dropped=counts,
-        marks=counts,
-        events=counts,
-    )
-    devices = st.builds(
-        DeviceInfo,
-        uuid=names,
-        name=texts,
-        index=counts,
-        driver=names,
-        sensors=st.lists(names, max_size=2).map(tuple),
-        reasons=by_name(texts),
-        others=st.builds(
-            Others,
-            company=st.sampled_from(Company),
-            processes=st.lists(st.builds(ProcessInfo, pid=counts, name=names), max_size=2).map(tuple),
-            reason=texts,
-        ),
-        idle_w=maybe_numbers,
-        idle_measured=names | st.datetimes().map(datetime.isoformat),
-    )
-    domains = st.builds(CpuDomain, name=texts, kind=names, source=names, energy_j=maybe_numbers, coverage=numbers)
-    states = st.builds(
-        GpuState,
-        uuid=names,
-        readings=counts,
-        sm_clock_mhz=maybe_numbers,
-        max_temperature_c=maybe_numbers,
-        utilisation=maybe_numbers,
-        min_limit_w=maybe_numbers,
-        max_limit_w=maybe_numbers,
-        requested_limit_w=maybe_numbers,
-        default_limit_w=maybe_numbers,
-        throttled=maybe_numbers,
-        reasons=by_name(numbers),
-    )
-    busy = st.builds(
-        KindActivity,
-        kind=names,
-        duration_s=numbers,
-        own=numbers,
-        bound=st.none() | names,
-        sm=maybe_numbers,
-        occupancy=maybe_numbers,
-        tensor=maybe_numbers,
-        dram=maybe_numbers,
-        nvlink_rx_bytes_per_s=maybe_numbers,
-        nvlink_tx_bytes_per_s=maybe_numbers,
-    )
-    kinds = st.builds(kind, names | texts, counts, numbers, maybe_numbers, maybe_numbers, numbers)
-    return st.builds(
+    others = built(Others, company=st.sampled_from(Company), processes=few(built(ProcessInfo)))
+    kinds = few(built(KindTotal))
+    return built(
         Report,
-        run_id=texts,
-        name=texts,
-        node=names,
-        started=names,
-        duration_s=numbers,
-        complete=st.booleans(),
-        simulated=st.booleans(),
-        total_j=maybe_numbers,
-        gpu_j=by_name(maybe_numbers),
-        cpu_j=maybe_numbers,
-        dram_j=maybe_numbers,
-        cpu_domains=st.lists(domains, max_size=2).map(tuple),
-        cpu_estimate_j=maybe_numbers,
-        cpu_estimate_label=texts,
-        error_bound_j=maybe_numbers,
-        sensor_accuracy=numbers,
-        coverage=numbers,
-        idle_j=maybe_numbers,
-        stall_j=maybe_numbers,
-        peer_wait_j=maybe_numbers,
-        underfilled_j=maybe_numbers,
-        underfilled_how=texts,
-        data_wait_j=maybe_numbers,
-        missing=by_name(texts),
+        cpu_domains=few(built(CpuDomain)),
         steps=columns(STEP_COLUMNS),
         spans=columns(SPAN_COLUMNS),
-        span_kinds=st.lists(names, max_size=2).map(tuple),
-        kinds=st.lists(kinds, max_size=2).map(tuple),
-        phases=st.lists(kinds, max_size=2).map(tuple),
+        kinds=kinds,
+        phases=kinds,
         power=st.dictionaries(names, columns(POWER_COLUMNS), max_size=2),
         state=st.dictionaries(names, columns(STATE_COLUMNS), max_size=1),
-        gpu_states=st.lists(states, max_size=2).map(tuple),
+        gpu_states=few(built(GpuState)),
         activity=st.dictionaries(names, columns(ACTIVITY_COLUMNS), max_size=1),
-        kind_activity=st.lists(busy, max_size=2).map(tuple),
-        work=st.builds(Work, steps=counts, samples=st.none() | counts, tokens=st.none() | counts),
-        observer=observers,
-        devices=st.lists(devices, max_size=2).map(tuple),
-        versions=by_name(names),
-        config=by_name(json_values),
+        kind_activity=few(built(KindActivity)),
+        work=built(Work),
+        observer=built(Observer),
+        devices=few(built(DeviceInfo, others=others, idle_measured=names | st.datetimes().map(datetime.isoformat))),
         warnings=st.lists(texts, max_size=12).map(tuple),
-        stopped=texts,
         extra=st.dictionaries(names.map("x_".__add__), json_values, max_size=2),
     )
 

@@ -28,6 +28,8 @@ _COUNTER = [("before_ns", "i8"), ("after_ns", "i8"), ("energy_j", "f8"), ("edge"
 
 POWER_W = 300.0
 """Of the simulated GPUs of most tests."""
+SAMPLES, COUNTER = "nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption"
+"""The calls that measuring rests on where a GPU has both."""
 
 
 def begin(code: int, host_ns: int, gpu_ns: int = -1) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -157,10 +158,10 @@ class TestReports:
             ({"driver": "535.1"}, "was measured with driver 535.1, and this is 580.159.04"),
         ],
     )
-    def test_an_old_one_is_used_with_a_warning(self, simulated: Simulated, change: dict[str, str], said: str) -> None:
+    def test_an_old_one_is_used_with_a_warning(self, simulated: Simulated, change: dict[str, Any], said: str) -> None:
         simulation = idle(simulated)
         now = EnergyMeter.baseline(2).gpus[0]
-        remember([replace(now, **change)])  # type: ignore[arg-type]
+        remember([replace(now, **change)])
         with pytest.warns(RuntimeWarning, match=said):
             report = self.measured(simulation, 2)
         assert report.idle_j is not None

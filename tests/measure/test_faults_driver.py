@@ -8,11 +8,11 @@ from pathlib import Path
 import pynvml
 import pytest
 from faulty import measured, shut_down
-from measuring import POWER_W, Simulated
+from measuring import COUNTER, POWER_W, SAMPLES, Simulated
 
 from energy_plugins.testing import Constant, DriverMismatch, MissingSymbol
 
-SAMPLES, COUNTER, BY_UUID = "nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetHandleByUUID"
+BY_UUID = "nvmlDeviceGetHandleByUUID"
 USED = re.findall(r'find<.*>\("(nvml\w+)"\)', Path(__file__).parents[2].joinpath("csrc/nvml.cpp").read_text("utf-8"))
 USED_BY_PYTHON = [
     "nvmlInitWithFlags",

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty import quietly, shut_down
-from measuring import POWER_W, Simulated
+from measuring import COUNTER, POWER_W, SAMPLES, Simulated
 
 from energy_plugins.measure.devices import visible_gpus
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.testing import Constant, Hang
 
-SAMPLES, COUNTER = "nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption"
 BY_INDEX, BY_UUID = "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetHandleByUUID"
 FOR_EVER = math.inf
 

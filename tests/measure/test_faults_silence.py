@@ -7,7 +7,7 @@ import pytest
 from faulty import BLOCK_S, Outcome, measured, quietly
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measuring import POWER_W, Simulated
+from measuring import COUNTER, POWER_W, SAMPLES, Simulated
 
 from energy_plugins.measure.attribution import Z95
 from energy_plugins.measure.meter import EnergyMeter
@@ -26,7 +26,6 @@ from energy_plugins.testing import (
     simulated_gpus,
 )
 
-SAMPLES, COUNTER = "nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption"
 RISING = Script([(30, 300.0), (30, 650.0), (600, 150.0)], repeat=False)
 SPLIT_J = np.sqrt(2) * Z95 * SAMPLE_BUFFER.model.unanchored * BLOCK_S * 650.0
 """How far it may be unknown, at most, what of a counter's sum was drawn in a silence and what beside it: as far as the

@@ -24,8 +24,8 @@ from energy_plugins.measure.activity import ActivitySum, bound_by
 from energy_plugins.measure.drivers import current_drivers, use_drivers
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.profilers import dcgm_processes
-from energy_plugins.measure.report import ACTIVITY_COLUMNS, STATE_COLUMNS, Report
-from energy_plugins.measure.report_parts import KindActivity
+from energy_plugins.measure.report import Report
+from energy_plugins.measure.report_parts import ACTIVITY_COLUMNS, STATE_COLUMNS, KindActivity
 from energy_plugins.measure.state import StateSum
 from energy_plugins.testing import Constant, GpuLost, MissingSymbol, NoPermission, SimulatedDevice, Simulation, Step
 

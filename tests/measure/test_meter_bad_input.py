@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from measuring import Simulated, lasted_s
+from measuring import COUNTER, POWER_W, SAMPLES, Simulated, lasted_s
 
 from energy_plugins.errors import DeviceError, EnergyError, ReportError
 from energy_plugins.measure.devices import Gpu, visible_gpus
@@ -31,8 +32,6 @@ from energy_plugins.testing import (
     Simulation,
 )
 
-POWER_W = 300.0
-SAMPLES, COUNTER = "nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption"
 POWER_CALLS = (SAMPLES, COUNTER, "nvmlDeviceGetPowerUsage", "nvmlDeviceGetFieldValues")
 
 
@@ -248,12 +247,10 @@ def test_overlapping_spans_are_said_and_keep_the_sum(steady: Simulation) -> None
         ("tokens", "many", "str"),
     ],
 )
-def test_a_count_that_is_none_is_named_and_stops_nothing(
-    steady: Simulation, name: str, value: object, what: str
-) -> None:
+def test_a_count_that_is_none_is_named_and_stops_nothing(steady: Simulation, name: str, value: Any, what: str) -> None:
     complaint = f"{name} must be a whole number from 0 on, got a {what}; it was left out"
     with warned(complaint), EnergyMeter() as meter:
-        with meter.step(**{name: value}):  # type: ignore[arg-type]
+        with meter.step(**{name: value}):
             steady.advance(1)
         with meter.step(samples=2):
             steady.advance(1)
@@ -283,9 +280,10 @@ def test_a_bad_count_is_not_looked_into_and_said_once(steady: Simulation) -> Non
         def __repr__(self) -> str:
             raise RuntimeError("read")
 
+    tensor: Any = Tensor()
     with warned("got a Tensor"), EnergyMeter() as meter:
         for number in range(20):
-            with meter.step(samples=Tensor(), tokens=-number - 1):  # type: ignore[arg-type]
+            with meter.step(samples=tensor, tokens=-number - 1):
                 steady.advance(0.1)
     said = [text for text in meter.report().warnings if "whole number" in text]
     assert sorted(text.split(" must")[0] for text in said) == ["samples", "tokens"]

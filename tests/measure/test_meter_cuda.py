@@ -253,7 +253,7 @@ def test_without_a_context_marks_are_host_times(simulated: Simulated, cuda: bool
 def test_events_go_to_the_stream_that_torch_uses(monkeypatch: pytest.MonkeyPatch, raw: bool) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert current_stream() == 0
-    monkeypatch.setattr(streams, "_query", None)
+    monkeypatch.setattr(streams, "_query", [])
     calls: dict[str, Callable[..., int]] = {
         "_cuda_getCurrentRawStream": lambda device: 0xA00 + device,
         "_cuda_getDevice": lambda: 5,
@@ -262,7 +262,8 @@ def test_events_go_to_the_stream_that_torch_uses(monkeypatch: pytest.MonkeyPatch
         is_initialized=lambda: False,
         current_stream=lambda: SimpleNamespace(cuda_stream=0xA05),
     )
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, _C=SimpleNamespace(**calls if raw else {})))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "torch._C", SimpleNamespace(**calls if raw else {}))
     assert current_stream() == 0
     cuda.is_initialized = lambda: True
     assert current_stream() == 0xA05

@@ -16,7 +16,8 @@ from measuring import Simulated
 from energy_plugins.measure.devices import Gpu, visible_gpus
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.neighbours import Look, judge, sees_all_processes, sort_out
-from energy_plugins.measure.report import Company, DeviceInfo, Others, ProcessInfo, Report
+from energy_plugins.measure.report import Report
+from energy_plugins.measure.report_parts import Company, DeviceInfo, Others, ProcessInfo
 from energy_plugins.testing import Constant, Hang, HiddenProcesses, MissingSymbol, NoPermission, Simulation
 
 LISTING = "nvmlDeviceGetComputeRunningProcesses_v3"

@@ -18,17 +18,9 @@ from hypothesis import strategies as st
 
 from energy_plugins.errors import ColumnError, EnergyError, ReportError
 from energy_plugins.measure.columns import Columns, ColumnWriter, Schema, column_path
-from energy_plugins.measure.report import (
-    POWER_COLUMNS,
-    SPAN_COLUMNS,
-    STEP_COLUMNS,
-    Report,
-    Work,
-    power_folder,
-    prepare_folder,
-    steps_folder,
-    write_header,
-)
+from energy_plugins.measure.report import Report, write_header
+from energy_plugins.measure.report_files import power_folder, prepare_folder, steps_folder
+from energy_plugins.measure.report_parts import POWER_COLUMNS, SPAN_COLUMNS, STEP_COLUMNS, Work
 
 Disk: TypeAlias = Callable[[int], AbstractContextManager[None]]
 

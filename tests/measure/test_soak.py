@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty import quietly, shut_down, truth_j
+from measuring import COUNTER, SAMPLES
 
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
@@ -39,7 +40,6 @@ LIVE_FROM_HOUR = 18.0
 FAULT_EVERY_S = 400.0
 RESET_EVERY_S = 2400.0
 CLOCK_EVERY_S = 3000.0
-SAMPLES, COUNTER = "nvmlDeviceGetSamples", "nvmlDeviceGetTotalEnergyConsumption"
 
 
 def some_load(rng: random.Random) -> Script:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
-from energy_plugins.measure.report import STEP_COLUMNS, GpuState, KindActivity, KindTotal, Report, Work
+from energy_plugins.measure.report import Report
+from energy_plugins.measure.report_parts import STEP_COLUMNS, GpuState, KindActivity, KindTotal, Work
 
 TYPICAL = """\
 digits-cnn                           run 20261121-100000-7f3a on node7, started 2026-11-21T10:00:00Z

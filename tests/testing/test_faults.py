@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pynvml
 import pytest
@@ -133,7 +134,7 @@ def test_hidden_processes_are_not_listed_or_by_numbers_that_nobody_has(
     assert listed() == [os.getpid()]
     simulation.gpus[0].inject(fault)
     assert len(listed()) == shown
-    assert not [pid for pid in listed() if os.path.exists(f"/proc/{pid}")]  # noqa: PTH110 - a number
+    assert not [pid for pid in listed() if Path("/proc", str(pid)).exists()]
     simulation.gpus[0].heal()
     assert listed() == [os.getpid()]
 
