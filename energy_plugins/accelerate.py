@@ -312,8 +312,9 @@ class Attached:
         models = self._accelerator._models  # noqa: SLF001
         return not torch.is_grad_enabled() or (bool(models) and not any(model.training for model in models))
 
-    @guarded
     def _before_forward(self, model: torch.nn.Module, args: object) -> None:  # noqa: ARG002 - a hook's signature
+        if torch.compiler.is_compiling():
+            return  # of a model that was compiled after it was prepared: marks have no place in a graph
         if model.training and torch.is_grad_enabled():
             self._loop.enter(Kind.FORWARD)
 
@@ -364,7 +365,8 @@ class Attached:
     def _logging(self, log: Callable[..., None], values: Mapping[str, Any], *args: object, **kwargs: object) -> None:
         """Log the figures with what the loop logs, unless no step is new since they were."""
         self._loop.settle()
-        if self._loop.steps > self._logged and isinstance(values, Mapping):
+        is_heard = bool(self._accelerator.trackers) and isinstance(values, Mapping)
+        if is_heard and self._loop.steps > self._logged:
             values = {**self.news(), **values}
         log(values, *args, **kwargs)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -301,6 +302,23 @@ class TestSteps:
         report = load(tmp_path)
         assert report.steps["samples"].tolist() == [4] * 6
         assert counts(report)["data_wait"] == 6
+
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_a_compiled_model(self, simulation: Simulation, tmp_path: Path, *, is_first: bool) -> None:
+        accelerator = Accelerator(cpu=True, project_dir=str(tmp_path))
+        plain = torch.nn.Linear(4, 1)
+        optimizer, data = accelerator.prepare(torch.optim.SGD(plain.parameters(), lr=1e-6), loader(8))
+        torch.compiler.reset()  # what was compiled without hooks would be taken for this
+        compiled = partial(torch.compile, fullgraph=True, backend="eager")
+        model = accelerator.prepare(compiled(plain) if is_first else plain)
+        with attach(accelerator, table=False, phases_every_n_steps=1):
+            model = model if is_first else compiled(model)
+            for batch in data:
+                accelerator.backward(model(batch).square().mean())
+                optimizer.step()
+        report = load(tmp_path)
+        assert report.steps.rows == 2
+        assert counts(report)["backward"] == 2
 
     def test_tokens_are_counted(self, simulation: Simulation, tmp_path: Path) -> None:
         class Texts(Rows):
