@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
+import socket
 import subprocess
 import sys
 import time
@@ -710,3 +712,47 @@ class TestSettings:
 def _phases(report: Report) -> dict[str, int]:
     found = counts(report)
     return {kind: found[kind] for kind in ("step", "data_wait", "forward", "backward", "optimizer") if kind in found}
+
+
+RANK = """
+import sys
+import time
+from pathlib import Path
+from test_transformers import Model, Rows, make_trainer
+from energy_plugins.transformers import EnergyCallback
+
+callback = EnergyCallback(energy_budget_kwh=1e-12)
+model = Model(lambda _: time.sleep(0.1))
+trainer = make_trainer(Path(sys.argv[1]), callback, model=model, data=Rows(800), ddp_find_unused_parameters=False)
+trainer.train()
+print("steps", trainer.state.global_step)
+trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_the_folder_and_on_the_end(simulation: Simulation, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        environment = {
+            **simulation.environment(),
+            **{name: str(rank) for name in ("RANK", "LOCAL_RANK")},
+            **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2"),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        }
+        command = [sys.executable, "-c", RANK, str(tmp_path)]
+        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    shown = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    steps = [line for text in shown for line in text.splitlines() if line.startswith("steps")]
+    assert steps[0] == steps[1]
+    assert int(steps[0].split()[1]) < 100
+    assert ["ends the training" in text for text in shown] == [True, False]
+    reports = [load(tmp_path), Report.load(tmp_path / "energy" / "run-1" / "rank-1")]
+    assert [report.config["rank"] for report in reports] == [0, 1]
+    assert [report.steps.rows for report in reports] == [int(steps[0].split()[1])] * 2
