@@ -15,7 +15,9 @@ from energy_plugins.testing import Simulation
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = {"demo.py": ["--quick"]}
-LAUNCHED = {"energy_launch.py": ["-m", "energy_plugins.cli.launch", "--config_file", EXAMPLES / "energy_launch.yaml"]}
+LAUNCHED = {
+    "energy_launch.py": ["-m", "energy_plugins.cli.launch", "--config_file", str(EXAMPLES / "energy_launch.yaml")]
+}
 """These know nothing of energy-plugins, nor of its simulated GPUs."""
 
 

@@ -80,7 +80,11 @@ TRAINER = """
         sys.argv[1], use_cpu=True, per_device_train_batch_size=4, num_train_epochs=1, save_strategy="no",
         disable_tqdm=True, report_to="none",
     )
-    Trainer(Model(), arguments, train_dataset=rows).train()
+    callbacks = []
+    if "--explicit" in sys.argv:
+        from energy_plugins.transformers import EnergyCallback
+        callbacks = [EnergyCallback(name="mine")]
+    Trainer(Model(), arguments, train_dataset=rows, callbacks=callbacks).train()
 """
 
 LIGHTNING = """
@@ -213,7 +217,9 @@ class TestRun:
         assert ended.stdout.count("Report: ") == 1
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("script", "more"), [("attaches.py", ()), ("lit.py", ("--explicit",))])
+    @pytest.mark.parametrize(
+        ("script", "more"), [("attaches.py", ()), ("trainer.py", ("--explicit",)), ("lit.py", ("--explicit",))]
+    )
     def test_who_measures_himself_is_left_alone(
         self, start: Start, programs: Path, tmp_path: Path, script: str, more: Sequence[str]
     ) -> None:
