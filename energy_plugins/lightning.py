@@ -389,6 +389,22 @@ class EnergyMonitor(Callback):
             self._monitor.end(Kind.CHECKPOINT)
 
 
+class EnvironmentMonitor(EnergyMonitor):
+    """The monitor of a Trainer that was given none, because ``ENERGY_*`` asks for one (`lightning_factory`).
+
+    It stands back where there is another, and has a key of its own in checkpoints.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stand back if there is another monitor."""
+        everyone: list[Callback] = vars(trainer)["callbacks"]
+        others = [callback for callback in everyone if callback is not self]
+        if any(isinstance(callback, EnergyMonitor) for callback in others):
+            vars(trainer)["callbacks"] = others  # the old list is being gone through
+        else:
+            super().setup(trainer, pl_module, stage)
+
+
 def _sum_over_ranks(trainer: Trainer, joules: tuple[float, ...]) -> tuple[float, ...]:
     if trainer.world_size == 1:
         return joules

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from energy_plugins.testing import Simulation
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = {"demo.py": ["--quick"]}
+LAUNCHED = {
+    "energy_launch.py": ["-m", "energy_plugins.cli.launch", "--config_file", str(EXAMPLES / "energy_launch.yaml")]
+}
+"""These know nothing of energy-plugins, nor of its simulated GPUs."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_runs_and_prints_joules(example: str, tmp_path: Path) -> None:
+def test_runs_and_prints_joules(example: str, simulated: Callable[..., Simulation], tmp_path: Path) -> None:
+    around = simulated().environment() if example in LAUNCHED and not torch.cuda.is_available() else os.environ
     ended = subprocess.run(
-        [sys.executable, EXAMPLES / example, *QUICK.get(example, [])],
+        [sys.executable, *LAUNCHED.get(example, []), EXAMPLES / example, *QUICK.get(example, [])],
         cwd=tmp_path,
+        env=around,
         capture_output=True,
         text=True,
         timeout=120,

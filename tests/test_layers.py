@@ -26,6 +26,11 @@ LEVELS = {
     "distributed": 4,
     "training": 5,
     "lightning": 6,
+    "transformers": 6,
+    "accelerate": 6,
+    # They find the plugin of whatever framework a program uses.
+    "lightning_factory": 7,
+    "run": 7,
     "testing": 7,
     # A training to look at: it may use a framework, and simulated GPUs where there are no others.
     "demo": 8,
@@ -43,9 +48,10 @@ FRAMEWORK_ROOMS = {
     # Who may import a framework. Whatever is not listed here is no framework.
     "lightning": {"lightning", "demo"},
     "pytorch_lightning": {"lightning"},
-    "torch": {"training", "lightning", "rank_mail", "demo"},
-    "transformers": set[str](),
-    "accelerate": set[str](),
+    "torch": {"training", "lightning", "transformers", "accelerate", "rank_mail", "demo"},
+    "transformers": {"transformers"},
+    # "cli" for its launcher, which `energy-launch` extends.
+    "accelerate": {"transformers", "accelerate", "cli"},
     "optuna": set[str](),
     "ray": set[str](),
     "jax": set[str](),

@@ -6,10 +6,11 @@ Where several are given the strongest counts: arguments in code, then flags, the
 """
 
 from energy_plugins.config.arguments import EnergyArguments, add_flags, flags_of
-from energy_plugins.config.schema import KEYS, EnergyConfig, Key, MeasureConfig, ReportConfig
+from energy_plugins.config.schema import FILE_VARIABLE, KEYS, EnergyConfig, Key, MeasureConfig, ReportConfig
 from energy_plugins.config.sources import OTHER_VARIABLES, VARIABLES, Effective, effective, to_environment
 
 __all__ = [
+    "FILE_VARIABLE",
     "KEYS",
     "OTHER_VARIABLES",
     "VARIABLES",

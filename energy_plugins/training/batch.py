@@ -17,6 +17,28 @@ def work_of(batch: object) -> tuple[int | None, int | None]:
     return (len(first) if first is not None else None), tokens
 
 
+class Work:
+    """What the batches of one step hold together; None once that of one of them cannot be told."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self._samples: int | None = 0
+        self._tokens: int | None = 0
+
+    def add(self, batch: object) -> None:
+        """Count one more."""
+        samples, tokens = work_of(batch)
+        self.batches += 1
+        self._samples = None if self._samples is None or samples is None else self._samples + samples
+        self._tokens = None if self._tokens is None or tokens is None else self._tokens + tokens
+
+    def taken(self) -> tuple[int | None, int | None]:
+        """Return the samples and tokens since this was last asked, None if there was no batch."""
+        found = (self._samples, self._tokens) if self.batches else (None, None)
+        self.batches, self._samples, self._tokens = 0, 0, 0
+        return found
+
+
 def _tensors(batch: object) -> Iterator[torch.Tensor]:
     match batch:
         case torch.Tensor():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.meter import EnergyMeter
@@ -31,6 +32,9 @@ class Monitor:
     It lives in the plugin's callback. Its methods never raise: the first failure in measuring ends the run with one
     warning, and the training goes on. Copies, and those in other processes, measure anew.
     """
+
+    before_run: ClassVar[list[Callable[[], None]]] = []
+    """Called before a run is measured in this process: who measures it as a whole stands back."""
 
     def __init__(self, config: EnergyConfig) -> None:
         self.config = config
@@ -106,6 +110,8 @@ class Monitor:
             power_sensor=measure.power_sensor,
             activity=measure.activity,
         )
+        for stand_back in tuple(self.before_run):
+            stand_back()
         meter.start()
         self.run = Measured(meter, folder, fitting=fitting, counts=counts, outlook=outlook)
         if report.log or report.progress_bar or self.budget is not None:
@@ -114,14 +120,14 @@ class Monitor:
         if fitting and self.budget is not None and not (meter.run and meter.run.own):
             warn(f"no GPU is measured, so no {self.budget} can be kept")
 
-    def finish(self) -> Report | None:
-        """Stop measuring, save the report, print and return it; None if no run is measured."""
+    def finish(self, *, show: bool = True) -> Report | None:
+        """Stop measuring, save the report, print it if it is to be shown, and return it; None if no run is measured."""
         before = self.report
-        self._finish()
+        self._finish(show=show)
         return self.report if self.report is not before else None
 
     @guarded
-    def _finish(self) -> None:
+    def _finish(self, *, show: bool) -> None:
         run, self.run = self.run, None
         watch, self.watch = self.watch, None
         if watch is not None:
@@ -136,10 +142,20 @@ class Monitor:
         if report.total_j is not None and run.fitting:
             self.earlier_j += report.total_j
             self.earlier_fit_j = None if watch is None else watch.total_j(report.total_j)
-        if self.config.report.table and self._speaks:
+        if show and self.config.report.table and self._speaks:
             where = f"\nReport: {run.folder}" if run.folder is not None else ""
             sys.stdout.write(f"\n{report}{where}\n")
             sys.stdout.flush()
+
+    @guarded
+    def discard(self) -> None:
+        """Stop measuring and leave nothing: another measures this training."""
+        run, self.run = self.run, None
+        if run is not None:
+            atexit.unregister(self.finish)
+            run.close()
+            if run.folder is not None:
+                shutil.rmtree(run.folder, ignore_errors=True)
 
     def give_up(self, error: Exception) -> None:
         """End the measurement because of ``error``; its joules so far still count."""

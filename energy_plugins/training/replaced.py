@@ -27,6 +27,10 @@ class Replaced:
         attributes[name] = replacement
         self._undo.callback(put_back)
 
+    def undo(self, put_back: Callable[[], object]) -> None:
+        """Remember how to put back what was changed in another way."""
+        self._undo.callback(put_back)
+
     def close(self) -> None:
         """Put everything back."""
         self._undo.close()

@@ -1,0 +1,23 @@
+"""Joules for transformers: `EnergyCallback`, or ``report_to="energy"`` once this is imported, or `attach`."""
+
+try:
+    import torch  # noqa: F401 - without it transformers has no Trainer
+    import transformers
+except ModuleNotFoundError as error:
+    raise ImportError("transformers or torch is missing: pip install energy-plugins[transformers]") from error
+
+if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 17):
+    raise ImportError(
+        f"energy_plugins.transformers needs transformers 5.17 or newer, not {transformers.__version__}: "
+        "pip install energy-plugins[transformers]"
+    )
+
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from energy_plugins.config import EnergyArguments
+from energy_plugins.transformers.callback import EnergyCallback, attach
+
+__all__ = ["EnergyArguments", "EnergyCallback", "attach"]
+
+# What `report_to` may name; transformers has no public way to add to it.
+INTEGRATION_TO_CALLBACK.setdefault("energy", EnergyCallback)

@@ -1,0 +1,381 @@
+"""`EnergyCallback` turns a Trainer's events into marks, and a meter's figures into logs."""
+
+# ruff: noqa: ARG002 - events come with what transformers gives them
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
+
+from transformers.trainer_callback import DefaultFlowCallback, ExportableState, ProgressCallback, TrainerCallback
+
+from energy_plugins.config import EnergyArguments, EnergyConfig, effective
+from energy_plugins.measure.forecast import Limits, Position
+from energy_plugins.measure.spans import Kind
+from energy_plugins.training.folder import new_folder
+from energy_plugins.training.guard import FAILURES, guarded, warn
+from energy_plugins.training.monitor import Monitor
+from energy_plugins.training.own_gpu import own_gpu
+from energy_plugins.training.watch import Watch
+from energy_plugins.transformers.inside import Inside
+from energy_plugins.transformers.trainers import facts_of, saved_joules, states_of, sum_over_ranks, trainer_above
+from energy_plugins.units import j_to_kwh
+
+if TYPE_CHECKING:
+    from transformers.trainer import Trainer
+    from transformers.trainer_callback import TrainerControl, TrainerState
+    from transformers.training_args import TrainingArguments
+
+    from energy_plugins.measure.report import Report
+
+_FINAL = {"train_runtime", "train_loss", "total_flos"}
+"""The last log of a training holds all of these; others may hold some."""
+_NOT_OF_TRAINING = ("eval_", "test_", "predict_")
+
+
+class EnergyCallback(TrainerCallback, ExportableState):
+    """Measures the GPU energy of every optimizer step of a Trainer, and of its evaluations and checkpoints.
+
+    One row of the report's ``steps`` is one optimizer step with all its micro-batches, from the start of the fetch of
+    its batches to the end of its work on the GPU. Logs of the training (never those of an evaluation) get the figures
+    under ``energy/``, late by at most 1.5 s: ``total_j`` (which carries on when training resumes from a checkpoint),
+    ``avg_power_w``, per step ``step_j``, ``data_wait_j`` and ``stall_j``, ``samples_per_j`` and ``tokens_per_j`` where
+    they are known, ``gpu{i}/total_j`` and ``gpu{i}/power_w``, and what to expect of the whole training,
+    ``forecast_kwh`` and, in seconds to its end, ``forecast_s``. The last log, and so ``TrainOutput.metrics``, has
+    ``train_energy_j`` and ``train_energy_kwh``. All are in ``trainer_state.json`` too. Nothing here synchronises with
+    the device or copies to or from it, except that the ranks of a training with a budget agree on it now and then.
+
+    It works as an instance or as the class in ``callbacks``, by ``report_to="energy"`` once this module is imported, or
+    by `attach`; of several in one trainer the last one measures. Every call of ``train`` leaves one report folder, and
+    the last one is `report`. A training that cannot be measured warns once and goes on.
+
+    What is not given here is taken from the configuration (`energy_plugins.config`): the environment, or its file.
+
+    Args:
+        folder: Where reports go, a folder ``<name>-<n>`` for each run; ``<output_dir>/energy`` if not given.
+        name: What the runs are called; ``run`` if not given.
+        phases_every_n_steps: Mark forward, backward and optimizer in every n-th optimizer step, of 50 if not given; 0
+            never does.
+        log: Whether to add the figures to the trainer's logs.
+        progress_bar: Whether to show the joules in the progress bar.
+        devices: Ordinals of the GPUs to measure; if not given, the one this process trains on, and without one all
+            that are visible.
+        table: Whether to print the report as a table at the end.
+        activity: Whether to read once a second how busy the GPU's parts are (Hopper and newer), so that the report can
+            call each kind of work compute-, memory- or launch-bound.
+        energy_budget_kwh: The most that a training may draw on the GPUs of all ranks, in kilowatt-hours, what it drew
+            before it was resumed included. Once that is spent a checkpoint is saved and the training ends.
+
+    Raises:
+        ConfigError: If a value is not allowed, here or in the configuration. It is a ValueError.
+
+    Example::
+
+        from transformers import Trainer
+        from energy_plugins.transformers import EnergyCallback
+
+        trainer = Trainer(model, args, train_dataset=data, callbacks=[EnergyCallback()])
+
+    """
+
+    restored: Mapping[str, Any] | None = None
+    """Set by a Trainer that made this from a checkpoint to replace the one it was given."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - each is a separate wish of the user
+        self,
+        folder: str | None = None,
+        name: str | None = None,
+        phases_every_n_steps: int | None = None,
+        log: bool | None = None,  # noqa: FBT001 - as in the other plugins
+        progress_bar: bool | None = None,  # noqa: FBT001
+        devices: list[int] | None = None,
+        table: bool | None = None,  # noqa: FBT001
+        activity: bool | None = None,  # noqa: FBT001
+        energy_budget_kwh: float | None = None,
+    ) -> None:
+        report: dict[str, Any] = {
+            "folder": folder,
+            "name": name,
+            "log": log,
+            "progress_bar": progress_bar,
+            "table": table,
+        }
+        measure: dict[str, Any] = {
+            "phases_every_n_steps": phases_every_n_steps,
+            "devices": devices,
+            "activity": activity,
+            "energy_budget_kwh": energy_budget_kwh,
+        }
+        self._given = report | measure
+        arguments = {f"report.{key}": value for key, value in report.items()}
+        arguments |= {f"measure.{key}": value for key, value in measure.items()}
+        self._measure_as(effective(arguments=arguments).config)
+
+    @classmethod
+    def from_arguments(cls, arguments: EnergyArguments) -> Self:
+        """Return one that is configured by what HfArgumentParser has made. Raises ConfigError."""
+        callback = cls()
+        callback._measure_as(arguments.config())
+        return callback
+
+    def _measure_as(self, config: EnergyConfig) -> None:
+        self._monitor = Monitor(config)
+        self._inside = Inside(self._monitor)
+        self._wasted_j = 0.0
+        """Drawn by attempts of this training whose batch did not fit the GPU (``auto_find_batch_size``)."""
+        self._did_not_fit: int | None = None
+        """The batch size of the attempt before the present one."""
+
+    @property
+    def report(self) -> Report | None:
+        """The report of the last training that ended in this process."""
+        return self._monitor.report
+
+    def attach(self, trainer: Trainer) -> Self:
+        """Add this to a trainer, in the place of any other of its kind."""
+        while trainer.pop_callback(EnergyCallback) is not None:
+            pass
+        trainer.add_callback(self)
+        _OF_TRAINERS[trainer] = self
+        return self
+
+    def give_up(self, error: Exception) -> None:
+        """End the measurement because of ``error``, with one warning; the training goes on."""
+        self._monitor.give_up(error)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the settings, the joules so far, and the run that counts them."""
+        return {"args": dict(self._given), "attributes": {"restored": self._monitor.state()}}
+
+    # Events.
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Remember whose this is, in case it is replaced."""
+        if (trainer := trainer_above()) is not None:
+            _OF_TRAINERS[trainer] = self
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Start measuring; end the training after its first batch if its budget is spent already."""
+        trainer = trainer_above()
+        user = self if trainer is None else _who_measures(trainer, self)
+        if user is not None:
+            user._begin(trainer, args, state, control)  # noqa: SLF001 - our own
+
+    def _begin(
+        self, trainer: Trainer | None, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> None:
+        self._start(trainer, args, state)
+        budget = self._monitor.budget
+        # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        if budget is not None:
+            watch = self._monitor.watch_budget(
+                budget,
+                ranks=args.world_size,
+                speaks=state.is_world_process_zero,
+                sum_over_ranks=partial(sum_over_ranks, args),
+            )
+            watch.begin(state.global_step)
+            if watch.spent:
+                self._end_training(watch, state, control)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Open the step that began with the fetch of its batches."""
+        self._inside.work.taken()
+        self._monitor.open_step(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Begin the optimizer phase, which the end of the step ends."""
+        self._monitor.enter(Kind.OPTIMIZER)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Close the step, and end the training when its budget is spent."""
+        self._monitor.close_step(*self._inside.work.taken())
+        watch, step = self._monitor.watch, state.global_step
+        # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        if watch is not None and watch.due(step):
+            self._monitor.tell(watch)
+            if watch.look(step):
+                self._end_training(watch, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Close a step that was left without its optimizer step, when the data or the training ended in it."""
+        self._monitor.drop_step()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Add the figures to a log of the training, for reporters and ``trainer_state.json``; the last log ends it."""
+        if logs is not None and self._monitor.run is not None and not self._inside.evaluating:
+            self._add_figures(state, logs)
+
+    @guarded
+    def _add_figures(self, state: TrainerState, logs: dict[str, Any]) -> None:
+        if any(key.startswith(_NOT_OF_TRAINING) for key in logs):  # they would become part of an objective
+            return
+        asked = self._monitor.config.report
+        figures: dict[str, float] = {}
+        if logs.keys() >= _FINAL:
+            figures = self._final_figures()
+        elif "loss" in logs and (asked.log or asked.progress_bar):
+            figures = self._monitor.news()
+            self._show_in_bar()
+        if asked.log:
+            logs.update(figures)
+            if state.log_history and state.log_history[-1].get("step") == state.global_step:
+                state.log_history[-1].update(figures)  # a copy of `logs`, made before
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Stop measuring if the last log has not done so: a trial that is pruned has none."""
+        self._monitor.finish()
+
+    # A run: one call of `train`, or one attempt of it.
+
+    @guarded
+    def _start(self, trainer: Trainer | None, args: TrainingArguments, state: TrainerState) -> None:
+        monitor, name = self._monitor, type(self).__name__
+        monitor.finish()  # what an exception left open where it was not seen
+        batch_size: int | None = getattr(trainer, "_train_batch_size", None)
+        if self._did_not_fit is None or batch_size is None or batch_size >= self._did_not_fit:
+            self._wasted_j = 0.0  # those were of another training
+        self._did_not_fit = None
+        monitor.forget()
+        if state.global_step and (saved := saved_joules(state, name)) is not None:
+            monitor.load(saved)
+        monitor.earlier_j += self._wasted_j
+        # A checkpoint without our state would fail the trainer's next save.
+        states_of(state)[name] = self.state()
+        # First, because it is collective: no rank may fail before all have taken part.
+        folder = self._claim_folder(args, state)
+        devices = None if args.n_gpu > 1 else own_gpu(args.device)
+        run = monitor.start(
+            folder=folder,
+            devices=devices,
+            facts=facts_of(trainer, args, state) | ({"wasted_j": self._wasted_j} if self._wasted_j else {}),
+            outlook=lambda: (
+                Limits(optimizer_steps=state.max_steps),
+                Position(epochs=int(state.epoch), batches=0, optimizer_steps=state.global_step),
+            ),
+            # GPUs that are not the rank's own may be measured by its neighbours too.
+            counts=args.local_process_index == 0 or (monitor.config.measure.devices is None and devices is not None),
+            speaks=state.is_world_process_zero,
+        )
+        if run is not None and trainer is not None:
+            self._inside.enter(run, trainer, partial(self._failed, args, batch_size))
+
+    def _final_figures(self) -> dict[str, float]:
+        report = self._monitor.finish()
+        if report is None or report.total_j is None:
+            return {}
+        energy_j = self._monitor.earlier_j  # with that of the report by now
+        wasted = {"train_wasted_j": self._wasted_j} if self._wasted_j else {}
+        return {"train_energy_j": energy_j, "train_energy_kwh": j_to_kwh(energy_j), **wasted}
+
+    @guarded
+    def _failed(self, args: TrainingArguments, batch_size: int | None, error: BaseException) -> None:
+        """Keep the report of what was done; if it was because the batch did not fit, a smaller one is tried next."""
+        from accelerate.utils.memory import should_reduce_batch_size  # noqa: PLC0415 - the trainer has imported it
+
+        if self._monitor.run is None:
+            return
+        fits = not (args.auto_find_batch_size and isinstance(error, Exception) and should_reduce_batch_size(error))
+        if not fits:
+            self._monitor.note_stop(f"a batch of {batch_size} did not fit the GPU's memory")
+        report = self._monitor.finish(show=fits)
+        if not fits and report is not None:
+            self._wasted_j += report.total_j or 0.0
+            self._did_not_fit = batch_size
+
+    def _claim_folder(self, args: TrainingArguments, state: TrainerState) -> Path | None:
+        """Return the folder of this rank's report, agreed on by all ranks, or None if none can be made."""
+        claimed: list[Path | None] = [None]
+        if state.is_world_process_zero:
+            asked = self._monitor.config.report
+            parent = Path(args.output_dir or ".") / "energy" if asked.folder is None else Path(asked.folder)
+            try:
+                claimed = [new_folder(parent, asked.name or "run")]
+            except FAILURES as error:
+                warn(f"the report is not kept on disk: {error}")
+        if args.world_size > 1:
+            from accelerate.utils import broadcast_object_list  # noqa: PLC0415 - for many ranks only
+
+            broadcast_object_list(claimed)
+        (folder,) = claimed
+        return folder if folder is None or state.is_world_process_zero else folder / f"rank-{args.process_index}"
+
+    def _show_in_bar(self) -> None:
+        run, trainer = self._monitor.run, trainer_above()
+        if run is None or trainer is None or not self._monitor.config.report.progress_bar:
+            return
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.set_postfix_str(run.in_short, refresh=False)
+
+    def _end_training(self, watch: Watch, state: TrainerState, control: TrainerControl) -> None:
+        """Have the trainer save a checkpoint and stop, and say so. All ranks do, after the same step."""
+        watch.stopped = True
+        control.should_save = control.should_training_stop = True
+        self._monitor.note_stop(f"{watch.budget} spent")
+        if watch.speaks:
+            sys.stdout.write(
+                f"\nEnergyCallback ends the training after step {state.global_step}: {watch.budget} spent\n"
+            )
+            sys.stdout.flush()
+
+
+def attach(trainer: Trainer, **settings: Any) -> EnergyCallback:  # noqa: ANN401 - those of EnergyCallback
+    """Have a trainer measured, and return its `EnergyCallback`: the one it has already, unless ``settings`` are given.
+
+    Raises ConfigError for settings that are not allowed.
+    """
+    there = [one for one in trainer.callback_handler.callbacks if isinstance(one, EnergyCallback)]
+    return there[-1] if there and not settings else EnergyCallback(**settings).attach(trainer)
+
+
+_OF_TRAINERS: WeakKeyDictionary[Trainer, EnergyCallback] = WeakKeyDictionary()
+"""What each trainer was given, which it may have replaced since."""
+
+
+def _who_measures(trainer: Trainer, asking: EnergyCallback) -> EnergyCallback | None:
+    """Return which callback is to begin now, None if it is not the turn of the one ``asking``; no other one stays.
+
+    It goes in front of the reporters, because logs are handed from one to the next. A trainer that restores callbacks
+    from a checkpoint has made a new one: then the user's own, which has the user's settings and is asked for the
+    report, takes its place again.
+    """
+    handler = trainer.callback_handler
+    ours = [one for one in handler.callbacks if isinstance(one, EnergyCallback)]
+    if not any(one is asking for one in ours):
+        return None  # another has been chosen
+    chosen = ours[-1]
+    if chosen.restored is not None:
+        chosen = _OF_TRAINERS.get(trainer, chosen)
+    _OF_TRAINERS[trainer] = chosen
+    rest = [one for one in handler.callbacks if not isinstance(one, EnergyCallback)]
+    at = next((place for place, one in enumerate(rest) if not isinstance(one, DefaultFlowCallback)), len(rest))
+    # A new list, because the trainer is on its way through the old one.
+    handler.callbacks = [*rest[:at], chosen, *rest[at:]]
+    # One that is in the old list and not asking has its turn still to come, or the one asking is made for it.
+    return chosen if chosen is asking or not any(one is chosen for one in ours) else None

@@ -1,0 +1,70 @@
+"""What a Trainer tells of itself, and which of its frames asks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from energy_plugins.measure.json_section import JSON
+
+if TYPE_CHECKING:
+    from transformers.trainer import Trainer
+    from transformers.trainer_callback import TrainerState
+    from transformers.training_args import TrainingArguments
+
+
+def trainer_above() -> Trainer | None:
+    """Return the trainer whose event is being handled: callbacks are not told, but its own frame is above them."""
+    from transformers.trainer import Trainer  # noqa: PLC0415 - whoever is asked by one has imported it
+
+    frame = sys._getframe(1)  # noqa: SLF001 - documented, and there since ever
+    while frame is not None:
+        if isinstance(owner := frame.f_locals.get("self"), Trainer):
+            return owner
+        frame = frame.f_back  # type: ignore[assignment] # None at the end, as the loop asks
+    return None
+
+
+def states_of(state: TrainerState) -> dict[str, Any]:
+    """Return what a checkpoint keeps of callbacks, by class; a list of states where there are several of one."""
+    return cast("dict[str, Any]", state.stateful_callbacks)  # declared a list, which it is only until it is made
+
+
+def saved_joules(state: TrainerState, name: str) -> Mapping[str, Any] | None:
+    """Return what a checkpoint holds of ours, None if it was written without."""
+    kept = states_of(state).get(name)
+    if isinstance(kept, list):
+        kept = kept[-1] if kept else None
+    attributes = kept.get("attributes") if isinstance(kept, Mapping) else None
+    found = attributes.get("restored") if isinstance(attributes, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def facts_of(trainer: Trainer | None, args: TrainingArguments, state: TrainerState) -> dict[str, JSON]:
+    """Return what a reader of the report needs to know of the training."""
+    facts: dict[str, JSON] = {
+        "stage": "fit",
+        "trainer": "" if trainer is None else type(trainer).__name__,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "32",
+        "rank": args.process_index,
+        "world_size": args.world_size,
+        "train_batch_size": state.train_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+    }
+    if state.trial_params is not None:
+        facts["trial_params"] = json.loads(json.dumps(state.trial_params, default=str))
+    return facts
+
+
+def sum_over_ranks(args: TrainingArguments, joules: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the sums over all ranks. Collective."""
+    if args.world_size == 1:
+        return joules
+    from accelerate.utils import reduce  # noqa: PLC0415 - for many ranks only
+
+    summed = reduce(torch.tensor(joules, dtype=torch.float64, device=args.device), reduction="sum")
+    return tuple(summed.tolist())
