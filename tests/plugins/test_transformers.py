@@ -451,8 +451,8 @@ class TestState:
     def test_copies_are_of_the_settings(self, simulation: Simulation, tmp_path: Path) -> None:
         class Copies(TrainerCallback):
             def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                assert callback._monitor.run is not None
-                assert copy.deepcopy(callback)._monitor.run is None
+                assert callback._fits.monitor.run is not None
+                assert copy.deepcopy(callback)._fits.monitor.run is None
                 copied.append(pickle.loads(pickle.dumps(callback)))  # noqa: S301 - our own bytes
 
         copied: list[EnergyCallback] = []
@@ -682,7 +682,7 @@ class TestSettings:
         words = ["--output_dir", str(tmp_path), "--use_cpu", "--energy-report-name", "mine", "--max_steps", "1"]
         args, energy = parser.parse_args_into_dataclasses([*words, "--energy_measure_phases_every_n_steps", "7"])
         callback = EnergyCallback.from_arguments(energy)
-        assert callback._monitor.config.measure.phases_every_n_steps == 7
+        assert callback._fits.monitor.config.measure.phases_every_n_steps == 7
         args.dataloader_pin_memory = False
         Trainer(Model(), args, train_dataset=Rows(12), callbacks=[callback]).train()
         assert (tmp_path / "energy" / "mine-1" / "report.json").exists()
