@@ -2,7 +2,7 @@
 
 Each round is an interpreter of its own that has imported the framework as scripts do; our modules are compiled.
 
-    python benchmarks/import_cost.py [--rounds 15]
+    python benchmarks/import_cost.py [--rounds 9]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def took_ms(plugin: str) -> float:
 def main() -> int:
     """Import, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     for plugin in _PLUGINS:
         took_ms(plugin)  # compiles

@@ -43,8 +43,8 @@ def main() -> None:
     """Train for one epoch and read the joules."""
     there_is_one = torch.cuda.is_available()
     gpus: AbstractContextManager[object] = nullcontext() if there_is_one else simulated_gpus()
-    args = TrainingArguments("transformers_text", use_cpu=not there_is_one, per_device_train_batch_size=8)
-    args.num_train_epochs, args.logging_steps = 1, 10
+    how = {"num_train_epochs": 1, "logging_steps": 10, "save_strategy": "no", "per_device_train_batch_size": 8}
+    args = TrainingArguments("transformers_text", use_cpu=not there_is_one, **how)
     config = GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4)
     with gpus as simulation:
         data = Sources(400, getattr(simulation, "gpus", [None])[0])
