@@ -8,6 +8,7 @@ from __future__ import annotations
 import sysconfig
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -40,11 +41,11 @@ class Sources(Dataset[dict[str, torch.Tensor]]):
 
 
 def main() -> None:
-    """Train for one epoch and read the joules."""
+    """Train for 50 steps and read the joules."""
     there_is_one = torch.cuda.is_available()
     gpus: AbstractContextManager[object] = nullcontext() if there_is_one else simulated_gpus()
-    how = {"num_train_epochs": 1, "logging_steps": 10, "save_strategy": "no", "per_device_train_batch_size": 8}
-    args = TrainingArguments("transformers_text", use_cpu=not there_is_one, **how)
+    how: dict[str, Any] = {"max_steps": 50, "save_strategy": "no", "per_device_train_batch_size": 8}
+    args = TrainingArguments("transformers_text", use_cpu=not there_is_one, logging_steps=10, **how)
     config = GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4)
     with gpus as simulation:
         data = Sources(400, getattr(simulation, "gpus", [None])[0])

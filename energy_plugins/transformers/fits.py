@@ -94,6 +94,8 @@ class Fits:
         if saved is not None:
             monitor.load(saved)
         monitor.earlier_j += self._wasted_j
+        if not monitor.config.measure.enabled:
+            return
         # First, because it is collective: no rank may fail before all have taken part.
         folder = self._claim_folder(args, state)
         devices = None if args.n_gpu > 1 else own_gpu(args.device)
