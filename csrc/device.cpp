@@ -11,9 +11,9 @@ namespace {
 // certain, and one is far from any.
 constexpr int64_t kSpreadNs = 55'000'000;
 constexpr int64_t kFirstPeriodNs = 10'000'000'000;
-// A read burns 3 ms or more of CPU in the driver: one in 6000 of them is what periodic reads may take, 0.017 % of a
+// A read burns 3 ms or more of CPU in the driver: one in 8000 of them is what periodic reads may take, 0.0125 % of a
 // core.
-constexpr int64_t kReadsShare = 6000;
+constexpr int64_t kReadsShare = 8000;
 constexpr int64_t kLongestPeriodNs = 30'000'000'000;
 constexpr int64_t kRemembered = 8;  // reads that the mean is of
 // A refresh drifts by 7e-6 at most (H200): by less than a tenth of its period in this time.
