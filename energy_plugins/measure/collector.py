@@ -26,7 +26,11 @@ from energy_plugins.measure.track import GpuTrack
 _EDGE_PERIOD_NS = 60_000_000_000
 """Shortest time between two searches for the counter's refresh."""
 _BATCH = 4096
-"""Steps settled at a time: each takes a kilobyte meanwhile, and 250,000 may wait for one reading of the counter."""
+"""Steps settled at a time: each takes a kilobyte meanwhile, and 50,000 and more may have waited."""
+_MANY_WAITING = 50_000
+"""Steps that wait for the counter, at 0.7 kB each: so many are worth a reading of it that is not due yet."""
+_HURRY_PERIOD_NS = 5_000_000_000
+"""Shortest time between two such readings: each burns 3 ms and more of CPU in the driver."""
 
 
 class Collector:
@@ -60,7 +64,7 @@ class Collector:
         self._start_ns = start_ns
         self._spill = spill
         self._drained_ns = start_ns
-        self._edge_asked_ns = start_ns
+        self._edge_asked_ns = self._hurried_ns = start_ns
         self._announced_ns: int | None = None
         self._recovered = [0] * len(plan.gpus)
         self._slept = False
@@ -124,6 +128,13 @@ class Collector:
         known = len(self.timeline.steps)
         self.timeline.feed(self._marks.drain())
         self.figures.fresh += self.timeline.steps[known:]
+        if self._sampler is not None and len(self.timeline.steps) >= _MANY_WAITING:
+            self._hurry(self._sampler, now_ns)
+
+    def _hurry(self, sampler: _native.Sampler, now_ns: int) -> None:
+        if now_ns - self._hurried_ns >= _HURRY_PERIOD_NS:
+            self._hurried_ns = now_ns
+            sampler.read_counter()
 
     def _listen(self, sampler: _native.Sampler, row: int, now_ns: int, before_ns: int) -> NDArray[np.void]:
         """Take what a GPU's rings hold, and return its power samples."""

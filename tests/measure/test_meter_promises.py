@@ -106,6 +106,22 @@ def test_memory_is_flat_over_a_long_run(virtual: Simulation) -> None:
     assert max(later) - max(earlier) < 300_000, sizes  # a block is longer or shorter by some hundred steps
 
 
+def test_steps_do_not_pile_up_between_readings_of_the_counter(virtual: Simulation) -> None:
+    waiting = []
+    with EnergyMeter() as meter:
+        assert meter.run is not None
+        for _ in range(30 * 20):  # 5,000 steps a second for 30 s: after 10 s the counter is next read in 24 s and more
+            for _ in range(250):
+                with meter.step():
+                    pass
+            virtual.advance(0.05)
+            waiting.append(len(meter.run._collector.timeline.steps))
+    # A drain every 2 s: one finds 50,000 of them and asks, and at the second after that all before the reading is known.
+    assert max(waiting) <= 50_000 + 5_000 * 3 * 2.0
+    assert meter.report().work.steps == 30 * 20 * 250
+    assert meter.report().total_j == pytest.approx(POWER_W * 30, rel=0.01)
+
+
 def test_memory_is_flat_where_nothing_can_be_measured(virtual: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     tracemalloc.start()
