@@ -116,7 +116,7 @@ def test_steps_do_not_pile_up_between_readings_of_the_counter(virtual: Simulatio
                     pass
             virtual.advance(0.05)
             waiting.append(len(meter.run._collector.timeline.steps))
-    # A drain every 2 s: one finds 50,000 of them and asks, and at the second after that all before the reading is known.
+    # A drain every 2 s: one finds 50,000 of them and asks, and at the second after it all before the reading is known.
     assert max(waiting) <= 50_000 + 5_000 * 3 * 2.0
     assert meter.report().work.steps == 30 * 20 * 250
     assert meter.report().total_j == pytest.approx(POWER_W * 30, rel=0.01)
