@@ -148,7 +148,9 @@ class Training:
 class TestContract(PluginContract):
     def train(self, plan: Plan) -> Trained:
         GradientState._reset_state()
-        data = loader(plan.steps * plan.batch_size, plan.wait_s, plan.batch_size)
+        if plan.ranks > 1:
+            AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this was forked from
+        data = loader(plan.ranks * plan.steps * plan.batch_size, plan.wait_s, plan.batch_size)
         training = Training(plan.folder, data, Model(plan.step))
         failure = energy = None
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -338,13 +338,14 @@ def virtual_gpu() -> object:
 
 
 @pytest.mark.parametrize(
-    ("visible", "local", "local_size", "expected", "said"),
+    ("visible", "local", "local_size", "expected", "said", "first"),
     [
-        (None, 1, 4, [1], True),
-        (None, 5, 8, [1], True),
-        ("2", 1, 4, None, False),
-        ("3,1", 1, 2, [1], True),
-        (None, 0, 1, None, False),
+        (None, 1, 4, [1], True, True),
+        (None, 5, 8, [1], True, False),
+        ("2", 1, 4, None, False, False),
+        ("2", 0, 4, None, False, True),
+        ("3,1", 1, 2, [1], True, True),
+        (None, 0, 1, None, False, True),
     ],
 )
 def test_the_gpu_of_a_rank(
@@ -354,6 +355,7 @@ def test_the_gpu_of_a_rank(
     local_size: int,
     expected: list[int] | None,
     said: bool,
+    first: bool,
 ) -> None:
     with simulated_gpus(count=4) as simulation:
         if visible is not None:
@@ -362,6 +364,7 @@ def test_the_gpu_of_a_rank(
         chosen = exchange.own_gpus()
         assert chosen == (None if expected is None else [simulation.gpus[index].uuid for index in expected])
         assert bool(exchange.who.gpu_choice) == said
+        assert exchange.first_on_gpu == first
 
 
 def test_a_process_that_has_ended_is_told_from_one_that_has_not() -> None:
