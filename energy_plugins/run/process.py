@@ -7,16 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from energy_plugins.distributed import RankExchange, this_rank
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.rank_part import Rank
-from energy_plugins.rank_mail import process_group
 from energy_plugins.training.folder import new_folder
 from energy_plugins.training.guard import guarded, warn
 from energy_plugins.training.monitor import Monitor
 
 if TYPE_CHECKING:
     from energy_plugins.config import EnergyConfig
+    from energy_plugins.distributed import RankExchange
 
 
 class Process:
@@ -41,7 +40,7 @@ class Process:
         who = Rank.of(os.environ)
         if who.alone and os.environ.get("LOCAL_RANK", "0") != "0":
             return
-        exchange = None if who.alone else RankExchange("process", this_rank(who))
+        exchange = None if who.alone else _exchange(who)
         measure, devices = self._config.measure, self._config.measure.devices
         if exchange is not None and devices is None:
             devices = exchange.own_gpus()
@@ -76,7 +75,7 @@ class Process:
         report, exchange = meter.report(), self._exchange
         failed = isinstance(sys.exc_info()[1], Exception)
         if exchange is not None:
-            process_group()  # imports torch if it is not there yet, which takes longer than letters are waited for
+            _import_torch()
         folder = self._folder() if exchange is None else exchange.agree(self._folder, failed=failed)
         if folder is not None:
             report.save(folder)
@@ -102,3 +101,16 @@ class Process:
             Monitor.before_run.remove(self.stand_back)
         meter, self._meter = self._meter, None
         return meter
+
+
+def _exchange(who: Rank) -> RankExchange:
+    from energy_plugins.distributed import RankExchange, this_rank  # noqa: PLC0415 - for many ranks only
+
+    return RankExchange("process", this_rank(who))
+
+
+def _import_torch() -> None:
+    """Import what letters between ranks need, if the program has not: that takes longer than letters are waited for."""
+    from energy_plugins.rank_mail import process_group  # noqa: PLC0415 - as above
+
+    process_group()
