@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,8 @@ class Settlement:
         self.start_ns = start_ns
         self.settled_ns = start_ns
         self.tracks = tracks
-        self._stash: dict[int, list[Points]] = {}
+        self._stash: dict[int, tuple[list[Points], int]] = {}
+        """Time -> points of all GPUs, at times that were asked for together, and which of these it is."""
 
     def energy(self, intervals: Sequence[Interval]) -> SpanEnergy:
         """Return joules, bound and coverage of each interval (ns), summed over the GPUs.
@@ -55,7 +57,7 @@ class Settlement:
         if len(fresh) and self.tracks:
             columns = self._points(fresh)
             for row, t_ns in enumerate(fresh.tolist()):
-                self._stash[t_ns] = [points.take(slice(row, row + 1)) for points in columns]
+                self._stash[t_ns] = columns, row
         for t_ns in self._stash.keys() - needed:
             del self._stash[t_ns]
         for track in self.tracks:
@@ -66,7 +68,11 @@ class Settlement:
         """Return points of the curve of GPU ``row``: settled ones, not forgotten or still needed."""
         stashed = np.array([t_ns in self._stash for t_ns in times.tolist()], bool)
         order = np.argsort(np.concatenate([np.flatnonzero(stashed), np.flatnonzero(~stashed)]), kind="stable")
-        parts = [self._stash[t_ns][row] for t_ns in times[stashed].tolist()]
+        kept = [self._stash[t_ns] for t_ns in times[stashed].tolist()]
+        parts = [
+            together[0][0][row].take(np.array([place for _, place in together]))
+            for together in (list(group) for _, group in groupby(kept, key=lambda entry: id(entry[0])))
+        ]
         if not stashed.all():
             parts.append(self.tracks[row].at(times[~stashed]))
         return Points.join(parts).take(order)

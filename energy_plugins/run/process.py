@@ -41,12 +41,11 @@ class Process:
         if who.alone and os.environ.get("LOCAL_RANK", "0") != "0":
             return
         exchange = None if who.alone else _exchange(who)
-        measure, devices = self._config.measure, self._config.measure.devices
-        if exchange is not None and devices is None:
-            devices = exchange.own_gpus()
+        measure = self._config.measure
+        own_gpus = None if exchange is None else exchange.own_gpus()
         meter = EnergyMeter(
             self._config.report.name,
-            devices,
+            own_gpus if measure.devices is None else measure.devices,
             config={"stage": "process", "command": list(self._command)},
             power_sensor=measure.power_sensor,
             activity=measure.activity,

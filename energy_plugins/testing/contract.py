@@ -50,7 +50,7 @@ class Plan:
     with_plugin: bool = True
     lose_gpu_at: int | None = None
     ranks: int = 1
-    """How many processes train together, each as many steps with batches of its own. This one has torchrun's variables."""
+    """How many processes train together, each for as many steps; then each has torchrun's variables."""
     kill_at: int | None = None
     """The step in which this process is killed."""
 
@@ -96,7 +96,7 @@ class PluginContract(ABC):
 
     @abstractmethod
     def train(self, plan: Plan) -> Trained:
-        """Train as planned, catching what the framework raises; one of ``plan.ranks`` processes that all are told to."""
+        """Train as planned, catching what the framework raises; if ``plan.ranks`` are several, in each of them."""
 
     def test_every_step_is_marked_once(self, tmp_path: Path) -> None:
         """One row for each step, in order, with its samples."""
@@ -206,7 +206,6 @@ class PluginContract(ABC):
         assert report.total_j is not None
         assert np.isclose(second.total_j, first.total_j + report.total_j)
 
-
     def test_the_report_of_two_ranks_is_the_sum_of_its_parts(self, tmp_path: Path) -> None:
         """Each rank measures its own GPU and marks its own steps, and rank 0's report has both."""
         with simulated_gpus([Constant(300), Constant(400)]) as simulation:
@@ -251,7 +250,7 @@ class PluginContract(ABC):
 
 
 def _reports_of_ranks(folder: Path) -> tuple[list[Report], Ranks]:
-    """Return the reports of the one training in ``folder`` by rank, which lie where they are looked for, and the whole."""
+    """Return the reports of the training in ``folder`` by rank, those that lie where they should, and the whole."""
     found = {path.parent: Report.load(path.parent) for path in folder.rglob("report.json")}
     (whole,) = (place for place, report in found.items() if report.rank is not None and report.rank.rank == 0)
     ranks = found[whole].ranks

@@ -43,7 +43,7 @@ def _as_rank(work: Callable[[int], object], rank: int, ranks: int, port: int) ->
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    warnings.simplefilter("default")  # those of frameworks about many ranks are no failures of the test that forked this
+    warnings.simplefilter("default")  # what frameworks warn of is no failure of the test that forked this
     work(rank)
 
 

@@ -1,5 +1,7 @@
 """Joules for transformers: `EnergyCallback`, or ``report_to="energy"`` once this is imported, or `attach`."""
 
+from typing import TYPE_CHECKING
+
 try:
     import torch  # noqa: F401 - without it transformers has no Trainer
     import transformers
@@ -14,10 +16,23 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 17
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from energy_plugins.config import EnergyArguments
 from energy_plugins.transformers.callback import EnergyCallback, attach
+
+if TYPE_CHECKING:
+    from energy_plugins.config import EnergyArguments
 
 __all__ = ["EnergyArguments", "EnergyCallback", "attach"]
 
 # What `report_to` may name; transformers has no public way to add to it.
 INTEGRATION_TO_CALLBACK.setdefault("energy", EnergyCallback)
+
+# Hidden from type checkers: to them it would make every misspelt name a valid one.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import `EnergyArguments` when it is asked for: not every training is configured by it."""
+        if name != "EnergyArguments":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from energy_plugins.config import EnergyArguments  # noqa: PLC0415 - see above
+
+        return EnergyArguments

@@ -1,40 +1,27 @@
-"""`EnergyCallback` turns a Trainer's events into marks, and a meter's figures into logs."""
+"""`EnergyCallback`: what a Trainer calls, and how it is found among a Trainer's callbacks.
+
+It is imported wherever trainings may be measured, so what measures is imported when a callback is made.
+"""
 
 # ruff: noqa: ARG002 - events come with what transformers gives them
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
-from transformers.trainer_callback import DefaultFlowCallback, ExportableState, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import DefaultFlowCallback, ExportableState, TrainerCallback
 
-from energy_plugins.config import EnergyArguments, EnergyConfig, effective
-from energy_plugins.measure.forecast import Limits, Position
-from energy_plugins.measure.spans import Kind
-from energy_plugins.training.guard import guarded
-from energy_plugins.training.monitor import Monitor
-from energy_plugins.training.own_gpu import own_gpu
-from energy_plugins.training.place import rank_of
-from energy_plugins.training.watch import Watch
-from energy_plugins.transformers.inside import Inside
-from energy_plugins.transformers.trainers import facts_of, saved_joules, states_of, sum_over_ranks, trainer_above
-from energy_plugins.units import j_to_kwh
+from energy_plugins.transformers.trainers import saved_joules, states_of, trainer_above
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
     from transformers.trainer_callback import TrainerControl, TrainerState
     from transformers.training_args import TrainingArguments
 
+    from energy_plugins.config import EnergyArguments, EnergyConfig
     from energy_plugins.measure.report import Report
-
-_FINAL = {"train_runtime", "train_loss", "total_flos"}
-"""The last log of a training holds all of these; others may hold some."""
-_NOT_OF_TRAINING = ("eval_", "test_", "predict_")
 
 
 class EnergyCallback(TrainerCallback, ExportableState):
@@ -113,6 +100,8 @@ class EnergyCallback(TrainerCallback, ExportableState):
         self._given = report | measure
         arguments = {f"report.{key}": value for key, value in report.items()}
         arguments |= {f"measure.{key}": value for key, value in measure.items()}
+        from energy_plugins.config import effective  # noqa: PLC0415 - see above
+
         self._measure_as(effective(arguments=arguments).config)
 
     @classmethod
@@ -123,17 +112,14 @@ class EnergyCallback(TrainerCallback, ExportableState):
         return callback
 
     def _measure_as(self, config: EnergyConfig) -> None:
-        self._monitor = Monitor(config)
-        self._inside = Inside(self._monitor)
-        self._wasted_j = 0.0
-        """Drawn by attempts of this training whose batch did not fit the GPU (``auto_find_batch_size``)."""
-        self._did_not_fit: int | None = None
-        """The batch size of the attempt before the present one."""
+        from energy_plugins.transformers.fits import Fits  # noqa: PLC0415 - see above
+
+        self._fits = Fits(config)
 
     @property
     def report(self) -> Report | None:
         """The report of the last training that ended in this process."""
-        return self._monitor.report
+        return self._fits.monitor.report
 
     def attach(self, trainer: Trainer) -> Self:
         """Add this to a trainer, in the place of any other of its kind."""
@@ -143,13 +129,9 @@ class EnergyCallback(TrainerCallback, ExportableState):
         _OF_TRAINERS[trainer] = self
         return self
 
-    def give_up(self, error: Exception) -> None:
-        """End the measurement because of ``error``, with one warning; the training goes on."""
-        self._monitor.give_up(error)
-
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the settings, the joules so far, and the run that counts them."""
-        return {"args": dict(self._given), "attributes": {"restored": self._monitor.state()}}
+        return {"args": dict(self._given), "attributes": {"restored": self._fits.monitor.state()}}
 
     # Events.
 
@@ -167,55 +149,35 @@ class EnergyCallback(TrainerCallback, ExportableState):
         trainer = trainer_above()
         user = self if trainer is None else _who_measures(trainer, self)
         if user is not None:
-            user._begin(trainer, args, state, control)  # noqa: SLF001 - our own
-
-    def _begin(
-        self, trainer: Trainer | None, args: TrainingArguments, state: TrainerState, control: TrainerControl
-    ) -> None:
-        self._start(trainer, args, state)
-        budget = self._monitor.budget
-        # Not guarded: looking is collective, so a rank that measures nothing has to take part.
-        if budget is not None:
-            watch = self._monitor.watch_budget(
-                budget,
-                ranks=args.world_size,
-                speaks=state.is_world_process_zero,
-                sum_over_ranks=partial(sum_over_ranks, args),
-            )
-            watch.begin(state.global_step)
-            if watch.spent:
-                self._end_training(watch, state, control)
+            name = type(user).__name__
+            saved = saved_joules(state, name) if state.global_step else None  # a checkpoint's: it is a resumed one
+            # A checkpoint without our state would fail the trainer's next save.
+            states_of(state)[name] = user.state()
+            user._fits.begin(trainer, args, state, control, saved)  # noqa: SLF001 - our own
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Open the step that began with the fetch of its batches."""
-        self._inside.work.taken()
-        self._monitor.open_step(state.global_step)
+        self._fits.begin_step(state)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Begin the optimizer phase, which the end of the step ends."""
-        self._monitor.enter(Kind.OPTIMIZER)
+        self._fits.optimize()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Close the step, and end the training when its budget is spent."""
-        self._monitor.close_step(*self._inside.work.taken())
-        watch, step = self._monitor.watch, state.global_step
-        # Not guarded: looking is collective, so a rank that measures nothing has to take part.
-        if watch is not None and watch.due(step):
-            self._monitor.tell(watch)
-            if watch.look(step):
-                self._end_training(watch, state, control)
+        self._fits.end_step(state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Close a step that was left without its optimizer step, when the data or the training ended in it."""
-        self._monitor.drop_step()
+        self._fits.monitor.drop_step()
 
     def on_log(
         self,
@@ -226,101 +188,14 @@ class EnergyCallback(TrainerCallback, ExportableState):
         **kwargs: object,
     ) -> None:
         """Add the figures to a log of the training, for reporters and ``trainer_state.json``; the last log ends it."""
-        if logs is not None and self._monitor.run is not None and not self._inside.evaluating:
-            self._add_figures(state, logs)
-
-    @guarded
-    def _add_figures(self, state: TrainerState, logs: dict[str, Any]) -> None:
-        if any(key.startswith(_NOT_OF_TRAINING) for key in logs):  # they would become part of an objective
-            return
-        asked = self._monitor.config.report
-        figures: dict[str, float] = {}
-        if logs.keys() >= _FINAL:
-            figures = self._final_figures()
-        elif "loss" in logs and (asked.log or asked.progress_bar):
-            figures = self._monitor.news()
-            self._show_in_bar()
-        if asked.log:
-            logs.update(figures)
-            if state.log_history and state.log_history[-1].get("step") == state.global_step:
-                state.log_history[-1].update(figures)  # a copy of `logs`, made before
+        if logs is not None:
+            self._fits.log(state, logs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Stop measuring if the last log has not done so: a trial that is pruned has none."""
-        self._monitor.finish()
-
-    # A run: one call of `train`, or one attempt of it.
-
-    @guarded
-    def _start(self, trainer: Trainer | None, args: TrainingArguments, state: TrainerState) -> None:
-        monitor, name = self._monitor, type(self).__name__
-        monitor.finish(failed=True)  # what an exception left open where it was not seen
-        batch_size: int | None = getattr(trainer, "_train_batch_size", None)
-        if self._did_not_fit is None or batch_size is None or batch_size >= self._did_not_fit:
-            self._wasted_j = 0.0  # those were of another training
-        self._did_not_fit = None
-        monitor.forget()
-        if state.global_step and (saved := saved_joules(state, name)) is not None:
-            monitor.load(saved)
-        monitor.earlier_j += self._wasted_j
-        # A checkpoint without our state would fail the trainer's next save.
-        states_of(state)[name] = self.state()
-        run = monitor.start(
-            who=rank_of(args.process_index, args.world_size, args.local_process_index),
-            parent=Path(args.output_dir or ".") / "energy",
-            devices=None if args.n_gpu > 1 else own_gpu(args.device),
-            facts=facts_of(trainer, args, state) | ({"wasted_j": self._wasted_j} if self._wasted_j else {}),
-            outlook=lambda: (
-                Limits(optimizer_steps=state.max_steps),
-                Position(epochs=int(state.epoch), batches=0, optimizer_steps=state.global_step),
-            ),
-        )
-        if run is not None and trainer is not None:
-            self._inside.enter(run, trainer, partial(self._failed, args, batch_size))
-
-    def _final_figures(self) -> dict[str, float]:
-        report = self._monitor.finish()
-        if report is None or report.total_j is None:
-            return {}
-        energy_j = self._monitor.earlier_j  # with that of the report by now
-        wasted = {"train_wasted_j": self._wasted_j} if self._wasted_j else {}
-        return {"train_energy_j": energy_j, "train_energy_kwh": j_to_kwh(energy_j), **wasted}
-
-    @guarded
-    def _failed(self, args: TrainingArguments, batch_size: int | None, error: BaseException) -> None:
-        """Keep the report of what was done; if it was because the batch did not fit, a smaller one is tried next."""
-        from accelerate.utils.memory import should_reduce_batch_size  # noqa: PLC0415 - the trainer has imported it
-
-        if self._monitor.run is None:
-            return
-        fits = not (args.auto_find_batch_size and isinstance(error, Exception) and should_reduce_batch_size(error))
-        if not fits:
-            self._monitor.note_stop(f"a batch of {batch_size} did not fit the GPU's memory")
-        report = self._monitor.finish(show=fits, failed=True)
-        if not fits and report is not None:
-            self._wasted_j += report.total_j or 0.0
-            self._did_not_fit = batch_size
-
-    def _show_in_bar(self) -> None:
-        run, trainer = self._monitor.run, trainer_above()
-        if run is None or trainer is None or not self._monitor.config.report.progress_bar:
-            return
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
-                callback.training_bar.set_postfix_str(run.in_short, refresh=False)
-
-    def _end_training(self, watch: Watch, state: TrainerState, control: TrainerControl) -> None:
-        """Have the trainer save a checkpoint and stop, and say so. All ranks do, after the same step."""
-        watch.stopped = True
-        control.should_save = control.should_training_stop = True
-        self._monitor.note_stop(f"{watch.budget} spent")
-        if watch.speaks:
-            sys.stdout.write(
-                f"\nEnergyCallback ends the training after step {state.global_step}: {watch.budget} spent\n"
-            )
-            sys.stdout.flush()
+        self._fits.monitor.finish()
 
 
 def attach(trainer: Trainer, **settings: Any) -> EnergyCallback:  # noqa: ANN401 - those of EnergyCallback

@@ -9,6 +9,7 @@ from typing import Any
 
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.batch import Work
+from energy_plugins.training.guard import guarded
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.monitor import Monitor
 
@@ -27,6 +28,10 @@ class Inside:
         self.work = Work()
         """Of the optimizer step that runs."""
         self.evaluating = False
+
+    def give_up(self, error: Exception) -> None:
+        """End the measurement because of ``error``."""
+        self._monitor.give_up(error)
 
     def enter(self, run: Measured, trainer: object, failed: Callable[[BaseException], None]) -> None:
         """Do so until ``run`` is over.
@@ -58,10 +63,14 @@ class Inside:
     def _in_training_step(self, original: Original, /, *args: object, **kwargs: object) -> object:
         if self.work.batches:
             self._monitor.enter(Kind.FORWARD)  # the first began with the step
-        self.work.add(kwargs.get("inputs", args[1] if len(args) > 1 else None))
+        self._note_work(kwargs.get("inputs", args[1] if len(args) > 1 else None))
         loss = original(*args, **kwargs)
         self._monitor.enter(None)
         return loss
+
+    @guarded
+    def _note_work(self, batch: object) -> None:
+        self.work.add(batch)
 
     def _in_forward(self, original: Original, /, *args: object, **kwargs: object) -> object:
         loss = original(*args, **kwargs)

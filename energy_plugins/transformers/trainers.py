@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from energy_plugins.measure.json_section import JSON
-
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
     from transformers.trainer_callback import TrainerState
     from transformers.training_args import TrainingArguments
+
+    from energy_plugins.measure.json_section import JSON
 
 
 def trainer_above() -> Trainer | None:

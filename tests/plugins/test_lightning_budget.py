@@ -346,7 +346,7 @@ class TestRanks:
         def work(_: int) -> None:
             time.sleep(0.01)
 
-        # In real time: virtual time is not for several processes. Named GPUs are measured by both ranks, and count once;
+        # In real time: virtual time is not for several processes. Named GPUs are measured by both ranks and count once,
         # else each measures its own.
         with simulated_gpus([Constant(500), Constant(700)]):
             monitor = EnergyMonitor(table=False, devices=named, energy_budget_kwh=3 * 1200 / KWH)

@@ -451,8 +451,8 @@ class TestState:
     def test_copies_are_of_the_settings(self, simulation: Simulation, tmp_path: Path) -> None:
         class Copies(TrainerCallback):
             def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                assert callback._monitor.run is not None
-                assert copy.deepcopy(callback)._monitor.run is None
+                assert callback._fits.monitor.run is not None
+                assert copy.deepcopy(callback)._fits.monitor.run is None
                 copied.append(pickle.loads(pickle.dumps(callback)))  # noqa: S301 - our own bytes
 
         copied: list[EnergyCallback] = []
@@ -572,6 +572,22 @@ class TestTrouble:
         assert ours == ["energy: measuring failed, training goes on: the meter broke"]
         assert "evaluate" not in vars(trainer)
 
+    def test_a_batch_that_cannot_be_looked_at(self, simulation: Simulation, tmp_path: Path) -> None:
+        class Odd(dict[str, Any]):
+            def values(self) -> Any:
+                raise TypeError("not that way")
+
+        class Oddly(Trainer):
+            def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+                return super().training_step(model, {"input_ids": torch.ones(4, 8)}, *args, **kwargs)
+
+        collate: Any = lambda rows: Odd(rows=len(rows))  # noqa: E731
+        trainer = Oddly(Model(), make_trainer(tmp_path).args, collate, Rows(12), callbacks=[EnergyCallback()])
+        with our_warnings() as texts:
+            trainer.train()
+        assert trainer.state.global_step == 3
+        assert texts == ["energy: measuring failed, training goes on: not that way"]
+
     def test_a_disk_that_cannot_be_written(self, simulation: Simulation, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         callback = EnergyCallback(folder=str(tmp_path / "file" / "below"))
@@ -654,6 +670,15 @@ class TestSettings:
         assert first.report is None
         assert [one for one in trainer.callback_handler.callbacks if isinstance(one, EnergyCallback)] == [last]
 
+    def test_not_at_all(self, simulation: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ENERGY_MEASURE_ENABLED", "no")
+        callback = EnergyCallback()
+        trainer = make_trainer(tmp_path, callback)
+        trainer.train()
+        assert callback.report is None
+        assert not (tmp_path / "energy").exists()
+        assert "train_energy_j" not in trainer.state.log_history[-1]
+
     def test_by_report_to(self, simulation: Simulation, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, report_to=["energy"])
         trainer.train()
@@ -682,7 +707,7 @@ class TestSettings:
         words = ["--output_dir", str(tmp_path), "--use_cpu", "--energy-report-name", "mine", "--max_steps", "1"]
         args, energy = parser.parse_args_into_dataclasses([*words, "--energy_measure_phases_every_n_steps", "7"])
         callback = EnergyCallback.from_arguments(energy)
-        assert callback._monitor.config.measure.phases_every_n_steps == 7
+        assert callback._fits.monitor.config.measure.phases_every_n_steps == 7
         args.dataloader_pin_memory = False
         Trainer(Model(), args, train_dataset=Rows(12), callbacks=[callback]).train()
         assert (tmp_path / "energy" / "mine-1" / "report.json").exists()

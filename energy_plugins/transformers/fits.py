@@ -1,0 +1,192 @@
+"""The trainings of one `EnergyCallback`, one after the other: starting, steps, figures, ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers.trainer_callback import ProgressCallback
+
+from energy_plugins.config import EnergyConfig
+from energy_plugins.measure.forecast import Limits, Position
+from energy_plugins.measure.spans import Kind
+from energy_plugins.training.guard import guarded
+from energy_plugins.training.monitor import Monitor
+from energy_plugins.training.own_gpu import own_gpu
+from energy_plugins.training.place import rank_of
+from energy_plugins.training.watch import Watch
+from energy_plugins.transformers.inside import Inside
+from energy_plugins.transformers.trainers import facts_of, sum_over_ranks, trainer_above
+from energy_plugins.units import j_to_kwh
+
+if TYPE_CHECKING:
+    from transformers.trainer import Trainer
+    from transformers.trainer_callback import TrainerControl, TrainerState
+    from transformers.training_args import TrainingArguments
+
+_FINAL = {"train_runtime", "train_loss", "total_flos"}
+"""The last log of a training holds all of these; others may hold some."""
+_NOT_OF_TRAINING = ("eval_", "test_", "predict_")
+
+
+class Fits:
+    """Measures trainings: calls of ``train``, or attempts in one to find a batch size (``auto_find_batch_size``).
+
+    Args:
+        config: what is asked for.
+    """
+
+    def __init__(self, config: EnergyConfig) -> None:
+        self.monitor = Monitor(config)
+        self._inside = Inside(self.monitor)
+        self._wasted_j = 0.0
+        """Drawn by attempts of this training whose batch did not fit."""
+        self._did_not_fit: int | None = None
+        """The batch size of the attempt before the present one."""
+
+    def give_up(self, error: Exception) -> None:
+        """End the measurement because of ``error``, with one warning; the training goes on."""
+        self.monitor.give_up(error)
+
+    def begin(
+        self,
+        trainer: Trainer | None,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        saved: Mapping[str, Any] | None,
+    ) -> None:
+        """Start measuring, from the joules that a checkpoint has ``saved``; end the training if its budget is spent."""
+        self._start(trainer, args, state, saved)
+        budget = self.monitor.budget
+        # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        if budget is not None:
+            watch = self.monitor.watch_budget(
+                budget,
+                ranks=args.world_size,
+                speaks=state.is_world_process_zero,
+                sum_over_ranks=partial(sum_over_ranks, args),
+            )
+            watch.begin(state.global_step)
+            if watch.spent:
+                self._end_training(watch, state, control)
+
+    @guarded
+    def _start(
+        self,
+        trainer: Trainer | None,
+        args: TrainingArguments,
+        state: TrainerState,
+        saved: Mapping[str, Any] | None,
+    ) -> None:
+        monitor = self.monitor
+        monitor.finish(failed=True)  # what an exception left open where it was not seen
+        batch_size: int | None = getattr(trainer, "_train_batch_size", None)
+        if self._did_not_fit is None or batch_size is None or batch_size >= self._did_not_fit:
+            self._wasted_j = 0.0  # those were of another training
+        self._did_not_fit = None
+        monitor.forget()
+        if saved is not None:
+            monitor.load(saved)
+        monitor.earlier_j += self._wasted_j
+        if not monitor.config.measure.enabled:
+            return
+        run = monitor.start(
+            who=rank_of(args.process_index, args.world_size, args.local_process_index),
+            parent=Path(args.output_dir or ".") / "energy",
+            devices=None if args.n_gpu > 1 else own_gpu(args.device),
+            facts=facts_of(trainer, args, state) | ({"wasted_j": self._wasted_j} if self._wasted_j else {}),
+            outlook=lambda: (
+                Limits(optimizer_steps=state.max_steps),
+                Position(epochs=int(state.epoch), batches=0, optimizer_steps=state.global_step),
+            ),
+        )
+        if run is not None and trainer is not None:
+            self._inside.enter(run, trainer, partial(self._failed, args, batch_size))
+
+    @guarded
+    def _failed(self, args: TrainingArguments, batch_size: int | None, error: BaseException) -> None:
+        """Keep the report of what was done; if it was because the batch did not fit, a smaller one is tried next."""
+        if self.monitor.run is None:
+            return
+        fits = not (args.auto_find_batch_size and isinstance(error, Exception) and should_reduce_batch_size(error))
+        if not fits:
+            self.monitor.note_stop(f"a batch of {batch_size} did not fit the GPU's memory")
+        report = self.monitor.finish(show=fits, failed=True)
+        if not fits and report is not None:
+            self._wasted_j += report.total_j or 0.0
+            self._did_not_fit = batch_size
+
+    # Steps.
+
+    def begin_step(self, state: TrainerState) -> None:
+        """Open the step that began with the fetch of its batches."""
+        self._inside.work.taken()
+        self.monitor.open_step(state.global_step)
+
+    def optimize(self) -> None:
+        """Begin the optimizer phase, which the end of the step ends."""
+        self.monitor.enter(Kind.OPTIMIZER)
+
+    def end_step(self, state: TrainerState, control: TrainerControl) -> None:
+        """Close the step, and end the training when its budget is spent."""
+        self.monitor.close_step(*self._inside.work.taken())
+        watch, step = self.monitor.watch, state.global_step
+        # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        if watch is not None and watch.due(step):
+            self.monitor.tell(watch)
+            if watch.look(step):
+                self._end_training(watch, state, control)
+
+    def _end_training(self, watch: Watch, state: TrainerState, control: TrainerControl) -> None:
+        """Have the trainer save a checkpoint and stop, and say so. All ranks do, after the same step."""
+        watch.stopped = True
+        control.should_save = control.should_training_stop = True
+        why = f"{watch.budget} spent"
+        self.monitor.note_stop(why)
+        if watch.speaks:
+            sys.stdout.write(f"\nEnergyCallback ends the training after step {state.global_step}: {why}\n")
+            sys.stdout.flush()
+
+    # Figures.
+
+    @guarded
+    def log(self, state: TrainerState, logs: dict[str, Any]) -> None:
+        """Add the figures to a log of the training; stop measuring with the last one, which has the totals."""
+        asked = self.monitor.config.report
+        if self.monitor.run is None or self._inside.evaluating or any(map(_is_not_of_training, logs)):
+            return  # in an evaluation's metrics they would become part of an objective
+        figures: dict[str, float] = {}
+        if logs.keys() >= _FINAL:
+            figures = self._final_figures()
+        elif "loss" in logs and (asked.log or asked.progress_bar):
+            figures = self.monitor.news()
+            self._show_in_bar()
+        if asked.log:
+            logs.update(figures)
+            if state.log_history and state.log_history[-1].get("step") == state.global_step:
+                state.log_history[-1].update(figures)  # a copy of `logs`, made before
+
+    def _final_figures(self) -> dict[str, float]:
+        report = self.monitor.finish()
+        if report is None or report.total_j is None:
+            return {}
+        energy_j = self.monitor.earlier_j  # with that of the report by now
+        wasted = {"train_wasted_j": self._wasted_j} if self._wasted_j else {}
+        return {"train_energy_j": energy_j, "train_energy_kwh": j_to_kwh(energy_j), **wasted}
+
+    def _show_in_bar(self) -> None:
+        run, trainer = self.monitor.run, trainer_above()
+        if run is None or trainer is None or not self.monitor.config.report.progress_bar:
+            return
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.set_postfix_str(run.in_short, refresh=False)
+
+
+def _is_not_of_training(key: str) -> bool:
+    return key.startswith(_NOT_OF_TRAINING)
