@@ -16,7 +16,7 @@ try:
     from accelerate.accelerator import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
     from accelerate.tracking import GeneralTracker
-    from accelerate.utils import DistributedType, broadcast_object_list
+    from accelerate.utils import DistributedType
 except ModuleNotFoundError as error:
     raise ImportError("accelerate is missing: pip install energy-plugins[accelerate]") from error
 
@@ -26,11 +26,11 @@ from energy_plugins.config import KEYS, EnergyConfig, effective
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.spans import Kind
-from energy_plugins.training.folder import new_folder
 from energy_plugins.training.guard import FAILURES, guarded, warn
 from energy_plugins.training.loop import Loop
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
+from energy_plugins.training.place import rank_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -184,9 +184,15 @@ class Attached:
         return self._monitor.news()
 
     def finish(self) -> Report | None:
-        """Stop measuring, put everything back, save the report, print and return it; None if nothing is measured."""
+        """Stop measuring, put everything back, save the report, print and return it; None if nothing is measured.
+
+        Of several processes the main one waits up to 10 s for the others, whose joules are then in its report.
+        """
+        return self._finish(failed=False)
+
+    def _finish(self, *, failed: bool) -> Report | None:
         self._loop.settle()
-        return self._monitor.finish()
+        return self._monitor.finish(failed=failed)
 
     def detach(self) -> None:
         """Finish, and have nothing more to do with the accelerator. A loop without a step has nothing to report."""
@@ -201,7 +207,7 @@ class Attached:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.finish()
+        self._finish(failed=exc_info[0] is not None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the joules of this training so far, earlier runs included, and the run that counts them."""
@@ -229,17 +235,12 @@ class Attached:
         if not is_seen:
             facts["steps"] = f"not marked: {accelerator.distributed_type.value} steps where no optimizer of torch does"
             warn(f"steps are {facts['steps']}; the run is measured as a whole")
-        # First, because it is collective: no rank may fail before all have taken part.
-        folder = _claim_folder(accelerator, config)
-        devices = own_gpu(accelerator.device)
         run = self._monitor.start(
-            folder=folder,
-            devices=devices,
+            who=rank_of(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index),
+            parent=Path(accelerator.project_dir or Path.cwd()) / "energy",
+            devices=own_gpu(accelerator.device),
             facts=facts,
             outlook=lambda: (Limits(), Position(epochs=0, batches=0, optimizer_steps=self._loop.steps)),
-            # GPUs that are not the process's own may be measured by its neighbours too.
-            counts=accelerator.is_local_main_process or (config.measure.devices is None and devices is not None),
-            speaks=accelerator.is_main_process,
         )
         if run is not None:
             self._watch_accelerator(run)
@@ -480,26 +481,6 @@ def _with_batches(loader: object, batches: Callable[[Iterator[object]], Iterator
             _CLASS.__set__(loader, plain)
 
     return put_back
-
-
-def _claim_folder(accelerator: Accelerator, config: EnergyConfig) -> Path | None:
-    """Return the folder of this rank's report, agreed on by all ranks, or None if none can be made."""
-    claimed: list[Path | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            claimed = [new_folder(_parent(accelerator, config), config.report.name or "run")]
-        except FAILURES as error:
-            warn(f"the report is not kept on disk: {error}")
-    if accelerator.num_processes > 1:
-        broadcast_object_list(claimed)
-    (folder,) = claimed
-    return folder if folder is None or accelerator.is_main_process else folder / f"rank-{accelerator.process_index}"
-
-
-def _parent(accelerator: Accelerator, config: EnergyConfig) -> Path:
-    if config.report.folder is not None:
-        return Path(config.report.folder)
-    return Path(accelerator.project_dir or Path.cwd()) / "energy"
 
 
 def _state_file(accelerator: Accelerator, folder: str) -> Path:

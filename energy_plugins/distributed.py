@@ -73,6 +73,8 @@ class RankExchange:
 
     def __init__(self, name: str = "run", who: Rank | None = None) -> None:
         self.who = this_rank() if who is None else who
+        self.first_on_gpu = True
+        """Whether no rank before it on its machine is known to measure the same GPUs; told by `own_gpus`."""
         self._mail = Mail(f"{name}/{next(_runs.setdefault(name, count()))}")
         self._owner = os.getpid()
         self._own_cpu_s = 0.0
@@ -93,16 +95,19 @@ class RankExchange:
         """
         if self.who.local_world_size == 1:
             return None  # it has the machine for itself, and perhaps all GPUs of it
+        local = self.who.local_rank if self.who.local_world_size else self.who.rank
+        self.first_on_gpu = local == 0
         try:
             gpus = within(_DRIVER_PATIENCE_S, visible_gpus)
         except (DeviceError, TimeoutError):
             return None  # the meter meets the same, and says so in the report
         whole = {gpu.uuid for gpu in gpus if gpu.mig is None}
         if (uuid := _cuda_uuid(self.who.local_rank)) in whole and uuid is not None:
+            self.first_on_gpu = True
             return [uuid]
         if len(gpus) < 2:
             return None
-        local = self.who.local_rank if self.who.local_world_size else self.who.rank
+        self.first_on_gpu = local < len(gpus)
         chosen = gpus[local % len(gpus)]
         how = f"CUDA did not say which GPU is used, so it is taken by local rank among the {len(gpus)} visible ones"
         self.who = replace(self.who, gpu_choice=how)
@@ -114,17 +119,18 @@ class RankExchange:
         folder = None if options.folder is None else rank_folder(options.folder, self.who.rank)
         return replace(options, devices=devices, folder=folder, rank=self.who)
 
-    def agree(self, claim: Callable[[], Path | None]) -> Path | None:
+    def agree(self, claim: Callable[[], Path | None], *, failed: bool = False) -> Path | None:
         """Return the folder of this rank's report: ``claim`` makes it on rank 0, and rank k's lies inside that.
 
-        Ranks wait for rank 0 to say, 30 s at most. Where they cannot hear it, they claim one of their own.
+        Ranks wait for rank 0 to say, 30 s at most, and not at all when the training has ``failed``. Where they do not
+        hear it, they claim one of their own.
         """
         if self.who.rank == 0:
             folder = self._claimed(claim)
             if not self.who.alone:
                 self._mail.put("folder", b"" if folder is None else os.fsencode(folder.absolute()))
             return folder
-        heard = self._hear_folder()
+        heard = self._hear_folder(0.0 if failed else _FOLDER_PATIENCE_S)
         if heard == b"":
             return None
         folder = self._claimed(claim) if heard is None else Path(os.fsdecode(heard))
@@ -236,8 +242,8 @@ class RankExchange:
                     letter = RankPart.of(meter.report(), self.who).encode()
                 self._mail.put(f"now/{self.who.rank}", letter)
 
-    def _hear_folder(self) -> bytes | None:
-        deadline_s = time.monotonic() + _FOLDER_PATIENCE_S
+    def _hear_folder(self, patience_s: float) -> bytes | None:
+        deadline_s = time.monotonic() + patience_s
         while self._mail.open:
             if (heard := self._mail.get(["folder"]).get("folder")) is not None:
                 return heard
@@ -284,9 +290,12 @@ def _told(letters: Mapping[int, RankPart | None]) -> dict[int, RankPart]:
     return {rank: part for rank, part in letters.items() if part is not None}
 
 
-def this_rank() -> Rank:
-    """Return which process of a training this is, by its process group or else by the launcher's variables."""
-    who = Rank.of(os.environ, process_group())
+def this_rank(who: Rank | None = None) -> Rank:
+    """Return which process of a training this is, by its process group or else by the launcher's variables.
+
+    Whoever knows that better says ``who``; what tells its process from others is filled in.
+    """
+    who = Rank.of(os.environ, process_group()) if who is None else who
     return replace(who, pid=os.getpid(), boot_id=_boot_id(), pid_space=_pid_space())
 
 

@@ -25,10 +25,10 @@ from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.batch import work_of
-from energy_plugins.training.folder import new_folder
-from energy_plugins.training.guard import FAILURES, guard, warn
+from energy_plugins.training.guard import guard, warn
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
+from energy_plugins.training.place import rank_of
 from energy_plugins.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -197,11 +197,11 @@ class EnergyMonitor(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop measuring, save the report and print it."""
-        self._finish(trainer)
+        self._finish(trainer, failed=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop measuring and keep the report of what was done: after an exception no other hook is called."""
-        self._finish(trainer)
+        self._finish(trainer, failed=True)
 
     # Steps.
 
@@ -311,24 +311,18 @@ class EnergyMonitor(Callback):
 
     @_guarded
     def _start(self, trainer: Trainer) -> None:
-        self._monitor.finish()
-        # First, because it is collective: no rank may fail before all have taken part.
-        folder = self._claim_folder(trainer)
-        devices = own_gpu(trainer.strategy.root_device)
         loop = trainer.fit_loop.epoch_loop
         bracket = _fetch_bracket(loop)
         facts = _facts(trainer)
         if bracket is None:
             facts["data_wait"] = "not measured: this version of Lightning does not call out around a fetch"
         run = self._monitor.start(
-            folder=folder,
-            devices=devices,
+            who=rank_of(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.num_devices),
+            parent=_parent(trainer),
+            devices=own_gpu(trainer.strategy.root_device),
             facts=facts,
             outlook=lambda: (_limits(trainer), _position(trainer)),
             fitting=trainer.state.fn == "fit",
-            # GPUs that are not the rank's own may be measured by its neighbours too.
-            counts=trainer.local_rank == 0 or (self._monitor.config.measure.devices is None and devices is not None),
-            speaks=trainer.is_global_zero,
         )
         if run is None:
             return
@@ -350,28 +344,11 @@ class EnergyMonitor(Callback):
         self._monitor.begin(kind)
 
     @_guarded
-    def _finish(self, trainer: Trainer) -> None:
-        report = self._monitor.finish()
+    def _finish(self, trainer: Trainer, *, failed: bool) -> None:
+        report = self._monitor.finish(failed=failed)
         if report is not None and report.total_j is not None:
             earlier_j = self._monitor.earlier_j if trainer.state.fn == "fit" else report.total_j
             trainer.callback_metrics["energy/total_j"] = _metric(earlier_j)
-
-    def _claim_folder(self, trainer: Trainer) -> Path | None:
-        """Return the folder of this rank's report, agreed on by all ranks, or None if none can be made."""
-        claimed = None
-        if trainer.is_global_zero:
-            try:
-                claimed = new_folder(self._parent(trainer), self._monitor.config.report.name or "run")
-            except FAILURES as error:
-                warn(f"the report is not kept on disk: {error}")
-        folder = trainer.strategy.broadcast(claimed)
-        return folder if folder is None or trainer.is_global_zero else folder / f"rank-{trainer.global_rank}"
-
-    def _parent(self, trainer: Trainer) -> Path:
-        if (folder := self._monitor.config.report.folder) is not None:
-            return Path(folder)
-        root = trainer.default_root_dir
-        return Path.cwd() / "energy" if "://" in root else Path(root) / "energy"
 
     def _before_fetch(self, original: Callable[[], None]) -> None:
         original()
@@ -403,6 +380,11 @@ class EnvironmentMonitor(EnergyMonitor):
             vars(trainer)["callbacks"] = others  # the old list is being gone through
         else:
             super().setup(trainer, pl_module, stage)
+
+
+def _parent(trainer: Trainer) -> Path:
+    root = trainer.default_root_dir
+    return Path.cwd() / "energy" if "://" in root else Path(root) / "energy"
 
 
 def _sum_over_ranks(trainer: Trainer, joules: tuple[float, ...]) -> tuple[float, ...]:

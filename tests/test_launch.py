@@ -17,6 +17,7 @@ import pytest
 
 from energy_plugins.lightning import EnergyMonitor
 from energy_plugins.lightning_factory import callbacks
+from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report import Report
 from energy_plugins.run.imports import Imports
 from energy_plugins.testing import Simulation
@@ -172,11 +173,11 @@ Start = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def start(simulated: Simulated, programs: Path, installed: Path, tmp_path: Path) -> Start:
-    """Run a command on a simulated GPU, in an empty folder."""
+    """Run a command on simulated GPUs, in an empty folder."""
 
-    def run(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str | Path, gpus: int = 1, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {
-            **simulated().environment(),
+            **simulated(count=gpus).environment(),
             "PYTHONPATH": os.pathsep.join((str(installed), str(ROOT), str(programs))),
             "HF_HOME": str(tmp_path / "hf"),
             "OMP_NUM_THREADS": "1",
@@ -306,11 +307,23 @@ class TestLaunch:
         words: list[str | Path] = [*LAUNCH, "--config_file", theirs, programs / "loop.py"]
         if stock:
             words = ["-m", "accelerate.commands.launch", *words[2:4], *RUN, "--energy-config", ours, "-m", "loop"]
-        ended = start(*words, tmp_path / "out")
+        ended = start(*words, tmp_path / "out", gpus=2)
         assert ended.returncode == 0, ended.stderr
         assert all(f"rank {rank} of 2 is done" in ended.stdout for rank in (0, 1))
         found = {name: report.steps.rows for name, report in reports(tmp_path).items()}
         assert found == {"out/energy/mine-1": 3, "out/energy/mine-1/rank-1": 3}
+        assert both_gpus_once(reports(tmp_path)).steps == 6
+
+    @pytest.mark.slow
+    def test_two_processes_without_a_framework(self, start: Start, tmp_path: Path) -> None:
+        config = tmp_path / "accelerate.yaml"
+        config.write_text(f"compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\n{TWO_PROCESSES}")
+        ended = start(*LAUNCH, "--config_file", config, "-m", "plain", "0", gpus=2)
+        assert ended.returncode == 0, ended.stderr
+        found = reports(tmp_path / "energy")
+        assert sorted(found) == ["run-1", "run-1/rank-1"]
+        assert both_gpus_once(found).complete
+        assert ended.stdout.count("Report: ") == 1
 
     @pytest.mark.slow
     def test_the_scripts_failure_is_the_launchers(self, start: Start, programs: Path) -> None:
@@ -332,6 +345,15 @@ class TestLaunch:
         ended = start(*LAUNCH, *(word.format(tmp_path) for word in words))
         assert ended.returncode == 2
         assert said in ended.stderr
+
+
+def both_gpus_once(found: dict[str, Report]) -> Ranks:
+    """Return the whole of two processes, which have a GPU each and are its parts."""
+    whole, other = (found[name] for name in sorted(found))
+    assert whole.ranks is not None
+    assert len({*whole.gpu_j, *other.gpu_j}) == len([*whole.gpu_j, *other.gpu_j]) == whole.ranks.gpus == 2
+    assert whole.ranks.total_j == pytest.approx((whole.total_j or 0) + (other.total_j or 0), rel=1e-12)
+    return whole.ranks
 
 
 TWO_PROCESSES = "num_processes: 2\nnum_machines: 1\nmachine_rank: 0\nuse_cpu: true\nmain_process_port: 0\n"

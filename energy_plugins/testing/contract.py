@@ -4,19 +4,25 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from energy_plugins.measure.drivers import Drivers, use_drivers
+from energy_plugins.measure.rank_folders import rank_folder
+from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report import Report
-from energy_plugins.testing import SimulatedDevice, simulated_gpus
+from energy_plugins.testing import Constant, SimulatedDevice, simulated_gpus
 from energy_plugins.testing.faults import GpuLost
+from energy_plugins.testing.ranks import in_ranks
 
 STEP_OPS = 8e12
 """About 10 ms of a simulated H200."""
@@ -43,6 +49,10 @@ class Plan:
     """The checkpoint of an earlier training to go on from, for as many steps again."""
     with_plugin: bool = True
     lose_gpu_at: int | None = None
+    ranks: int = 1
+    """How many processes train together, each for as many steps; then each has torchrun's variables."""
+    kill_at: int | None = None
+    """The step in which this process is killed."""
 
     def step(self, index: int) -> None:
         """Do one step's work on the GPU. Every training step calls this with its number in this training.
@@ -52,6 +62,8 @@ class Plan:
         """
         if index == self.fail_at:
             raise PlannedError
+        if index == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.gpu is None:
             return
         if index == self.lose_gpu_at:
@@ -84,7 +96,7 @@ class PluginContract(ABC):
 
     @abstractmethod
     def train(self, plan: Plan) -> Trained:
-        """Train as planned, catching what the framework raises."""
+        """Train as planned, catching what the framework raises; if ``plan.ranks`` are several, in each of them."""
 
     def test_every_step_is_marked_once(self, tmp_path: Path) -> None:
         """One row for each step, in order, with its samples."""
@@ -193,6 +205,57 @@ class PluginContract(ABC):
         assert second.total_j is not None
         assert report.total_j is not None
         assert np.isclose(second.total_j, first.total_j + report.total_j)
+
+    def test_the_report_of_two_ranks_is_the_sum_of_its_parts(self, tmp_path: Path) -> None:
+        """Each rank measures its own GPU and marks its own steps, and rank 0's report has both."""
+        with simulated_gpus([Constant(300), Constant(400)]) as simulation:
+            assert self._train_ranks(Plan(folder=tmp_path), simulation.gpus) == [0, 0]
+            uuids = [gpu.uuid for gpu in simulation.gpus]
+        reports, ranks = _reports_of_ranks(tmp_path)
+        assert len(reports) == 2
+        assert [list(report.gpu_j) for report in reports] == [[uuid] for uuid in uuids]
+        for rank, report in enumerate(reports):
+            assert report.steps["index"].tolist() == list(range(20))
+            assert (tmp_path / f"steps-{rank}").read_text() == "20"
+        assert reports[1].ranks is None
+        assert (ranks.complete, ranks.absent, ranks.gpus, ranks.steps, ranks.samples) == (True, (), 2, 40, 160)
+        assert ranks.total_j is not None
+        assert math.isclose(ranks.total_j, math.fsum(report.total_j or 0.0 for report in reports), rel_tol=1e-12)
+        assert [row.part.run_id for row in ranks.rows] == [report.run_id for report in reports]
+
+    def test_a_rank_that_is_killed_is_named(self, tmp_path: Path) -> None:
+        """Rank 0 comes to an end, and its report says of whom it knows no end."""
+        with simulated_gpus([Constant(300), Constant(400)]) as simulation:
+            codes = self._train_ranks(Plan(folder=tmp_path, kill_at=10), simulation.gpus)
+        assert codes == [1, -signal.SIGKILL], "rank 0 ends, because it cannot train without the other"
+        reports, ranks = _reports_of_ranks(tmp_path)
+        assert reports[0].complete
+        assert reports[0].steps.rows >= 10
+        assert not ranks.complete
+        assert [row.part.who.rank for row in ranks.rows if row.part.complete] == [0]
+        assert [text for text in reports[0].warnings if "rank 1" in text]
+
+    def _train_ranks(self, plan: Plan, gpus: Sequence[SimulatedDevice]) -> list[int]:
+        """Train in a process for each of ``gpus``, of which the last is killed if one is; return how they ended."""
+        last = len(gpus) - 1
+
+        def train(rank: int) -> None:
+            own = replace(plan, gpu=gpus[rank], ranks=len(gpus), kill_at=plan.kill_at if rank == last else None)
+            trained = self.train(own)
+            if trained.failure is not None:
+                raise trained.failure
+            (plan.folder / f"steps-{rank}").write_text(str(trained.steps))
+
+        return in_ranks(len(gpus), train)
+
+
+def _reports_of_ranks(folder: Path) -> tuple[list[Report], Ranks]:
+    """Return the reports of the training in ``folder`` by rank, those that lie where they should, and the whole."""
+    found = {path.parent: Report.load(path.parent) for path in folder.rglob("report.json")}
+    (whole,) = (place for place, report in found.items() if report.rank is not None and report.rank.rank == 0)
+    ranks = found[whole].ranks
+    assert ranks is not None
+    return [found[place] for rank in range(ranks.world_size) if (place := rank_folder(whole, rank)) in found], ranks
 
 
 def _report(trained: Trained) -> Report:

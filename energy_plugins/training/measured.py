@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.measure.forecast import Forecast, Limits, Pace, Position, batches_left, in_short
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.figures import figures
+from energy_plugins.training.place import Place
 from energy_plugins.training.replaced import Replaced
 from energy_plugins.training.steps import Steps
 from energy_plugins.units import j_to_kwh
+
+if TYPE_CHECKING:
+    from energy_plugins.measure.report import Report
 
 Outlook = Callable[[], tuple[Limits, Position]]
 """What may end a training, and where it stands."""
@@ -25,23 +29,19 @@ class Measured:
 
     Args:
         meter: started.
-        folder: where the report goes, None if it is not kept.
+        place: where it measures, and with whom.
         fitting: whether it is a fit, which has a span of its own and adds to what the training drew.
-        counts: whether its joules are no other rank's too.
         outlook: asked when a forecast is made.
     """
 
-    def __init__(
-        self, meter: EnergyMeter, folder: Path | None, *, fitting: bool, counts: bool, outlook: Outlook
-    ) -> None:
+    def __init__(self, meter: EnergyMeter, place: Place, *, fitting: bool, outlook: Outlook) -> None:
         self.key = uuid.uuid4().hex
         self.owner = os.getpid()
         self.meter = meter
-        self.folder = folder
+        self.place = place
         self.fitting = fitting
         self.steps = Steps(meter, current_drivers().clock.now_ns)
         self.replaced = Replaced()
-        self.counts = counts
         self.made = 0
         """Steps."""
         self.drawn_j = 0.0
@@ -81,8 +81,26 @@ class Measured:
             "energy/forecast_s": forecast.left_s,
         }
 
-    def close(self) -> None:
-        """Put everything back and stop the meter."""
+    def finish(self, *, failed: bool) -> Report:
+        """Put everything back, stop the meter and return its report; on rank 0 with those of all ranks.
+
+        That waits up to 10 s for the others, unless the training has ``failed``.
+        """
+        try:
+            self._close()
+            report = self.meter.report()
+        except BaseException:
+            self.place.abandon()
+            raise
+        exchange = self.place.exchange
+        return report if exchange is None else exchange.finish(report, self.place.folder, failed=failed)
+
+    def drop(self) -> None:
+        """Put everything back and stop the meter, whose report nobody will ask for."""
+        self.place.abandon()
+        self._close()
+
+    def _close(self) -> None:
         self.replaced.close()
         try:
             self.steps.close()

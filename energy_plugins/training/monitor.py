@@ -7,17 +7,19 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.meter import EnergyMeter
+from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.figures import TOTALS
 from energy_plugins.training.guard import FAILURES, guarded, warn
 from energy_plugins.training.measured import Measured, Outlook
+from energy_plugins.training.place import Devices, Place
 from energy_plugins.training.watch import SumOverRanks, Watch
 
 if TYPE_CHECKING:
@@ -64,70 +66,82 @@ class Monitor:
     def start(  # noqa: PLR0913 - what a run is
         self,
         *,
-        folder: Path | None,
-        devices: Sequence[int | str] | None,
+        who: Rank,
+        parent: Path,
+        devices: Devices,
         facts: Mapping[str, JSON],
         outlook: Outlook,
         fitting: bool = True,
-        counts: bool = True,
-        speaks: bool = True,
     ) -> Measured | None:
-        """Start measuring, and return the run; None if that failed.
+        """Start measuring, and return the run; None if that failed. All ranks of a training call it, rank 0 prints.
 
         Args:
-            folder: for the report, new; None if it is not to be kept.
-            devices: to measure, unless the user named some; None for all that are visible.
+            who: which process of the training this is, see `rank_of`.
+            parent: where reports go, unless the user named a folder.
+            devices: what this process trains on, unless the user named some; None if the framework does not say.
             facts: what a reader of the report needs to know of the trainer.
             outlook: see `Measured`.
             fitting: see `Measured`.
-            counts: see `Measured`.
-            speaks: whether this process is the one that prints.
         """
-        self.finish()
-        self._speaks = speaks
-        self._start(folder=folder, devices=devices, facts=facts, outlook=outlook, fitting=fitting, counts=counts)
+        self.finish(failed=True)  # one that is still there was left by an exception that nobody saw
+        self._speaks = who.rank == 0
+        self._start(who=who, parent=parent, devices=devices, facts=facts, outlook=outlook, fitting=fitting)
         return self.run
 
     @guarded
     def _start(  # noqa: PLR0913 - as `start`
         self,
         *,
-        folder: Path | None,
-        devices: Sequence[int | str] | None,
+        who: Rank,
+        parent: Path,
+        devices: Devices,
         facts: Mapping[str, JSON],
         outlook: Outlook,
         fitting: bool,
-        counts: bool,
     ) -> None:
         measure, report = self.config.measure, self.config.report
         if not measure.enabled:
             return
-        meter = EnergyMeter(
-            report.name,
-            measure.devices if measure.devices is not None else devices,
-            folder=folder,
-            config={**facts, "earlier_j": self.earlier_j},
-            power_sensor=measure.power_sensor,
-            activity=measure.activity,
-        )
-        for stand_back in tuple(self.before_run):
-            stand_back()
-        meter.start()
-        self.run = Measured(meter, folder, fitting=fitting, counts=counts, outlook=outlook)
+        place = Place.of(who, self.config, parent, devices)
+        try:
+            meter = EnergyMeter(
+                report.name,
+                place.devices,
+                folder=place.folder,
+                config={**facts, "earlier_j": self.earlier_j},
+                power_sensor=measure.power_sensor,
+                activity=measure.activity,
+                rank=place.who,
+            )
+            for stand_back in tuple(self.before_run):
+                stand_back()
+            meter.start()
+        except FAILURES:
+            place.abandon()
+            raise
+        if place.exchange is not None:
+            place.exchange.watch(meter)
+        self.run = Measured(meter, place, fitting=fitting, outlook=outlook)
         if report.log or report.progress_bar or self.budget is not None:
             meter.latest(peek=True)  # figures are made from now on, so that no step is missing in them
-        atexit.register(self.finish)
+        atexit.register(self._at_exit)
         if fitting and self.budget is not None and not (meter.run and meter.run.own):
             warn(f"no GPU is measured, so no {self.budget} can be kept")
 
-    def finish(self, *, show: bool = True) -> Report | None:
-        """Stop measuring, save the report, print it if it is to be shown, and return it; None if no run is measured."""
+    def finish(self, *, show: bool = True, failed: bool = False) -> Report | None:
+        """Stop measuring, save the report, print it if it is to be shown, and return it; None if no run is measured.
+
+        Rank 0 waits for the last word of the others, up to 10 s, unless the training has ``failed``.
+        """
         before = self.report
-        self._finish(show=show)
+        self._finish(show=show, failed=failed)
         return self.report if self.report is not before else None
 
+    def _at_exit(self) -> None:
+        self.finish(failed=hasattr(sys, "last_value"))  # of an exception that nobody caught
+
     @guarded
-    def _finish(self, *, show: bool) -> None:
+    def _finish(self, *, show: bool, failed: bool) -> None:
         run, self.run = self.run, None
         watch, self.watch = self.watch, None
         if watch is not None:
@@ -136,14 +150,13 @@ class Monitor:
                 self.earlier_fit_j = watch.total_j(watch.own_j)
         if run is None or run.owner != os.getpid():  # a forked child that exits leaves the run to its parent
             return
-        atexit.unregister(self.finish)
-        run.close()
-        self.report = report = run.meter.report()
+        atexit.unregister(self._at_exit)
+        self.report = report = run.finish(failed=failed)
         if report.total_j is not None and run.fitting:
             self.earlier_j += report.total_j
             self.earlier_fit_j = None if watch is None else watch.total_j(report.total_j)
         if show and self.config.report.table and self._speaks:
-            where = f"\nReport: {run.folder}" if run.folder is not None else ""
+            where = f"\nReport: {run.place.folder}" if run.place.folder is not None else ""
             sys.stdout.write(f"\n{report}{where}\n")
             sys.stdout.flush()
 
@@ -152,20 +165,20 @@ class Monitor:
         """Stop measuring and leave nothing: another measures this training."""
         run, self.run = self.run, None
         if run is not None:
-            atexit.unregister(self.finish)
-            run.close()
-            if run.folder is not None:
-                shutil.rmtree(run.folder, ignore_errors=True)
+            atexit.unregister(self._at_exit)
+            run.drop()
+            if run.place.folder is not None:
+                shutil.rmtree(run.place.folder, ignore_errors=True)
 
     def give_up(self, error: Exception) -> None:
         """End the measurement because of ``error``; its joules so far still count."""
         run, self.run = self.run, None
         if run is not None:
-            atexit.unregister(self.finish)
+            atexit.unregister(self._at_exit)
             with suppress(*FAILURES):
                 run.drawn_j = run.meter.drawn_j()
             with suppress(*FAILURES):
-                run.close()
+                run.drop()
             if run.fitting:
                 self._keep_drawn(run)
         if not self._warned:
@@ -176,7 +189,7 @@ class Monitor:
         """Count what a fit drew that is not measured to its end."""
         self.earlier_j += run.drawn_j
         if (watch := self.watch) is not None:
-            watch.own_j = run.drawn_j if run.counts else watch.own_j
+            watch.own_j = run.drawn_j if run.place.counts else watch.own_j
             self.earlier_fit_j = watch.total_j(watch.own_j)
 
     # Marks.
@@ -272,7 +285,7 @@ class Monitor:
     def tell(self, watch: Watch) -> None:
         """Say what this rank has drawn and expects to; if it measures no more, what it said last."""
         self.refresh()
-        if self.run is not None and self.run.counts:
+        if self.run is not None and self.run.place.counts:
             watch.own_j = self.run.drawn_j
             forecast = self.run.forecast()
             watch.own_expected_j = math.nan if forecast is None else forecast.energy_j

@@ -8,17 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers.trainer_callback import ProgressCallback
 
 from energy_plugins.config import EnergyConfig
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.spans import Kind
-from energy_plugins.training.folder import new_folder
-from energy_plugins.training.guard import FAILURES, guarded, warn
+from energy_plugins.training.guard import guarded
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
+from energy_plugins.training.place import rank_of
 from energy_plugins.training.watch import Watch
 from energy_plugins.transformers.inside import Inside
 from energy_plugins.transformers.trainers import facts_of, sum_over_ranks, trainer_above
@@ -85,7 +84,7 @@ class Fits:
         saved: Mapping[str, Any] | None,
     ) -> None:
         monitor = self.monitor
-        monitor.finish()  # what an exception left open where it was not seen
+        monitor.finish(failed=True)  # what an exception left open where it was not seen
         batch_size: int | None = getattr(trainer, "_train_batch_size", None)
         if self._did_not_fit is None or batch_size is None or batch_size >= self._did_not_fit:
             self._wasted_j = 0.0  # those were of another training
@@ -96,38 +95,18 @@ class Fits:
         monitor.earlier_j += self._wasted_j
         if not monitor.config.measure.enabled:
             return
-        # First, because it is collective: no rank may fail before all have taken part.
-        folder = self._claim_folder(args, state)
-        devices = None if args.n_gpu > 1 else own_gpu(args.device)
         run = monitor.start(
-            folder=folder,
-            devices=devices,
+            who=rank_of(args.process_index, args.world_size, args.local_process_index),
+            parent=Path(args.output_dir or ".") / "energy",
+            devices=None if args.n_gpu > 1 else own_gpu(args.device),
             facts=facts_of(trainer, args, state) | ({"wasted_j": self._wasted_j} if self._wasted_j else {}),
             outlook=lambda: (
                 Limits(optimizer_steps=state.max_steps),
                 Position(epochs=int(state.epoch), batches=0, optimizer_steps=state.global_step),
             ),
-            # GPUs that are not the rank's own may be measured by its neighbours too.
-            counts=args.local_process_index == 0 or (monitor.config.measure.devices is None and devices is not None),
-            speaks=state.is_world_process_zero,
         )
         if run is not None and trainer is not None:
             self._inside.enter(run, trainer, partial(self._failed, args, batch_size))
-
-    def _claim_folder(self, args: TrainingArguments, state: TrainerState) -> Path | None:
-        """Return the folder of this rank's report, agreed on by all ranks, or None if none can be made."""
-        claimed: list[Path | None] = [None]
-        if state.is_world_process_zero:
-            asked = self.monitor.config.report
-            parent = Path(args.output_dir or ".") / "energy" if asked.folder is None else Path(asked.folder)
-            try:
-                claimed = [new_folder(parent, asked.name or "run")]
-            except FAILURES as error:
-                warn(f"the report is not kept on disk: {error}")
-        if args.world_size > 1:
-            broadcast_object_list(claimed)
-        (folder,) = claimed
-        return folder if folder is None or state.is_world_process_zero else folder / f"rank-{args.process_index}"
 
     @guarded
     def _failed(self, args: TrainingArguments, batch_size: int | None, error: BaseException) -> None:
@@ -137,7 +116,7 @@ class Fits:
         fits = not (args.auto_find_batch_size and isinstance(error, Exception) and should_reduce_batch_size(error))
         if not fits:
             self.monitor.note_stop(f"a batch of {batch_size} did not fit the GPU's memory")
-        report = self.monitor.finish(show=fits)
+        report = self.monitor.finish(show=fits, failed=True)
         if not fits and report is not None:
             self._wasted_j += report.total_j or 0.0
             self._did_not_fit = batch_size

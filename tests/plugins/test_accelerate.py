@@ -25,6 +25,9 @@ from accelerate import Accelerator, tracking
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from energy_plugins.accelerate import Attached, EnergyPlugin, EnergyTracker, attach
@@ -32,8 +35,9 @@ from energy_plugins.config import KEYS
 from energy_plugins.errors import ConfigError
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
-from energy_plugins.testing import Simulation, simulated_gpus
+from energy_plugins.testing import Constant, Simulation, simulated_gpus
 from energy_plugins.testing.contract import Plan, PluginContract, Trained
+from energy_plugins.testing.ranks import in_ranks
 
 REGISTERS = hasattr(tracking, "register_tracker_class")
 SYNCHRONISING = ("Synchronize", "cudaMemcpy", "cudaEventQuery")
@@ -148,7 +152,9 @@ class Training:
 class TestContract(PluginContract):
     def train(self, plan: Plan) -> Trained:
         GradientState._reset_state()
-        data = loader(plan.steps * plan.batch_size, plan.wait_s, plan.batch_size)
+        if plan.ranks > 1:
+            AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this was forked from
+        data = loader(plan.ranks * plan.steps * plan.batch_size, plan.wait_s, plan.batch_size)
         training = Training(plan.folder, data, Model(plan.step))
         failure = energy = None
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -177,6 +183,31 @@ class TestContract(PluginContract):
                 event.name for event in profile.events() or () if any(name in event.name for name in SYNCHRONISING)
             ),
         )
+
+
+def test_fsdp2(tmp_path: Path) -> None:
+    """A model sharded by torch's own function; accelerate itself does that on GPUs only."""
+
+    def train(rank: int) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this was forked from
+        accelerator = Accelerator(cpu=True, project_dir=str(tmp_path))
+        model: Any = fully_shard(Model(), mesh=init_device_mesh("cpu", (2,)))
+        assert isinstance(model.layer.weight, DTensor)
+        optimizer, data = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=1e-6), loader(2 * 4 * 10))
+        with attach(accelerator, table=False, phases_every_n_steps=1):
+            for batch in data:
+                accelerator.backward(model(batch))
+                optimizer.step()
+
+    with simulated_gpus([Constant(300), Constant(400)]):
+        assert in_ranks(2, train) == [0, 0]
+    whole, other = load(tmp_path), Report.load(tmp_path / "energy" / "run-1" / "rank-1")
+    for report in (whole, other):
+        assert report.steps["samples"].tolist() == [4] * 10
+        assert (counts(report)["backward"], counts(report)["optimizer"]) == (10, 10)
+    assert whole.ranks is not None
+    assert whole.ranks.complete
+    assert whole.ranks.total_j == pytest.approx((whole.total_j or 0) + (other.total_j or 0), rel=1e-12)
 
 
 class TestSteps:

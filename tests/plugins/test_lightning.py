@@ -141,15 +141,15 @@ def simulation() -> Iterator[Simulation]:
 class TestContract(PluginContract):
     def train(self, plan: Plan) -> Trained:
         monitor = EnergyMonitor(log=False, progress_bar=False, table=False)
-        trainer = make_trainer(
-            plan.folder, *([monitor] if plan.with_plugin else []), max_epochs=1 if plan.resume_from is None else 2
-        )
+        among = {"strategy": "ddp", "devices": plan.ranks} if plan.ranks > 1 else {}
+        callbacks = [monitor] if plan.with_plugin else []
+        trainer = make_trainer(plan.folder, *callbacks, max_epochs=1 if plan.resume_from is None else 2, **among)
         model = Model(plan.step)
         hosts = (trainer, trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.strategy, model)
         failure = None
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             try:
-                data = loader(plan.steps * plan.batch_size, plan.wait_s, plan.batch_size)
+                data = loader(plan.ranks * plan.steps * plan.batch_size, plan.wait_s, plan.batch_size)
                 trainer.fit(model, data, ckpt_path=plan.resume_from)
             except Exception as error:  # noqa: BLE001 - the contract judges it
                 failure = error

@@ -341,13 +341,15 @@ class Records(Callback):
 
 
 class TestRanks:
-    def test_all_stop_after_the_same_step(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("named", [[0, 1], None])
+    def test_all_stop_after_the_same_step(self, tmp_path: Path, named: list[int] | None) -> None:
         def work(_: int) -> None:
             time.sleep(0.01)
 
-        # In real time: virtual time is not for several processes. Both ranks measure both GPUs, and count them once.
+        # In real time: virtual time is not for several processes. Named GPUs are measured by both ranks and count once,
+        # else each measures its own.
         with simulated_gpus([Constant(500), Constant(700)]):
-            monitor = EnergyMonitor(table=False, energy_budget_kwh=3 * 1200 / KWH)
+            monitor = EnergyMonitor(table=False, devices=named, energy_budget_kwh=3 * 1200 / KWH)
             trainer = make_trainer(tmp_path, monitor, Records(tmp_path), strategy="ddp_fork", devices=2)
             trainer.fit(Model(work, batch_size=1), loader(4000, batch_size=1))
         first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
@@ -355,7 +357,9 @@ class TestRanks:
         assert first < 2000
         reports = [load(tmp_path), Report.load(tmp_path / "energy" / "run-1" / "rank-1")]
         assert [report.stopped for report in reports] == ["energy budget of 0.001 kWh spent"] * 2
-        assert reports[0].total_j == pytest.approx(3600, rel=0.15)
+        assert reports[0].total_j == pytest.approx(3600 if named else 3600 * 5 / 12, rel=0.15)
+        assert reports[0].ranks is not None
+        assert reports[0].ranks.total_j == pytest.approx(3600, rel=0.15)
         saved = torch.load(tmp_path / "energy_budget.ckpt", weights_only=True)
         assert saved["global_step"] == first
         assert saved["callbacks"]["EnergyMonitor"]["fit_j"] == pytest.approx(3600, rel=0.15)

@@ -125,7 +125,7 @@ class TestContract(PluginContract):
     def train(self, plan: Plan) -> Trained:
         # One batch more than is trained on: each fetch is of the batch after the next, which the last step would lack.
         steps = plan.steps if plan.resume_from is None else 2 * plan.steps
-        data = Rows((steps + 1) * plan.batch_size, plan.wait_s, plan.batch_size)
+        data = Rows(plan.ranks * (steps + 1) * plan.batch_size, plan.wait_s, plan.batch_size)
         model = Model(plan.step)
         callbacks = [EnergyCallback(table=False)] if plan.with_plugin else []
         trainer = make_trainer(plan.folder, *callbacks, model=model, data=data, max_steps=steps)

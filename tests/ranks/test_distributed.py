@@ -282,6 +282,43 @@ dist.barrier()  # the store is rank 0's
     assert endings[1].out.split() == [f"{tmp_path}/fit-0/rank-1", f"{tmp_path}/fit-1/rank-1", "None"]
 
 
+def test_fsdp2(launcher: Launcher, tmp_path: Path) -> None:
+    """A model whose parameters are sharded over the ranks: their collectives are none of ours, and ours are none."""
+    code = """
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.Sequential(*[torch.nn.Linear(16, 16) for _ in range(3)])
+mesh = init_device_mesh("cpu", (2,))
+for layer in model:
+    fully_shard(layer, mesh=mesh)
+fully_shard(model, mesh=mesh)
+shard = next(model.parameters())
+assert shard.to_local().numel() * 2 == shard.numel()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+with EnergyMeter("train", folder=folder, distributed=True) as meter:
+    for _ in range(20):
+        with meter.step(samples=4):
+            loss = model(torch.ones(4, 16)).square().mean()
+            with meter.span(Kind.BACKWARD):
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+dist.destroy_process_group()
+"""
+    with simulated_gpus([Constant(300), Constant(400)]) as simulation:
+        assert clean(launcher.run(code, tmp_path, simulation, 2))
+    alone = reports(tmp_path, 2)
+    ranks = alone[0].ranks
+    assert ranks is not None
+    assert [report.steps.rows for report in alone] == [20, 20]
+    assert (ranks.complete, ranks.gpus, ranks.steps) == (True, 2, 40)
+    assert ranks.total_j == pytest.approx(sum(report.total_j or 0 for report in alone), rel=1e-12)
+    assert all(row.part.backward is not None for row in ranks.rows)
+
+
 @pytest.mark.slow
 def test_torchrun_as_it_is(tmp_path: Path) -> None:
     """The launcher's own store serves ranks that never make a process group."""
@@ -338,13 +375,14 @@ def virtual_gpu() -> object:
 
 
 @pytest.mark.parametrize(
-    ("visible", "local", "local_size", "expected", "said"),
+    ("visible", "local", "local_size", "expected", "said", "first"),
     [
-        (None, 1, 4, [1], True),
-        (None, 5, 8, [1], True),
-        ("2", 1, 4, None, False),
-        ("3,1", 1, 2, [1], True),
-        (None, 0, 1, None, False),
+        (None, 1, 4, [1], True, True),
+        (None, 5, 8, [1], True, False),
+        ("2", 1, 4, None, False, False),
+        ("2", 0, 4, None, False, True),
+        ("3,1", 1, 2, [1], True, True),
+        (None, 0, 1, None, False, True),
     ],
 )
 def test_the_gpu_of_a_rank(
@@ -354,6 +392,7 @@ def test_the_gpu_of_a_rank(
     local_size: int,
     expected: list[int] | None,
     said: bool,
+    first: bool,
 ) -> None:
     with simulated_gpus(count=4) as simulation:
         if visible is not None:
@@ -362,6 +401,7 @@ def test_the_gpu_of_a_rank(
         chosen = exchange.own_gpus()
         assert chosen == (None if expected is None else [simulation.gpus[index].uuid for index in expected])
         assert bool(exchange.who.gpu_choice) == said
+        assert exchange.first_on_gpu == first
 
 
 def test_a_process_that_has_ended_is_told_from_one_that_has_not() -> None:
