@@ -12,6 +12,7 @@ from energy_plugins.measure.rank_part import Rank
 from energy_plugins.training.folder import new_folder
 from energy_plugins.training.guard import guarded, warn
 from energy_plugins.training.monitor import Monitor
+from energy_plugins.training.place import Devices
 
 if TYPE_CHECKING:
     from energy_plugins.config import EnergyConfig
@@ -42,10 +43,12 @@ class Process:
             return
         exchange = None if who.alone else _exchange(who)
         measure = self._config.measure
-        own_gpus = None if exchange is None else exchange.own_gpus()
+        devices: Devices = measure.devices
+        if exchange is not None and devices is None:
+            devices = exchange.own_gpus()
         meter = EnergyMeter(
             self._config.report.name,
-            own_gpus if measure.devices is None else measure.devices,
+            devices,
             config={"stage": "process", "command": list(self._command)},
             power_sensor=measure.power_sensor,
             activity=measure.activity,
