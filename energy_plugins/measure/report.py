@@ -74,6 +74,8 @@ _BY_GPU: Final[Mapping[str, tuple[Callable[[Path, str], Path], Schema]]] = {
     "activity": (activity_folder, ACTIVITY_COLUMNS),
 }
 """Fields that hold a table for each GPU, where those lie, and what they must hold."""
+OF_THE_WHOLE: Final = ("avg_power_w", "joules_per_sample", "samples_per_j", "tokens_per_j", "above_idle_j")
+"""What is worked out from the total, and only if no joules are missing from it."""
 _ROWS_A_TIME = 65536  # a copy stays below 10 MB whatever the length of the run
 
 
@@ -156,29 +158,34 @@ class Report:
     """Sections of ``report.json`` that this version does not know, kept through load and save."""
 
     @property
+    def _whole_j(self) -> float | None:
+        """The total if it is that of the whole window: a part of it says nothing of means."""
+        return None if OF_THE_WHOLE[0] in self.missing else self.total_j
+
+    @property
     def avg_power_w(self) -> float | None:
-        """Mean power over the window in watts."""
-        return _ratio(self.total_j, self.duration_s)
+        """Mean power over the window in watts; None where joules of it are missing from the total."""
+        return _ratio(self._whole_j, self.duration_s)
 
     @property
     def above_idle_j(self) -> float | None:
         """Joules beyond what the same GPUs would have drawn doing nothing; None without a baseline."""
-        return None if self.total_j is None or self.idle_j is None else self.total_j - self.idle_j
+        return None if self._whole_j is None or self.idle_j is None else self._whole_j - self.idle_j
 
     @property
     def joules_per_sample(self) -> float | None:
         """Joules of the whole window per sample trained on."""
-        return _ratio(self.total_j, self.work.samples)
+        return _ratio(self._whole_j, self.work.samples)
 
     @property
     def samples_per_j(self) -> float | None:
         """Samples trained on per joule of the whole window."""
-        return _ratio(self.work.samples, self.total_j)
+        return _ratio(self.work.samples, self._whole_j)
 
     @property
     def tokens_per_j(self) -> float | None:
         """Tokens trained on per joule of the whole window."""
-        return _ratio(self.work.tokens, self.total_j)
+        return _ratio(self.work.tokens, self._whole_j)
 
     @classmethod
     def load(cls, path: str | Path) -> Report:

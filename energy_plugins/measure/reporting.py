@@ -20,7 +20,7 @@ from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.power_sensors import COUNTER
 from energy_plugins.measure.rank_part import Rank
-from energy_plugins.measure.report import Report
+from energy_plugins.measure.report import OF_THE_WHOLE, Report
 from energy_plugins.measure.report_files import activity_folder, power_folder, spans_folder, state_folder, steps_folder
 from energy_plugins.measure.report_parts import (
     ACTIVITY_COLUMNS,
@@ -101,6 +101,9 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
     if whole is None:
         nothing = plan.nothing_because or _nothing_because(plan)
         missing |= dict.fromkeys(("total_j", "error_bound_j", "data_wait_j", "stall_j"), nothing)
+    lost_s = _lost_s(whole, collector)
+    if lost_s >= _WORTH_SAYING_S:
+        missing |= dict.fromkeys(OF_THE_WHOLE, f"the joules of {lost_s:.1f} s are missing from the total")
     missing |= {
         f"gpu_j {uuid}": _no_reading_because(plan, uuid) for uuid, joules in gpu_j.items() if joules is None and whole
     }
@@ -184,13 +187,18 @@ class _Whole:
     coverage: float
 
 
-def _unmeasured(whole: _Whole | None, duration_s: float, collector: Collector, plan: SensorPlan) -> tuple[str, ...]:
-    lost_s = (1.0 - whole.coverage) * duration_s if whole else 0.0
-    if lost_s < _WORTH_SAYING_S:
-        return ()
+def _lost_s(whole: _Whole | None, collector: Collector) -> float:
+    """Return of how much of the window nobody tells the joules, a mean over the GPUs."""
     tracks = collector.settlement.tracks
-    unknown_s = sum(track.ledger.lost_s() for track in tracks) / len(tracks)
-    text = f"{lost_s:.1f} s of the window had no power samples"
+    return sum(track.ledger.lost_s() for track in tracks) / len(tracks) if whole else 0.0
+
+
+def _unmeasured(whole: _Whole | None, duration_s: float, collector: Collector, plan: SensorPlan) -> tuple[str, ...]:
+    unsampled_s = (1.0 - whole.coverage) * duration_s if whole else 0.0
+    if unsampled_s < _WORTH_SAYING_S:
+        return ()
+    unknown_s = _lost_s(whole, collector)
+    text = f"{unsampled_s:.1f} s of the window had no power samples"
     if unknown_s < _WORTH_SAYING_S:
         counted = any(COUNTER.name in sensors for sensors in plan.sensors.values())
         teller = "the energy counter" if counted else "the mean power"

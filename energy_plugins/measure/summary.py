@@ -79,6 +79,8 @@ def _energy(report: Report) -> list[str]:
         ]
     bound = report.error_bound_j
     joules = quantity(total, "J") if bound is None else f"{bounded(total, bound, 'J')} (95 %)"
+    if "avg_power_w" in report.missing:
+        joules = f"at least {joules}"
     mean = "" if power is None else f" at {quantity(power, 'W')} on average"
     accuracy = (
         f"beside that bound, the sensor's own scale may be off by about {percent(report.sensor_accuracy, 0)}: "

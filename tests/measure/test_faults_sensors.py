@@ -10,6 +10,7 @@ from faulty import Outcome, measured, quietly
 from measuring import POWER_W, Simulated, lasted_s
 
 from energy_plugins.measure.meter import EnergyMeter
+from energy_plugins.measure.report import OF_THE_WHOLE, Report
 from energy_plugins.measure.spans import Kind
 from energy_plugins.testing import (
     Constant,
@@ -88,6 +89,14 @@ def reason_of(outcome: Outcome, sensor: str) -> str:
     """Return why the report says that a sensor is not used."""
     reasons = outcome.report.devices[0].reasons
     return reasons.get(sensor) or reasons.get(sensor.partition(",")[0], "")
+
+
+def assert_no_means(report: Report) -> None:
+    """Check that a total which lacks joules is said to, and divided by nothing."""
+    for name in OF_THE_WHOLE:
+        assert getattr(report, name) is None
+        assert "are missing from the total" in report.missing[name]
+    assert "at least" in str(report)
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -197,6 +206,7 @@ def test_what_one_sensor_still_tells_is_in_the_total(
     assert outcome.says("are missing from the total") == 0
     teller = "the mean power" if COUNTER in gone else "the energy counter"
     assert outcome.says(f"{teller} tells their joules") == (covered_s < 60)
+    assert outcome.report.avg_power_w == pytest.approx(outcome.true_j / 60, abs=outcome.bound_j / 60)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +230,7 @@ def test_what_no_sensor_tells_is_missing_and_said_to_be(
     missing_s = 60 * (1 - outcome.report.coverage)
     assert missing_s == pytest.approx(60 - covered_s, abs=5)
     assert outcome.says("are missing from the total") == 1
+    assert_no_means(outcome.report)
     # Nothing is invented, and no more is missing than the gap can have held.
     assert -outcome.bound_j <= outcome.true_j - outcome.total_j <= outcome.bound_j + missing_s * 650
 
@@ -235,6 +246,7 @@ def test_of_two_gpus_one_may_tell_nothing(simulated: Simulated) -> None:
     assert "no reading of power" in outcome.report.missing[f"gpu_j {blind}"]
     assert outcome.report.coverage == 0.5
     assert outcome.says("are missing from the total") == 1
+    assert_no_means(outcome.report)
 
 
 def test_waits_of_which_nothing_is_measured_are_none_and_not_zero(simulated: Simulated) -> None:
