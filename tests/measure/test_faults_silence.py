@@ -46,7 +46,7 @@ def silent(simulated: Simulated, *faults: Fault, steps: int = 900) -> Outcome:
         (NoSampleBuffer(15, 75), 60),
         (NoPermission(SAMPLES, 15, 35), 20),
         (Hang(SAMPLES, 10, 15, 17.5), 10),
-        (Hang(COUNTER, 60, 15, 31), 60),
+        (Hang(COUNTER, 50, 15, 40), 50),  # the counter is read after 10 s, and then after 24 to 30 s more
     ],
 )
 def test_no_joule_that_the_counter_saw_is_lost(simulated: Simulated, fault: Fault, quiet_s: float) -> None:
