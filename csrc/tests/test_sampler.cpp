@@ -67,11 +67,12 @@ void an_hour_in_virtual_time() {
     CHECK(samples.front().t_ns == start - 119 * fake::kSamplePeriod);  // what the driver held before the start
     CHECK(samples.back().t_ns > start + 3598 * kSecond);
     const auto readings = rig.sampler->counter(0);
-    CHECK(readings.size() >= 190 && readings.size() <= 215);
+    // One in 24 s, which is 8000 times the 3 ms that the fake takes for one; and those that find the refresh.
+    CHECK(readings.size() >= 150 && readings.size() <= 160);
     const SamplerStats stats = rig.sampler->stats();
     CHECK(stats.drains >= 3599 && stats.drains <= 3602);
     CHECK(stats.dropped == 0 && stats.late_ticks == 0 && stats.lost_samples == 0);
-    CHECK(stats.driver_call_s > 0.5 && stats.driver_call_s < 2);
+    CHECK(stats.driver_call_s > 0.45 && stats.driver_call_s < 2);  // 150 readings of 3 ms, and more
     CHECK(rig.sampler->take_errors().empty());
 }
 
