@@ -48,6 +48,8 @@ class EnergyCurve:
     sum_error: float = 0.0
     """Relative standard error of the block's sum that all blocks share."""
     blind: Blind = field(default_factory=Blind)
+    blind_share: Values = field(default_factory=lambda: np.zeros(1))
+    """The part of what the sensor hides that marks leave open, between knots ``j`` and ``j + 1``; or one 0."""
     level_j: Values = field(default_factory=lambda: np.zeros(1))
     """Standard error of what begins at knot ``j`` that all of its kind share, where only sums are known; or one 0."""
 
@@ -222,7 +224,7 @@ class RunCurve:
             sum_error=full * block.sum_error,
             hidden_j=_hidden_j(block, cell, known_j),
             blind_w=full * block.blind.highest_w,
-            blind_share=full * block.blind.share,
+            blind_share=block.blind_share[np.minimum(cell, len(block.blind_share) - 1)],
             level_j=block.level_j[np.minimum(cell, len(block.level_j) - 1)],
         )
 
@@ -274,10 +276,11 @@ def _from_ends_j(block: EnergyCurve, t_ns: Times, into_j: Values) -> Values:
 
 
 def _hidden_j(block: EnergyCurve, cell: NDArray[np.int64], known_j: Values) -> Values:
-    if not block.blind.share:
+    if not block.blind.window_s:
         return np.zeros(len(cell))
+    share = block.blind_share[np.minimum(cell, len(block.blind_share) - 1)]
     power_w = (np.diff(block.energy_j) / np.maximum(np.diff(block.t_ns), 1) * 1e9)[cell]
-    return np.minimum(block.blind.cut_j(power_w), block.blind.share * known_j)
+    return share * np.minimum(block.blind.cut_j(power_w), known_j)
 
 
 def _hiding_j(start: Points, end: Points) -> Values:

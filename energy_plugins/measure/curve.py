@@ -153,6 +153,7 @@ class CurveBuilder:
         jump_w = _local_range(power_w)
         blurred_s = np.minimum(self._response.blur_s, np.diff(segments.edges_ns)[segment] * 1e-9)
         level_j = blurred_s * levels.error_w[column[segment]]
+        blind = self._blind()
         shift_j = np.sqrt((self._model.timing_s * jump_w) ** 2 + np.where(jump_w > 0, level_j, 0.0) ** 2)
         return EnergyCurve(
             t_ns=knots,
@@ -167,7 +168,8 @@ class CurveBuilder:
             end_error_j=sum_.end_error_j,
             coherent_s=self._model.coherent_s,
             sum_error=sum_.sum_error,
-            blind=self._blind(),
+            blind=blind,
+            blind_share=blind.shares(column[segment], length_s, self._fit.unexplained),
         )
 
     def _news(self, t_ns: Times) -> float:
@@ -176,9 +178,7 @@ class CurveBuilder:
         return min(float(np.median(np.diff(t_ns))) * 1e-9 / self._response.window_s, 1.0)
 
     def _blind(self) -> Blind:
-        if not self._model.blind:
-            return Blind()
-        return Blind(self._response.window_s, self._highest_w, math.sqrt(self._fit.unexplained))
+        return Blind(self._response.window_s, self._highest_w) if self._model.blind else Blind()
 
     def _unseen_w2s(self, power_w: Values) -> Values:
         return np.asarray((self._model.unseen * power_w) ** 2 * self._model.coherent_s)

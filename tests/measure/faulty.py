@@ -67,7 +67,7 @@ def measured(
     steps: int = 600,
     step_s: float = 0.1,
     between: Between | None = None,
-    held: float = 0.9,
+    held: float = 0.95,
 ) -> Outcome:
     """Train; every step is inside a span "fit" and looks at its progress. What comes of it is honest.
 
@@ -104,7 +104,7 @@ def truth_j(simulation: Simulation, start_ns: int, end_ns: int) -> float:
     return sum(gpu.true_energy_j(start_ns, end_ns) for gpu in simulation.gpus)
 
 
-def assert_honest(outcome: Outcome, held: float = 0.9) -> None:
+def assert_honest(outcome: Outcome, held: float = 0.95) -> None:
     """Assert that nothing is wrong: steps within their bounds, sums that are sums, nothing that is None and is 0."""
     report, total_j = outcome.report, outcome.report.total_j
     energy_j, coverage, bound_j = (report.steps[name] for name in ("energy_j", "coverage", "error_bound_j"))

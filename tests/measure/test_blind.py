@@ -28,7 +28,7 @@ def off_j(power_w: np.ndarray) -> float:
 
 @given(powers_w)
 def test_a_cut_is_never_further_off_than_it_says(power_w: np.ndarray) -> None:
-    bound_j = Blind(1.0, HIGHEST_W, 1.0).cut_j(np.array([power_w.mean()]))[0]
+    bound_j = Blind(1.0, HIGHEST_W).cut_j(np.array([power_w.mean()]))[0]
     assert abs(off_j(power_w)) <= bound_j + 1e-9
 
 
@@ -40,7 +40,7 @@ def test_the_worst_power_is_as_far_off_as_it_says(high: int, before: bool) -> No
     power_w[half - high : half] = HIGHEST_W
     if not before:
         power_w = power_w[::-1]
-    bound_j = Blind(1.0, HIGHEST_W, 1.0).cut_j(np.array([power_w.mean()]))[0]
+    bound_j = Blind(1.0, HIGHEST_W).cut_j(np.array([power_w.mean()]))[0]
     assert abs(off_j(power_w)) == pytest.approx(bound_j, rel=1e-6)
 
 
@@ -68,7 +68,8 @@ def block(share: float) -> RunCurve:
             bias=0.0,
             start_error_j=0.0,
             end_error_j=0.0,
-            blind=Blind(1.0, HIGHEST_W, share),
+            blind=Blind(1.0, HIGHEST_W),
+            blind_share=np.full(2, share),
         )
     )
     return curve
@@ -91,6 +92,28 @@ def test_the_bound_is_what_may_have_been(from_s: float, until_s: float, bound_j:
         points = block(share).at(times)
         found = attribute(points.take(slice(0, 1)), points.take(slice(1, 2)))
         assert found.error_bound_j[0] == pytest.approx(share * bound_j, rel=1e-6, abs=1e-6)
+
+
+def test_a_kind_that_stands_alone_in_the_window_is_not_confirmed_by_what_levels_explain_of_others() -> None:
+    kinds = np.array([0] * 12 + [1] * 4 + [0, 1] * 6)
+    length_s = np.array([0.1] * 12 + [0.1] * 4 + [0.3, 0.3] * 6)
+    shares = Blind(1.0, HIGHEST_W).shares(kinds, length_s, 0.04)
+    assert shares[:13].tolist() == [1.0] * 13  # 1.2 s of one kind, and the cut at its end
+    assert shares[13:] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("gap_s", "share"), [(0.0001, 1.0), (0.04, 1.0), (0.06, 0.2)])
+def test_gaps_that_no_reading_shows_do_not_interrupt(gap_s: float, share: float) -> None:
+    shares = Blind(1.0, HIGHEST_W).shares(np.array([0, 1] * 20), np.array([0.1, gap_s] * 20), 0.04)
+    assert shares[::2] == pytest.approx(share)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0.001, 2.0)), min_size=1, max_size=30), st.floats(0, 1))
+def test_shares_are_between_what_levels_leave_and_all(pieces: list[tuple[int, float]], unexplained: float) -> None:
+    kinds, length_s = np.array([kind for kind, _ in pieces]), np.array([length for _, length in pieces])
+    shares = Blind(1.0, HIGHEST_W).shares(kinds, length_s, unexplained)
+    assert np.isin(shares, [1.0, np.sqrt(unexplained)]).all()
+    assert (shares[length_s > 1.0] == 1.0).all()
 
 
 def fitted(power_w: np.ndarray, shares: np.ndarray, news: float = 1.0) -> float:

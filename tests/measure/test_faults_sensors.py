@@ -161,6 +161,33 @@ def test_steps_that_cut_a_wave_that_no_mark_tells_of_are_within_their_bounds(
     assert outcome.error_j() <= outcome.bound_j
 
 
+@pytest.mark.parametrize(
+    ("period_s", "fit_s", "validate_s", "step_s"),
+    [(0.3, 5, 5, 0.1), (0.7, 5, 5, 0.1), (1.0, 5, 5, 0.1), (1.3, 20, 5, 0.1), (0.7, 30, 2, 0.35)],
+)
+@pytest.mark.parametrize("gone", [gone for gone, left in LEFT.items() if left])
+def test_validations_at_another_power_confirm_nothing_of_what_steps_hide(
+    simulated: Simulated, gone: tuple[str, ...], period_s: float, fit_s: float, validate_s: float, step_s: float
+) -> None:
+    faults = [GONE[name] for name in gone]
+    simulation = simulated(Constant(100.0), virtual=True, start_s=10, faults=faults)
+    gpu, clock = simulation.gpus[0], simulation.clock
+    with quietly(), EnergyMeter() as meter:
+        start_ns = clock.now_ns()
+        for _ in range(round(60 / (fit_s + validate_s))):
+            gpu.play(Square(150.0, 600.0, period_s))
+            for _ in range(round(fit_s / step_s)):
+                with meter.step():
+                    simulation.advance(step_s)
+            gpu.play(Constant(100.0))
+            with meter.span(Kind.VALIDATE):
+                simulation.advance(validate_s)
+    steps = meter.report().steps
+    bounds = np.rint(np.stack([steps["start_s"], steps["end_s"]], axis=1) * 1e9).astype(np.int64).tolist()
+    true_j = np.array([gpu.true_energy_j(start_ns + begin, start_ns + end) for begin, end in bounds])
+    assert (np.abs(steps["energy_j"] - true_j) <= steps["error_bound_j"]).mean() >= 0.95
+
+
 Later = dict[int, list[Fault]]
 """What happens at which second of a minute."""
 
