@@ -21,6 +21,11 @@ LAUNCHED = {
 """These know nothing of energy-plugins, nor of its simulated GPUs."""
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+def test_is_short(path: Path) -> None:
+    assert path.is_dir() or len(path.read_text(encoding="utf-8").splitlines()) <= 60
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_runs_and_prints_joules(example: str, simulated: Callable[..., Simulation], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ FRAMEWORKS = {
 DRIVERS = ("libnvidia-ml.so", "libcuda.so")
 
 LIMIT_S = 0.060
-"""The promise of the README, on top of an interpreter that has numpy."""
+"""Twice what it takes, on top of an interpreter that has numpy; it catches only what became slow."""
 
 PROBE = """
 import json, sys, time

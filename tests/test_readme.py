@@ -19,11 +19,16 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/measuring.md", "docs/commands.md")
+DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+LINKING = (*DOCUMENTS, "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md")
 PLACEHOLDER = "<<?>>"
 
 QUOTE = re.compile(r"(<<\?>>|[-+]?[\d.]+%?) <!-- results/(\w+\.json) (.+?) (\S+) -->")
 MARKED = re.compile(r"<!-- results/")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+NAMED_FILE = re.compile(
+    r"`(?:python )?((?:benchmarks|csrc|docs|energy_plugins|examples|requirements|scripts|tests)/[\w./]+)"
+)
 
 
 def sampler_share(result: Any, load: str) -> float:
@@ -89,6 +94,8 @@ def marks_without_event(result: Any) -> int:
 
 
 WORKED_OUT: Mapping[str, Callable[[Any], float]] = {
+    "import_rounds.count": lambda result: len(result["raw"]["imports_ms"]["energy_plugins.transformers"]),
+    "starts.count": lambda result: len(result["raw"]["meter"]["first_sample_ms"]),
     "sampler_share.gpu_bound": lambda result: sampler_share(result, "gpu_bound"),
     "sampler_share.launch_bound": lambda result: sampler_share(result, "launch_bound"),
     "counter_windows.count": lambda result: len(result["totals"]),
@@ -138,6 +145,12 @@ def value_at(result: object, path: str) -> float:
     return result
 
 
+def there(name: str) -> bool:
+    """Return whether there is a file or folder of that name; sources may be named without their endings."""
+    path = ROOT / name
+    return path.exists() or any(path.parent.glob(f"{path.name}.*"))
+
+
 def quotes_in(document: str) -> list[Quote]:
     return [Quote(document, *found) for found in QUOTE.findall((ROOT / document).read_text())]
 
@@ -156,6 +169,26 @@ def test_every_marked_figure_is_a_quote(document: str) -> None:
     text = (ROOT / document).read_text()
     assert len(quotes_in(document)) == len(MARKED.findall(text))
     assert PLACEHOLDER not in text
+
+
+@pytest.mark.parametrize("document", LINKING)
+def test_what_it_points_to_is_there(document: str) -> None:
+    path = ROOT / document
+    text = path.read_text()
+    missing = [link for link in LINK.findall(text) if not (path.parent / link).exists()]
+    missing += [name for name in NAMED_FILE.findall(text) if not there(name)]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("framework", "distribution"),
+    [("Lightning", "lightning"), ("transformers", "transformers"), ("accelerate", "accelerate")],
+)
+def test_the_versions_that_it_states_are_those_that_are_tested(framework: str, distribution: str) -> None:
+    stated = re.search(rf"^\| {framework}.*\| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert stated is not None
+    for version, file in zip(stated.groups(), ("oldest.txt", "dev.txt"), strict=True):
+        assert f"{distribution}=={version}\n" in (ROOT / "requirements" / file).read_text()
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
