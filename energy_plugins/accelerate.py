@@ -172,7 +172,7 @@ class Attached:
     def total_j(self) -> float | None:
         """Joules of this training so far, earlier runs included; None if nothing was measured."""
         if self._monitor.run is None:
-            return self._monitor.earlier_j if self._monitor.report is not None else None
+            return self._monitor.earlier_j or None  # nobody ever measured a sum of 0 J
         return self._monitor.totals().get("energy/total_j")
 
     def news(self) -> dict[str, float]:

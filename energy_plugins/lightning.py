@@ -258,8 +258,8 @@ class EnergyMonitor(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let callbacks that run at the end of an epoch see the joules counted so far."""
         self._monitor.drop_step()
-        totals = self._monitor.totals()
-        trainer.callback_metrics.update({key: _metric(value) for key, value in totals.items()})
+        counted = self._monitor.counted()
+        trainer.callback_metrics.update({key: _metric(value) for key, value in counted.items()})
 
     @_guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

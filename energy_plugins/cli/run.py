@@ -94,15 +94,16 @@ def _new_folder(name: str) -> Path:
     """Make a folder of its own for a run that starts now. Raises ReportError."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60]
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain}"
-    for number in count(1):
-        folder = REPORTS / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ReportError(f"cannot make {folder}: {error.strerror}; name a folder with --output") from error
-        return folder
+    folder = REPORTS
+    try:
+        REPORTS.mkdir(parents=True, exist_ok=True)  # not in the loop: a link to nowhere exists, too
+        for number in count(1):
+            folder = REPORTS / (stem if number == 1 else f"{stem}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise ReportError(f"cannot make {folder}: {error.strerror}; name a folder with --output") from error
     raise AssertionError  # the numbers do not end
 
 

@@ -253,12 +253,17 @@ class Monitor:
         return found
 
     def totals(self) -> dict[str, float]:
-        """Return the totals so far, and begin no new means; nothing if no run is measured."""
+        """Return the totals so far, and begin no new means; nothing if no run is measured, or nothing known of it."""
         found: dict[str, float] = {}
         if self.run is not None:
-            found["energy/total_j"] = self.earlier_j
+            if self.earlier_j:
+                found["energy/total_j"] = self.earlier_j
             self._gather(found, peek=True)
         return {key: value for key, value in found.items() if key in TOTALS}
+
+    def counted(self) -> dict[str, float]:
+        """Return the totals for callbacks that end a training without the key: 0 J is counted before any is known."""
+        return {} if self.run is None else {"energy/total_j": self.earlier_j, **self.totals()}
 
     @guarded
     def _gather(self, found: dict[str, float], *, peek: bool) -> None:

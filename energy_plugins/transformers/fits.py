@@ -45,6 +45,8 @@ class Fits:
         self._inside = Inside(self.monitor)
         self._wasted_j = 0.0
         """Drawn by attempts of this training whose batch did not fit."""
+        self._before_j = 0.0
+        """What the monitor had counted when the present attempt began."""
         self._did_not_fit: int | None = None
         """The batch size of the attempt before the present one."""
 
@@ -93,6 +95,7 @@ class Fits:
         if saved is not None:
             monitor.load(saved)
         monitor.earlier_j += self._wasted_j
+        self._before_j = monitor.earlier_j
         if not monitor.config.measure.enabled:
             return
         run = monitor.start(
@@ -111,14 +114,15 @@ class Fits:
     @guarded
     def _failed(self, args: TrainingArguments, batch_size: int | None, error: BaseException) -> None:
         """Keep the report of what was done; if it was because the batch did not fit, a smaller one is tried next."""
-        if self.monitor.run is None:
-            return
         fits = not (args.auto_find_batch_size and isinstance(error, Exception) and should_reduce_batch_size(error))
         if not fits:
             self.monitor.note_stop(f"a batch of {batch_size} did not fit the GPU's memory")
-        report = self.monitor.finish(show=fits, failed=True)
-        if not fits and report is not None:
-            self._wasted_j += report.total_j or 0.0
+        if self.monitor.run is not None:
+            self.monitor.finish(show=fits, failed=True)
+        if not fits:
+            # What was counted, not what a report says: an attempt whose measuring failed has none.
+            self._wasted_j += self.monitor.earlier_j - self._before_j
+            self._before_j = self.monitor.earlier_j
             self._did_not_fit = batch_size
 
     # Steps.

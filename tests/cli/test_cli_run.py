@@ -215,6 +215,14 @@ def test_a_folder_that_holds_a_report_is_not_overwritten(tmp_path: Path) -> None
     assert (tmp_path / "out" / "report.json").read_text() == report
 
 
+def test_where_reports_would_go_to_a_link_to_nowhere_the_command_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "energy-reports").symlink_to("unmounted")
+    done = call("run", "--", "touch", tmp_path / "marker", cwd=tmp_path)
+    assert done.returncode == 125
+    assert done.stderr.endswith("the command was not run\n")
+    assert not (tmp_path / "marker").exists()
+
+
 @pytest.mark.parametrize("where", [["-o", "file/out"], []])
 def test_where_no_report_can_be_written_the_command_is_not_run(tmp_path: Path, where: Sequence[str]) -> None:
     (tmp_path / "file").touch()

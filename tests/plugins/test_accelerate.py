@@ -33,6 +33,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 from energy_plugins.accelerate import Attached, EnergyPlugin, EnergyTracker, attach
 from energy_plugins.config import KEYS
 from energy_plugins.errors import ConfigError
+from energy_plugins.measure.drivers import Drivers, use_drivers
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import Constant, Simulation, simulated_gpus
@@ -615,6 +616,20 @@ class TestTrouble:
         assert ["not kept on disk" in text for text in texts] == [True]
         assert energy.report is not None
         assert energy.report.steps.rows == 2
+
+    def test_without_a_gpu_there_are_no_joules_rather_than_none_drawn(self, tmp_path: Path) -> None:
+        listener = Listener()
+        nowhere = Drivers(nvml=str(tmp_path / "no-nvml.so"), cuda=str(tmp_path / "no-cuda.so"))
+        with use_drivers(nowhere), our_warnings():
+            training = Training(tmp_path, loader(8), log_with=[listener])
+            training.accelerator.init_trackers("project")
+            energy = attach(training.accelerator, table=False)
+            training.epoch(lambda _: training.accelerator.log({"loss": 1.0}))
+            assert (energy.is_live, energy.total_j) == (True, None)
+            training.accelerator.end_training()
+        assert listener.heard == [{"loss": 1.0}] * 2
+        assert energy.report is not None
+        assert (energy.report.total_j, energy.total_j) == (None, None)
 
     def test_not_enabled(self, simulation: Simulation, tmp_path: Path) -> None:
         training = Training(tmp_path, loader(8))

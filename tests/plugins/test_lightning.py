@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from energy_plugins.errors import ConfigError
 from energy_plugins.lightning import EnergyMonitor
+from energy_plugins.measure.drivers import Drivers, use_drivers
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import Simulation, simulated_gpus
@@ -280,6 +281,16 @@ class TestFigures:
         trainer = make_trainer(tmp_path, EnergyMonitor(), stop, max_epochs=50)
         trainer.fit(Model(lambda _: simulation.gpus[0].launch(ops=8e13, wait=True)), loader(4 * 8))
         assert 1 <= trainer.current_epoch < 50
+
+    def test_without_a_gpu_watching_them_ends_nothing_and_loggers_hear_of_no_joules(self, tmp_path: Path) -> None:
+        stop = EarlyStopping("energy/total_j", stopping_threshold=1.0, mode="max", patience=9)
+        nowhere = Drivers(nvml=str(tmp_path / "no-nvml.so"), cuda=str(tmp_path / "no-cuda.so"))
+        logger = CSVLogger(tmp_path)
+        with use_drivers(nowhere), our_warnings():
+            trainer = make_trainer(tmp_path, EnergyMonitor(), stop, max_epochs=2, logger=logger)
+            trainer.fit(Model(), loader(8))
+        assert trainer.current_epoch == 2
+        assert "energy/" not in "".join(path.read_text() for path in tmp_path.rglob("metrics.csv"))
 
     def test_barebones_stays_silent(self, simulation: Simulation, tmp_path: Path) -> None:
         with warnings.catch_warnings():

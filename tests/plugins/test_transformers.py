@@ -507,6 +507,30 @@ class TestAttempts:
         assert "wasted_j" not in load(tmp_path, 5).config
         assert trainer.state.log_history[-1]["train_energy_j"] == load(tmp_path, 5).total_j
 
+    def test_measuring_that_fails_in_one_forgets_none(self, simulation: Simulation, tmp_path: Path) -> None:
+        callback = EnergyCallback()
+
+        class BreaksTheMeter(DoesNotFit):
+            def forward(self, input_ids: torch.Tensor, return_loss: bool = True) -> dict[str, torch.Tensor]:
+                if len(input_ids) == 7:
+                    callback._fits.monitor.give_up(RuntimeError("the meter broke"))  # as every hook's guard does
+                return super().forward(input_ids)
+
+        trainer = make_trainer(
+            tmp_path, callback, model=BreaksTheMeter(lambda _: simulation.gpus[0].launch(ops=8e13, wait=True)),
+            data=Rows(20), per_device_train_batch_size=8, auto_find_batch_size=True,
+        )  # fmt: skip
+        with our_warnings() as texts:
+            metrics: Any = trainer.train().metrics
+        assert len([text for text in texts if "the meter broke" in text]) == 1
+        first, third, last = (load(tmp_path, number) for number in (1, 3, 4))
+        assert first.total_j
+        assert third.total_j
+        assert last.total_j
+        assert third.config["wasted_j"] >= first.total_j
+        assert metrics["train_wasted_j"] >= first.total_j + third.total_j
+        assert metrics["train_energy_j"] == pytest.approx(metrics["train_wasted_j"] + last.total_j)
+
     def test_another_failure_is_none(self, simulation: Simulation, tmp_path: Path) -> None:
         def fail(step: int) -> None:
             raise RuntimeError("no memory of this")
