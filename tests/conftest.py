@@ -45,6 +45,12 @@ def simulated(simulated_gpus: Callable[..., Simulation]) -> Callable[..., Simula
     return simulated_gpus
 
 
+@pytest.fixture
+def simulation(simulated: Callable[..., Simulation]) -> Simulation:
+    """Give one simulated GPU, in real time."""
+    return simulated()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a real GPU where there is none, and say so."""
     wanted = [item for item in items if item.get_closest_marker("hardware")]

@@ -196,6 +196,7 @@ _READERS: Mapping[str, Callable[[Section, str], object]] = {
     "int | None": Section.maybe_count,
     "float": Section.number,
     "float | None": Section.maybe_number,
+    "tuple[int, ...]": Section.counts,
     "tuple[str, ...]": Section.texts,
     "Mapping[str, str]": Section.text_by_name,
     "Mapping[str, float]": Section.number_by_name,

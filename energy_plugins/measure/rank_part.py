@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
-from energy_plugins.measure.json_section import Section, parse, plain
+from energy_plugins.measure.json_section import Section, parse, plain, read_fields
+from energy_plugins.measure.report_parts import Part
 from energy_plugins.measure.spans import Kind
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _MOST_TEXT: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank:
+class Rank(Part):
     """Which process of a training this is."""
 
     rank: int = 0
@@ -67,41 +68,23 @@ class Rank:
     @classmethod
     def read(cls, section: Section) -> Self:
         """Read it from JSON; raises ReportError."""
-        rank, size = section.count("rank"), section.count("world_size")
-        if not rank < size <= MOST_RANKS:
-            raise section.error("rank", f"is {rank} of {size}, which cannot be")
-        return cls(
-            rank=rank,
-            world_size=size,
-            local_rank=section.count("local_rank"),
-            local_world_size=section.count("local_world_size"),
-            pid=section.count("pid"),
-            boot_id=section.text("boot_id"),
-            pid_space=section.text("pid_space"),
-            gpu_choice=section.text("gpu_choice"),
-        )
+        read = super().read(section)
+        if not read.rank < read.world_size <= MOST_RANKS:
+            raise section.error("rank", f"is {read.rank} of {read.world_size}, which cannot be")
+        return read
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuPart:
+class GpuPart(Part):
     """What one rank measured of one GPU during its window; None where it did not."""
 
     uuid: str
     energy_j: float | None
     error_bound_j: float | None
 
-    @classmethod
-    def read(cls, section: Section) -> Self:
-        """Read it from JSON; raises ReportError."""
-        return cls(
-            uuid=section.text("uuid"),
-            energy_j=section.maybe_number("energy_j"),
-            error_bound_j=section.maybe_number("error_bound_j"),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class Backward:
+class Backward(Part):
     """The backward phase in those steps in which phases were marked: means over them."""
 
     steps: int
@@ -110,19 +93,9 @@ class Backward:
     """Standard error of the mean; 0 if one step is all there is."""
     energy_j: float | None
 
-    @classmethod
-    def read(cls, section: Section) -> Self:
-        """Read it from JSON; raises ReportError."""
-        return cls(
-            steps=section.count("steps"),
-            seconds=section.number("seconds"),
-            spread_s=section.number("spread_s"),
-            energy_j=section.maybe_number("energy_j"),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class RankPart:
+class RankPart(Part):
     """One rank's report in short, for the others; None where something was not measured or not said."""
 
     who: Rank
@@ -200,27 +173,10 @@ class RankPart:
     def read(cls, section: Section) -> Self:
         """Read it from JSON, which may come from another process; raises ReportError."""
         return cls(
+            **read_fields(cls, section, "who", "gpus", "backward"),
             who=Rank.read(section.section("who")),
-            node=section.text("node"),
-            run_id=section.text("run_id"),
-            started=section.text("started"),
-            duration_s=section.number("duration_s"),
-            complete=section.flag("complete"),
-            energy_j=section.maybe_number("energy_j"),
-            error_bound_j=section.maybe_number("error_bound_j"),
-            coverage=section.number("coverage"),
             gpus=tuple(GpuPart.read(gpu) for gpu in section.sections("gpus")),
-            gpus_left_out=section.count("gpus_left_out"),
-            steps=section.count("steps"),
-            samples=section.maybe_count("samples"),
-            tokens=section.maybe_count("tokens"),
-            step_j=section.maybe_number("step_j"),
             backward=None if section.absent("backward") else Backward.read(section.section("backward")),
-            stall_j=section.maybe_number("stall_j"),
-            data_wait_j=section.maybe_number("data_wait_j"),
-            cpu_j=section.maybe_number("cpu_j"),
-            dram_j=section.maybe_number("dram_j"),
-            warnings=section.count("warnings"),
         )
 
     def encode(self) -> bytes:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final, Self
 
-from energy_plugins.measure.json_section import Section, plain
+from energy_plugins.measure.json_section import Section, plain, read_fields
 from energy_plugins.measure.rank_part import GpuPart, RankPart
+from energy_plugins.measure.report_parts import Part
 
 _SIGMAS: Final = 3.0
 """A difference of two means is more than noise from this many of its standard errors on,"""
@@ -19,7 +20,7 @@ _MOST_NAMED: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankRow:
+class RankRow(Part):
     """One rank's part, and what it waited for the others."""
 
     part: RankPart
@@ -31,16 +32,11 @@ class RankRow:
     @classmethod
     def read(cls, section: Section) -> Self:
         """Read it from JSON; raises ReportError."""
-        return cls(
-            part=RankPart.read(section.section("part")),
-            counted=section.flag("counted"),
-            peer_wait_s=section.maybe_number("peer_wait_s"),
-            peer_wait_j=section.maybe_number("peer_wait_j"),
-        )
+        return cls(**read_fields(cls, section, "part"), part=RankPart.read(section.section("part")))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranks:
+class Ranks(Part):
     """A training on many GPUs. Sums are of the ranks that are there; None where there is nothing to add up."""
 
     world_size: int
@@ -147,28 +143,8 @@ class Ranks:
     @classmethod
     def read(cls, section: Section) -> Self:
         """Read it from JSON; raises ReportError."""
-        return cls(
-            world_size=section.count("world_size"),
-            rows=tuple(RankRow.read(row) for row in section.sections("rows")),
-            absent=section.counts("absent"),
-            gpus=section.count("gpus"),
-            duration_s=section.number("duration_s"),
-            complete=section.flag("complete"),
-            total_j=section.maybe_number("total_j"),
-            error_bound_j=section.maybe_number("error_bound_j"),
-            coverage=section.number("coverage"),
-            steps=section.count("steps"),
-            samples=section.maybe_count("samples"),
-            tokens=section.maybe_count("tokens"),
-            stall_j=section.maybe_number("stall_j"),
-            data_wait_j=section.maybe_number("data_wait_j"),
-            peer_wait_j=section.maybe_number("peer_wait_j"),
-            stragglers=section.counts("stragglers"),
-            cpu_j=section.maybe_number("cpu_j"),
-            dram_j=section.maybe_number("dram_j"),
-            missing=section.text_by_name("missing"),
-            notes=section.texts("notes"),
-        )
+        rows = tuple(RankRow.read(row) for row in section.sections("rows"))
+        return cls(**read_fields(cls, section, "rows"), rows=rows)
 
     def shortcomings(self) -> tuple[str, ...]:
         """Return what a reader of the sums has to be warned of."""

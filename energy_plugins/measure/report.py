@@ -251,8 +251,6 @@ def _json(value: object) -> JSON:
             return {"rows": value.rows, "columns": dict(value.schema)}
         case Part():
             return {item.name: _json(getattr(value, item.name)) for item in dataclasses.fields(value)}
-        case Rank() | Ranks():
-            return plain(dataclasses.asdict(value))
         case Mapping():
             return {str(name): _json(item) for name, item in value.items()}
         case tuple():

@@ -9,9 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from outcomes import counts, load, load_if_any, our_warnings, synchronisations
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from energy_plugins.errors import ConfigError
@@ -28,10 +27,8 @@ from energy_plugins.lightning import EnergyMonitor
 from energy_plugins.measure.drivers import Drivers, use_drivers
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
-from energy_plugins.testing import Simulation, simulated_gpus
+from energy_plugins.testing import Simulation
 from energy_plugins.testing.contract import Plan, PluginContract, Trained
-
-SYNCHRONISING = ("Synchronize", "cudaMemcpy", "cudaEventQuery")
 
 
 class Rows(Dataset[torch.Tensor]):
@@ -115,30 +112,6 @@ def make_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer
     return Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **settings})
 
 
-def load(folder: Path, number: int = 1) -> Report:
-    return Report.load(folder / "energy" / f"run-{number}")
-
-
-def counts(report: Report) -> dict[str, int]:
-    return {phase.kind: phase.count for phase in report.phases}
-
-
-@contextmanager
-def our_warnings() -> Iterator[list[str]]:
-    """Collect what would have been warned of measuring."""
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        yield texts
-    texts += [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
-
-
-@pytest.fixture
-def simulation() -> Iterator[Simulation]:
-    with simulated_gpus() as simulation:
-        yield simulation
-
-
 class TestContract(PluginContract):
     def train(self, plan: Plan) -> Trained:
         monitor = EnergyMonitor(log=False, progress_bar=False, table=False)
@@ -157,18 +130,15 @@ class TestContract(PluginContract):
         checkpoint = plan.folder / "end.ckpt"
         if failure is None:
             trainer.save_checkpoint(checkpoint)
-        written = plan.folder / "energy" / "run-1"
         total_j = trainer.callback_metrics.get("energy/total_j")
         return Trained(
             steps=model.steps,
-            report=Report.load(written) if (written / "report.json").exists() else None,
+            report=load_if_any(plan.folder),
             total_j=None if total_j is None else float(total_j),
             checkpoint=checkpoint,
             failure=failure,
             hosts=hosts,
-            synchronisations=Counter(
-                event.name for event in profile.events() or () if any(name in event.name for name in SYNCHRONISING)
-            ),
+            synchronisations=synchronisations(profile),
         )
 
 

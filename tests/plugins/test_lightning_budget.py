@@ -16,7 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from test_lightning import Evaluated, Model, Rows, Stream, load, loader, make_trainer, our_warnings
+from outcomes import load, our_warnings
+from test_lightning import Evaluated, Model, Rows, Stream, loader, make_trainer
 from torch.utils.data import DataLoader
 
 from energy_plugins.lightning import EnergyMonitor

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_transformers import Logs, Model, Rows, load, make_trainer
+from outcomes import load
 from transformers import Trainer, TrainerCallback
+from transformers_training import Logs, Model, Rows, make_trainer
 
 from energy_plugins.testing import Constant, Simulation, simulated_gpus
 from energy_plugins.transformers import EnergyCallback
