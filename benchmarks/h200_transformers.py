@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import random
 import statistics
@@ -49,6 +50,10 @@ from energy_plugins.transformers import EnergyCallback
 CONTEXT = 512
 _MOST_MS = 4.0
 """No step is shorter: the events that date them are made before the training."""
+_GPU_BOUND = 1.7
+"""Times as long takes the step of twice the batch, if the GPU is what it waits for,"""
+_MOST_ROWS = 64
+"""and a step of so many rows waits for it in any case."""
 _WARM = 10
 """Steps of a short training that are not compared."""
 
@@ -83,6 +88,8 @@ class Bench:
         self.model = GPT2LMHeadModel(GPT2Config(n_positions=context, **small))
         self.data = Sources(context)
         self.folder, self.batch, self.dry = folder, batch, dry
+        self.probed_ms: dict[int, float] = {}
+        """Step times of the batches that were tried."""
 
     def train(self, callbacks: list[TrainerCallback], max_steps: int) -> None:
         """Train for ``max_steps``, or until a callback ends it."""
@@ -358,16 +365,18 @@ def bars_of(analysed: dict[str, Any], against: dict[str, tuple[float, Interval]]
 
 
 def gpu_bound_batch(folder: Path) -> Bench:
-    """Return a bench whose step takes the GPU at least 35 ms."""
-    batch = 8
+    """Return a bench whose step waits for the GPU: twice the batch takes nearly twice the time."""
+    smaller_s, batch, probed_ms = math.inf, 8, {}
     while True:
         bench = Bench(folder, batch, dry=False)
         step_time = StepTime()
         bench.train([step_time], 20 + _WARM)
-        say(f"batch {batch}: a step takes {step_time.mean_s * 1e3:.1f} ms")
-        if step_time.mean_s > 0.035 or batch >= 64:
+        probed_ms[batch] = step_time.mean_s * 1e3
+        say(f"batch {batch}: a step takes {probed_ms[batch]:.1f} ms")
+        if step_time.mean_s > _GPU_BOUND * smaller_s or batch >= _MOST_ROWS:
+            bench.probed_ms = probed_ms
             return bench
-        batch *= 2
+        smaller_s, batch = step_time.mean_s, 2 * batch
 
 
 def main() -> int:
@@ -416,7 +425,7 @@ def _measure(scratch: Path, options: argparse.Namespace) -> int:
         "rounds_ms": {name: np.array(times) * 1e3 for name, times in took.items()},
     }
     figures = {
-        "model": {"name": "GPT-2 small", "batch": bench.batch, "context": CONTEXT},
+        "model": {"name": "GPT-2 small", "batch": bench.batch, "context": CONTEXT, "probed_ms": bench.probed_ms},
         "cost": analysed,
         "against_nothing": {
             name: {"ratio": ratio, "interval_95": interval} for name, (ratio, interval) in against.items()

@@ -131,8 +131,16 @@ void bind_marks(py::module_& module) {
         .def(py::init([](std::shared_ptr<Clock> clock, std::shared_ptr<Cuda> cuda, size_t capacity, size_t events) {
                  return std::make_shared<MarkLog>(clock, cuda, capacity, events);
              }),
-             py::arg("clock").none(false), "cuda"_a = py::none(), py::kw_only(), "capacity"_a = 65536,
-             "events"_a = 8192)
+             py::arg("clock").none(false), "cuda"_a = py::none(), py::kw_only(), "capacity"_a = MarkLog::kMarks,
+             "events"_a = MarkLog::kEvents)
+        .def_static(
+            "once_loaded",
+            [](std::shared_ptr<Clock> clock, const std::string& cuda) {
+                return std::make_shared<MarkLog>(clock, cuda, MarkLog::kMarks, MarkLog::kEvents);
+            },
+            py::arg("clock").none(false), "cuda"_a,
+            "One that opens CUDA's library, by its name, when a mark with a stream finds that this process has loaded "
+            "it.")
         .def(
             "mark",
             [](MarkLog& log, uint16_t code, bool begin, std::optional<uintptr_t> stream, int64_t samples,

@@ -11,6 +11,10 @@ class Library {
     // Throws LibraryError: what could not be loaded, why, and `remedy`.
     Library(const std::string& path, const std::string& remedy);
 
+    // Whether this process has loaded it, for whomever. Cheap as long as no library was loaded since `loads` was taken,
+    // which is updated.
+    static bool is_loaded(const std::string& path, unsigned long long& loads) noexcept;
+
     // The function called `name`, or null when this version of the library has none.
     template <class Function>
     Function* find(const char* name) const noexcept {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "events.hpp"
+#include "library.hpp"
 #include "process.hpp"
 #include "ring.hpp"
 
@@ -29,17 +30,37 @@ void add(std::atomic<T>& sum, T amount) noexcept {
 }  // namespace
 
 struct MarkLog::Impl {
-    Impl(std::shared_ptr<const Clock> time, std::shared_ptr<const Cuda> cuda, size_t most_marks, size_t most_events)
-        : clock(std::move(time)), capacity(most_marks), fresh(most_marks) {
-        if (cuda) pool = std::make_unique<EventPool>(cuda, clock, most_events);
+    Impl(std::shared_ptr<const Clock> time, std::string cuda, size_t most_marks, size_t most_events)
+        : clock(std::move(time)),
+          capacity(most_marks),
+          cuda_name(std::move(cuda)),
+          events_at_most(most_events),
+          fresh(most_marks) {}
+
+    void open(const std::shared_ptr<const Cuda>& cuda) {
+        opened = std::make_unique<EventPool>(cuda, clock, events_at_most);
+        pool.store(opened.get(), std::memory_order_release);
+    }
+
+    // For the marking thread: the pool, once CUDA is in use.
+    EventPool* events_now() noexcept {
+        if (opened || cuda_name.empty() || !Library::is_loaded(cuda_name, loads)) return opened.get();
+        try {
+            open(std::make_shared<Cuda>(cuda_name));
+        } catch (const std::exception&) {
+            cuda_name.clear();  // marks without events are what there is then
+        }
+        return opened.get();
     }
 
     void log(const Mark& mark, std::optional<Cuda::Stream> stream) noexcept {
         add<uint64_t>(marks, 1);
         Entry entry{mark, {nullptr, nullptr}};
         const bool room = fresh.size() < fresh.capacity();
-        if (room && stream && pool) {  // an event of a dropped mark would be lost
-            entry.ticket = {pool->record(*stream), *stream};
+        EventPool* const recorder =
+            room && stream ? events_now() : nullptr;  // an event of a dropped mark would be lost
+        if (recorder != nullptr) {
+            entry.ticket = {recorder->record(*stream), *stream};
             add<uint64_t>(entry.ticket.event != nullptr ? events : event_misses, 1);
             if (entry.ticket.event != nullptr && mark.begin == 0) {
                 ended_code = mark.code;
@@ -56,7 +77,7 @@ struct MarkLog::Impl {
             if (entry.ticket.event != nullptr) tickets.push_back(entry.ticket);
             pending.push_back(entry);
         }
-        if (pool) pool->settle(tickets, times_ns);
+        if (EventPool* const settled = pool.load(std::memory_order_acquire)) settled->settle(tickets, times_ns);
         publish();
         unresolved.store(pending.size(), std::memory_order_relaxed);
         return pending.size();
@@ -82,7 +103,14 @@ struct MarkLog::Impl {
     const std::shared_ptr<const Clock> clock;
     const size_t capacity;
     const Origin origin;
-    std::unique_ptr<EventPool> pool;
+
+    // Of the marking thread, and what it opened for all.
+    std::string cuda_name;  // to be looked for; empty if that is over
+    unsigned long long loads = 0;
+    const size_t events_at_most;
+    std::unique_ptr<EventPool> opened;
+    std::atomic<EventPool*> pool{nullptr};
+
     Ring<Entry> fresh;  // from the marking thread to the resolving thread
 
     // Of the marking thread: the last end of a span that had an event.
@@ -103,6 +131,11 @@ struct MarkLog::Impl {
 };
 
 MarkLog::MarkLog(std::shared_ptr<const Clock> clock, std::shared_ptr<const Cuda> cuda, size_t capacity, size_t events)
+    : MarkLog(std::move(clock), std::string(), capacity, events) {
+    if (cuda) impl_->open(cuda);
+}
+
+MarkLog::MarkLog(std::shared_ptr<const Clock> clock, std::string cuda, size_t capacity, size_t events)
     : impl_(std::make_unique<Impl>(std::move(clock), std::move(cuda), capacity, events)) {}
 
 MarkLog::~MarkLog() = default;
@@ -118,7 +151,7 @@ void MarkLog::mark(uint16_t code, bool begin, std::optional<Cuda::Stream> stream
 }
 
 bool MarkLog::wants_event(uint16_t code) const noexcept {
-    if (!impl_->origin.here() || !impl_->pool) return false;
+    if (!impl_->origin.here() || impl_->events_now() == nullptr) return false;
     return code != impl_->ended_code || impl_->clock->now_ns() - impl_->ended_ns > kApartNs;
 }
 
@@ -142,7 +175,8 @@ MarkStats MarkLog::stats() const {
     stats.event_misses = impl_->event_misses.load(std::memory_order_relaxed);
     stats.dropped = impl_->fresh.dropped();
     stats.mark_ns = impl_->mark_ns.load(std::memory_order_relaxed);
-    if (impl_->pool) stats.last_error = impl_->pool->last_error();
+    if (const EventPool* const pool = impl_->pool.load(std::memory_order_acquire))
+        stats.last_error = pool->last_error();
     return stats;
 }
 

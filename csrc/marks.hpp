@@ -36,8 +36,11 @@ struct MarkStats {
 class MarkLog {
   public:
     static constexpr int64_t kApartNs = 1'000'000;
+    static constexpr size_t kMarks = 65536, kEvents = 8192;  // enough for any training
 
     MarkLog(std::shared_ptr<const Clock> clock, std::shared_ptr<const Cuda> cuda, size_t capacity, size_t events);
+    // CUDA is opened once this process has loaded its library: without it there is no context, and it takes megabytes.
+    MarkLog(std::shared_ptr<const Clock> clock, std::string cuda, size_t capacity, size_t events);
     ~MarkLog();
     MarkLog(const MarkLog&) = delete;
     MarkLog& operator=(const MarkLog&) = delete;

@@ -454,6 +454,30 @@ def test_without_a_context_marks_have_no_events(simulated: Simulate) -> None:
     assert (log.stats.events, log.stats.event_misses) == (0, 1)
 
 
+def test_cuda_is_left_alone_until_the_process_loads_it(simulated: Simulate) -> None:
+    program = """
+import ctypes
+from energy_plugins import EnergyMeter
+
+def loaded():
+    return "libcuda" in open("/proc/self/maps").read()
+
+with EnergyMeter() as meter:
+    with meter.step():
+        pass
+    before = loaded()
+    ctypes.CDLL("libcuda.so.1")
+    with meter.step():
+        pass
+    print(before, loaded(), meter.run._marks.stats.events)
+"""
+    simulation = simulated()
+    environment = simulation.environment()
+    del environment["ENERGY_CUDA_LIBRARY"]  # so that it goes by the system's name, which leads to the simulated one
+    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "True", "2"], told.stderr
+
+
 def test_a_forked_child_does_nothing_and_harms_nothing(simulated: Simulate) -> None:
     simulation = simulated()
     log = _native.MarkLog(_native.Clock.monotonic(), _native.Cuda(simulation.cuda_path))

@@ -20,7 +20,7 @@ constexpr Cuda::Stream kStream = nullptr;
 int first_context, other_context;
 
 struct Rig {
-    explicit Rig(bool real_time = false, size_t capacity = 65536, size_t events = 8192) {
+    explicit Rig(bool real_time = false, size_t capacity = MarkLog::kMarks, size_t events = MarkLog::kEvents) {
         fake::reset(real_time);
         fake::set_context(&first_context);
         clock = Clock::simulated(FAKE_DRIVER);
@@ -92,7 +92,7 @@ void a_span_right_after_one_of_its_kind_needs_no_event() {
     fake::set_capturing(false);
     rig.mark(1);
     CHECK(!rig.log->wants_event(1));
-    CHECK(!MarkLog(rig.clock, nullptr, 16, 16).wants_event(1));
+    CHECK(!MarkLog(rig.clock, std::shared_ptr<Cuda>(), 16, 16).wants_event(1));
 }
 
 void references_are_renewed() {
@@ -231,7 +231,7 @@ void a_forked_child_marks_nothing() {
 
 void without_cuda_marks_are_host_only() {
     fake::reset(false);
-    MarkLog log(Clock::simulated(FAKE_DRIVER), nullptr, 16, 16);
+    MarkLog log(Clock::simulated(FAKE_DRIVER), std::shared_ptr<Cuda>(), 16, 16);
     log.mark(3, true, kStream, -1, -1);
     log.mark_at(4, false, 77);
     CHECK(log.resolve() == 0);
@@ -255,6 +255,22 @@ void every_event_is_destroyed() {
 
 }  // namespace
 
+void cuda_is_opened_once_the_process_has_loaded_it() {
+    const Rig rig;  // has loaded it
+    MarkLog used(rig.clock, std::string(FAKE_DRIVER), 16, 16),
+        unused(rig.clock, std::string("libnowhere.so.1"), 16, 16);
+    for (MarkLog* log : {&used, &unused}) {
+        log->mark(1, false, std::nullopt, -1, -1);
+        CHECK(log->stats().events == 0);
+        log->mark(1, false, kStream, -1, -1);
+    }
+    CHECK(used.stats().events == 1 && unused.stats().events == 0);
+    CHECK(used.wants_event(2) && !used.wants_event(1) && !unused.wants_event(2));
+    fake::advance(kSecond);
+    CHECK(used.resolve() == 0 && unused.resolve() == 0);
+    CHECK(used.drain()[1].gpu_ns > 0 && unused.drain()[1].gpu_ns == -1);
+}
+
 int main() {
     RUN(run_ahead_is_timed_when_it_ends);
     RUN(few_queries_find_how_far_the_device_is);
@@ -269,4 +285,5 @@ int main() {
     RUN(a_forked_child_marks_nothing);
     RUN(without_cuda_marks_are_host_only);
     RUN(every_event_is_destroyed);
+    RUN(cuda_is_opened_once_the_process_has_loaded_it);
 }

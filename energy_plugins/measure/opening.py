@@ -62,11 +62,18 @@ def silent_driver(error: TimeoutError) -> SensorPlan:
     return SensorPlan.nothing(f"the NVIDIA driver hangs: {error}")
 
 
-def open_cuda(library: str, plan: SensorPlan, notices: Notices) -> _native.Cuda | None:
-    """Return CUDA, None where there is none: marks are host times then, which is all there is to know."""
+def open_marks(drivers: Drivers, plan: SensorPlan, notices: Notices) -> _native.MarkLog:
+    """Return the log of marks. Where there is no CUDA they are host times, which is all there is to know.
+
+    The system's own CUDA is opened once this process has loaded it: until then nothing can run on it, and it takes some
+    megabytes. One that is named is opened at once, so that a wrong name is noticed.
+    """
+    clock = drivers.clock.native
+    if drivers.cuda == Drivers.cuda:
+        return _native.MarkLog.once_loaded(clock, drivers.cuda)
     try:
-        return _native.Cuda(library)
+        return _native.MarkLog(clock, _native.Cuda(drivers.cuda))
     except OSError as error:
-        if library != Drivers.cuda and plan.sampled:  # without a GPU it says what has been said
+        if plan.sampled:  # without a GPU it says what has been said
             notices.say(f"{error}, which {CUDA_VARIABLE} names: marks are times of the host, not of the GPU")
-        return None
+        return _native.MarkLog(clock)

@@ -23,7 +23,7 @@ from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.live import Live
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.notices import Notices
-from energy_plugins.measure.opening import await_plan, open_cuda, silent_driver, start_sampler
+from energy_plugins.measure.opening import await_plan, open_marks, silent_driver, start_sampler
 from energy_plugins.measure.options import Options
 from energy_plugins.measure.patience import Aside
 from energy_plugins.measure.report import Report, write_header
@@ -72,7 +72,7 @@ class Run:
         self.uuids = self._plan.sampled
         self.own = tuple(gpu.uuid for gpu in self._plan.gpus)
         self._folder = report_folder(options.folder)
-        self._marks = _native.MarkLog(drivers.clock.native, open_cuda(drivers.cuda, self._plan, self._notices))
+        self._marks = open_marks(drivers, self._plan, self._notices)
         self._sampler = self._listen()
         self._facts = Facts(
             run_id=uuid.uuid4().hex,
