@@ -200,7 +200,6 @@ class TestSearch:
             assert trainer.state.log_history[-1]["train_energy_j"] == report.total_j
 
     def test_optuna(self, simulation: Simulation, tmp_path: Path) -> None:
-        pytest.importorskip("optuna")
         callback = EnergyCallback()
         plain = make_trainer(tmp_path, eval_strategy="epoch")
         data: Any = {"train_dataset": Rows(12), "eval_dataset": Rows(8), "model_init": lambda _: Model()}
