@@ -5,20 +5,23 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <memory>
+#include <type_traits>
 
 namespace energy {
 
 template <class T>
 class Ring {
   public:
-    // Holds at least `capacity` items; all memory is taken here.
-    explicit Ring(size_t capacity) : slots_(round_up(capacity)), mask_(slots_.size() - 1) {}
+    // Holds at least `capacity` items. All memory is taken here, but not written to: a page costs nothing until used.
+    explicit Ring(size_t capacity) : mask_(round_up(capacity) - 1), slots_(new T[mask_ + 1]) {
+        static_assert(std::is_trivially_default_constructible_v<T>);
+    }
 
     // Producer only. False when the ring was full: the item is dropped and counted.
     bool push(const T& item) noexcept {
         const size_t head = head_.load(std::memory_order_relaxed);
-        if (head - tail_.load(std::memory_order_acquire) == slots_.size()) {
+        if (head - tail_.load(std::memory_order_acquire) == capacity()) {
             dropped_.fetch_add(1, std::memory_order_relaxed);
             return false;
         }
@@ -41,7 +44,7 @@ class Ring {
         const size_t tail = tail_.load(std::memory_order_acquire);
         return head_.load(std::memory_order_acquire) - tail;
     }
-    size_t capacity() const noexcept { return slots_.size(); }
+    size_t capacity() const noexcept { return mask_ + 1; }
     uint64_t dropped() const noexcept { return dropped_.load(std::memory_order_relaxed); }
 
   private:
@@ -51,8 +54,8 @@ class Ring {
         return size;
     }
 
-    std::vector<T> slots_;
-    size_t mask_;
+    const size_t mask_;
+    const std::unique_ptr<T[]> slots_;
     alignas(64) std::atomic<size_t> head_{0};  // next slot to write
     alignas(64) std::atomic<size_t> tail_{0};  // next slot to read
     alignas(64) std::atomic<uint64_t> dropped_{0};
