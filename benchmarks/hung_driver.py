@@ -169,6 +169,12 @@ def main() -> int:
             "pause_s": PAUSE_S,
             "logged_every": LOGGED_EVERY,
         },
+        "steps": {
+            "counted": sum(len(one.delays_s) for one in rounds),
+            "preempted": sum(one.preempted for one in rounds),
+            "preempted_hung": sum(one.preempted for one in rounds if one.kind in CALLS),
+            "preempted_no_meter": sum(one.preempted for one in rounds if one.kind == "no meter"),
+        },
         "stop_s": stop_s,
         "start_s": start_s,
     }

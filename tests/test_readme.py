@@ -164,6 +164,19 @@ def test_quotes_the_result(quote: Quote) -> None:
     assert quote.figure == format(value_at(result, quote.path), quote.format)
 
 
+def test_figures_of_simulated_steps_are_those_of_their_rows() -> None:
+    plans = json.loads((RESULTS / "sensor_plans.json").read_text())["with_counter"]
+    with np.load(RESULTS / "sensor_plans_steps.npz") as rows:
+        for name, plan in plans.items():
+            slug, figures = name.replace(",", "").replace(" ", "_"), plan["steps"]
+            error, bound = (rows[f"{slug}_{column}"] * 1e-4 for column in ("error", "bound"))
+            held = np.unpackbits(rows[f"{slug}_held"])[: len(error)]
+            assert figures["count"] == len(error) == len(bound) == len(rows["length_s"])
+            assert figures["coverage"] == pytest.approx(held.mean(), abs=1e-6)
+            assert figures["median_bound"] == pytest.approx(np.median(bound), abs=1e-4)
+            assert figures["p95"] == pytest.approx(np.percentile(np.abs(error), 95), abs=1e-4)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_marked_figure_is_a_quote(document: str) -> None:
     text = (ROOT / document).read_text()
