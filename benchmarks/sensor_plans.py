@@ -54,8 +54,9 @@ from energy_plugins.testing import (
 CALIBRATION_SEED = 11
 LENGTHS_S = (0.02, 0.08, 0.125, 0.3, 1.0, 1.5, 4.0)
 STEPS_S = (0.004, 0.02, 0.1, 0.4)
-ROW_UNIT = 1e-4
-"""Of the errors and bounds in the rows of steps, which are relative."""
+ROW_UNIT = 5e-4
+ROW_UNIT_S = 1e-5
+"""Of errors and bounds in the rows of steps, which are relative, and of their lengths: few digits keep the file small."""
 DELAYED = ("QUICK", "INSTANT", "SNAPSHOT", "AVERAGE", "AVERAGE_USAGE")
 """Sensors in `energy_plugins.measure.power_sensors` whose delay is in their error model."""
 
@@ -201,7 +202,8 @@ def main() -> int:
         bars.append(Bar(f"{name}: steps whose bound holds", held, at_least=0.95, at_most=0.995))
         slug = name.replace(",", "").replace(" ", "_")
         raw |= {f"{slug}_totals": totals.table(), f"{slug}_windows": windows.table()}
-        rows |= {"run": steps.run.astype(np.uint8), "length_s": steps.length_s.astype(np.float32)}
+        rows |= {"run": steps.run.astype(np.uint8)}
+        rows |= {"length": np.rint(steps.length_s / ROW_UNIT_S).astype(np.uint16)}
         rows |= {f"{slug}_{column}": values for column, values in step_rows(steps).items()}
     for name, sensors in WITHOUT_COUNTER.items():
         if options.only not in name:

@@ -169,12 +169,12 @@ def test_figures_of_simulated_steps_are_those_of_their_rows() -> None:
     with np.load(RESULTS / "sensor_plans_steps.npz") as rows:
         for name, plan in plans.items():
             slug, figures = name.replace(",", "").replace(" ", "_"), plan["steps"]
-            error, bound = (rows[f"{slug}_{column}"] * 1e-4 for column in ("error", "bound"))
+            error, bound = (rows[f"{slug}_{column}"] * 5e-4 for column in ("error", "bound"))
             held = np.unpackbits(rows[f"{slug}_held"])[: len(error)]
-            assert figures["count"] == len(error) == len(bound) == len(rows["length_s"])
+            assert figures["count"] == len(error) == len(bound) == len(rows["length"])
             assert figures["coverage"] == pytest.approx(held.mean(), abs=1e-6)
-            assert figures["median_bound"] == pytest.approx(np.median(bound), abs=1e-4)
-            assert figures["p95"] == pytest.approx(np.percentile(np.abs(error), 95), abs=1e-4)
+            assert figures["median_bound"] == pytest.approx(np.median(bound), abs=5e-4)
+            assert figures["p95"] == pytest.approx(np.percentile(np.abs(error), 95), abs=5e-4)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
