@@ -56,7 +56,7 @@ LENGTHS_S = (0.02, 0.08, 0.125, 0.3, 1.0, 1.5, 4.0)
 STEPS_S = (0.004, 0.02, 0.1, 0.4)
 ROW_UNIT = 5e-4
 ROW_UNIT_S = 1e-5
-"""Of errors and bounds in the rows of steps, which are relative, and of their lengths: few digits keep the file small."""
+"""Of errors and bounds in the rows of steps, which are relative, and of lengths: few digits keep the file small."""
 DELAYED = ("QUICK", "INSTANT", "SNAPSHOT", "AVERAGE", "AVERAGE_USAGE")
 """Sensors in `energy_plugins.measure.power_sensors` whose delay is in their error model."""
 
