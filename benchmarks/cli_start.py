@@ -1,8 +1,9 @@
 """How long `energy-plugins doctor` takes, and a meter from its import to its first sample.
 
 Both in processes of their own, as users have them: doctor with the interpreter's start, the meter in an interpreter
-that has numpy already; and with our modules compiled, as pip leaves them. On the visible GPUs; without any on eight
-simulated ones, whose driver answers sooner than a real one, so that the figure is then that of our own code.
+that has numpy already; and with our modules compiled, as pip leaves them. Beside them, what the driver takes that both
+ask. On the visible GPUs; without any on eight simulated ones, whose driver answers sooner than a real one and takes
+less, so that the figures are then those of our own code.
 
     python benchmarks/cli_start.py [--quick]
 """
@@ -57,6 +58,21 @@ print(json.dumps({
 meter.stop()
 """
 
+# What any program pays that asks the driver: its library, started, and its Python binding.
+_DRIVER_ALONE = """
+import ctypes, json, os
+import numpy
+
+def rss_mib():
+    status = open("/proc/self/status").read()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+before_mib = rss_mib()
+import pynvml
+assert ctypes.CDLL(os.environ.get("ENERGY_NVML_LIBRARY", "libnvidia-ml.so.1")).nvmlInit_v2() == 0
+print(json.dumps({"rss_mib": rss_mib() - before_mib}))
+"""
+
 
 @contextmanager
 def some_gpus() -> Iterator[list[str]]:
@@ -93,9 +109,9 @@ def doctor() -> dict[str, float]:
     return {"seconds": time.perf_counter() - began_s, "exit_code": done.returncode}
 
 
-def first_sample() -> dict[str, float]:
-    """Start a meter in a fresh interpreter once; return milliseconds and MiB."""
-    done = subprocess.run([sys.executable, "-c", _FIRST_SAMPLE], capture_output=True, text=True, check=True)
+def in_a_fresh_interpreter(program: str) -> dict[str, float]:
+    """Run a program once; return its figures, in milliseconds and MiB."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
@@ -111,9 +127,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
     rounds = _ROUNDS // 4 if parser.parse_args().quick else _ROUNDS
     with some_gpus() as gpus, compiled_modules():
-        doctor(), first_sample()  # compiles; files into memory
-        turns = [(doctor(), first_sample()) for _ in progress("rounds", rounds)]
-    measured = {"doctor": columns([turn[0] for turn in turns]), "meter": columns([turn[1] for turn in turns])}
+        doctor(), in_a_fresh_interpreter(_FIRST_SAMPLE)  # compiles; files into memory
+        turns = [
+            (doctor(), in_a_fresh_interpreter(_FIRST_SAMPLE), in_a_fresh_interpreter(_DRIVER_ALONE))
+            for _ in progress("rounds", rounds)
+        ]
+    names = ("doctor", "meter", "driver_alone")
+    measured = {name: columns([turn[place] for turn in turns]) for place, name in enumerate(names)}
     assert set(measured["doctor"]["exit_code"]) == {0}
     medians = {
         name: {key: statistics.median(values) for key, values in table.items()} for name, table in measured.items()
@@ -128,7 +148,8 @@ def main() -> int:
         ),
         Bar("memory of it beyond an interpreter with numpy, MiB", medians["meter"]["rss_mib"], at_most=25, show=".1f"),
     ]
-    return finish("cli_start", gpus=gpus, figures={"medians": medians}, bars=bars, raw=measured)
+    name = "cli_start" if any("SIMULATED" in gpu for gpu in gpus) else "h200_cli_start"
+    return finish(name, gpus=gpus, figures={"medians": medians}, bars=bars, raw=measured)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ as far as they are installed, Zeus windows around each step, matcha's StepEnergy
 and CodeCarbon's tracker (packages zeus, usematcha, landauer-gap, codecarbon). Each is compared with nothing in the same
 round.
 
-    python benchmarks/h200_transformers.py [--seconds 90] [--rounds 6] [--dry]
+    python benchmarks/h200_transformers.py [--seconds 90] [--rounds 6] [--limit 280] [--dry]
 
 ``--dry`` tries the whole path on the CPU and a simulated GPU, and writes nothing.
 """
@@ -309,12 +309,22 @@ class StepTime(TrainerCallback):
             self.mean_s = (now_s - self._began_s) / (state.max_steps - _WARM)
 
 
-def compare(bench: Bench, rounds: int, steps: int) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Return the step times (s) with each tool, round by round, and why a tool is left out."""
+def compare(
+    bench: Bench, rounds: int, steps: int, until_s: float = math.inf
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Return the step times (s) with each tool, round by round, and why a tool is left out.
+
+    No round begins that might not end at ``until_s`` of `time.monotonic`.
+    """
     took: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
     rng = random.Random(2)
+    longest_s = 0.0
     for number in range(rounds):
+        began_s = time.monotonic()
+        if began_s + longest_s > until_s:
+            say(f"time for {number} of {rounds} rounds")
+            break
         names = [name for name in TOOLS if name not in missing]
         rng.shuffle(names)
         for name in names:
@@ -332,6 +342,7 @@ def compare(bench: Bench, rounds: int, steps: int) -> tuple[dict[str, list[float
                 continue
             took.setdefault(name, []).append(step_time.mean_s)
         say(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {took[name][-1] * 1e3:.2f} ms" for name in took))
+        longest_s = max(longest_s, time.monotonic() - began_s)
     return took, missing
 
 
@@ -385,6 +396,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--limit", type=float, default=280.0, help="seconds for it all")
     parser.add_argument("--dry", action="store_true", help="on the CPU and a simulated GPU; writes nothing")
     options = parser.parse_args()
     if not options.dry and not torch.cuda.is_available():
@@ -397,6 +409,7 @@ def main() -> int:
 
 
 def _measure(scratch: Path, options: argparse.Namespace) -> int:
+    began_s = time.monotonic()
     bench = Bench(scratch, 4, dry=True) if options.dry else gpu_bound_batch(scratch)
     run = cost(bench, options.seconds)
     analysed = analyse(run)
@@ -406,7 +419,7 @@ def _measure(scratch: Path, options: argparse.Namespace) -> int:
     )
     for part, values in analysed["parts"].items():
         say(f"   {part}: {values['extra_us']:+.1f} +- {values['extra_error_us']:.1f} us, {values['compared']} compared")
-    took, missing = compare(bench, options.rounds, options.steps)
+    took, missing = compare(bench, options.rounds, options.steps, began_s + options.limit)
     against = ratios(took)
     rows = [("step time against nothing", "median", "95 % interval")]
     rows += [(name, f"x{ratio:.3f}", f"{ends.low:.3f}-{ends.high:.3f}") for name, (ratio, ends) in against.items()]

@@ -6,7 +6,8 @@ A loop marks steps, looks at the live figures after every tenth as plugins do th
 half of the rounds, in random order, a call of the (simulated) driver hangs from the start of the loop on; in some there
 is no meter at all, which tells what the machine itself does to such a loop. A delay is what a step took beyond the
 loop's median. Steps in which the kernel took the processor away from a thread that was willing to run (an involuntary
-context switch) say nothing of the meter, which can only make a thread wait: they are counted, and left out.
+context switch) say little of the meter, which can only make a thread wait: they are left out of the bars, and counted,
+with the longest delay among them. A step without a meter is almost nothing, so fewer of those are met.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Round:
 
     kind: str
     delays_s: Delays
-    preempted: int
+    preempted_s: Delays
+    """Of steps in which the thread lost the processor."""
     start_s: float
     stop_s: float
 
@@ -62,9 +64,10 @@ def switches() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
-def looped(meter: EnergyMeter | None) -> tuple[Delays, int]:
-    """Mark steps for a while; return by how much each was longer than the median, and how many were left out."""
-    taken_ns, preempted = [], 0
+def looped(meter: EnergyMeter | None) -> tuple[Delays, Delays]:
+    """Mark steps for a while; return by how much each was longer than the median: the others, and the preempted."""
+    taken_ns: list[int] = []
+    preempted_ns: list[int] = []
     end_ns = time.perf_counter_ns() + round(LOOP_S * 1e9)
     number = 0
     gc.disable()
@@ -79,15 +82,13 @@ def looped(meter: EnergyMeter | None) -> tuple[Delays, int]:
                 meter.latest()
                 meter.drawn_j()
             step_ns = time.perf_counter_ns() - began_ns
-            if switches() == before:
-                taken_ns.append(step_ns)
-            else:
-                preempted += 1
+            (taken_ns if switches() == before else preempted_ns).append(step_ns)
             time.sleep(PAUSE_S)
     finally:
         gc.enable()
-    taken_s = np.array(taken_ns) * 1e-9
-    return np.maximum(taken_s - np.median(taken_s), 0.0), preempted
+    usual_ns = np.median(taken_ns)
+    delays_s, preempted_s = (np.maximum(np.array(steps) - usual_ns, 0.0) * 1e-9 for steps in (taken_ns, preempted_ns))
+    return delays_s, preempted_s
 
 
 def play(kind: str) -> Round:
@@ -101,10 +102,10 @@ def play(kind: str) -> Round:
         start_s = time.perf_counter() - began_s
         if kind in CALLS:
             simulation.gpus[0].inject(Hang(kind, math.inf))
-        delays_s, preempted = looped(meter)
+        delays_s, preempted_s = looped(meter)
         began_s = time.perf_counter()
         meter.stop()
-        return Round(kind, delays_s, preempted, start_s, time.perf_counter() - began_s)
+        return Round(kind, delays_s, preempted_s, start_s, time.perf_counter() - began_s)
 
 
 def hung_start() -> float:
@@ -126,6 +127,9 @@ def main() -> int:
     def longest(*of: str) -> Delays:
         return np.array([one.longest_s for one in rounds if one.kind in of])
 
+    def preempted(*of: str) -> Delays:
+        return np.concatenate([one.preempted_s for one in rounds if one.kind in of])
+
     def median_of(statistic: Callable[[Delays], float], *of: str) -> float:
         return float(np.median([statistic(one.delays_s) for one in rounds if one.kind in of]))
 
@@ -136,7 +140,7 @@ def main() -> int:
         steps = sum(len(one.delays_s) for one in rounds if one.kind == kind)
         high_s = median_of(lambda delays_s: float(np.quantile(delays_s, 0.999)), kind)
         cells = (f"{np.median(longest(kind)) * 1e3:.3f} ms", f"{longest(kind).max() * 1e3:.3f} ms")
-        left_out = sum(one.preempted for one in rounds if one.kind == kind)
+        left_out = len(preempted(kind))
         rows.append((kind, str(steps), str(left_out), *cells, f"{high_s * 1e3:.3f} ms"))
     print("SIMULATED")
     print_table(rows)
@@ -169,13 +173,26 @@ def main() -> int:
             "pause_s": PAUSE_S,
             "logged_every": LOGGED_EVERY,
         },
+        "steps": {
+            "counted": sum(len(one.delays_s) for one in rounds),
+            "counted_hung": sum(len(one.delays_s) for one in rounds if one.kind in CALLS),
+            "preempted": {
+                name: {"count": len(values), "longest_ms": float(values.max(initial=0.0)) * 1e3}
+                for name, values in (
+                    ("hang", preempted(*CALLS)),
+                    ("no_hang", preempted("no hang")),
+                    ("no_meter", preempted("no meter")),
+                )
+            },
+        },
         "stop_s": stop_s,
         "start_s": start_s,
     }
     table: Table = {
         "kind": [one.kind for one in rounds],
         "steps": [len(one.delays_s) for one in rounds],
-        "preempted": [one.preempted for one in rounds],
+        "preempted": [len(one.preempted_s) for one in rounds],
+        "preempted_longest_s": [float(one.preempted_s.max(initial=0.0)) for one in rounds],
         "longest_s": [one.longest_s for one in rounds],
         "stop_s": [one.stop_s for one in rounds],
     }

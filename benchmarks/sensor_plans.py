@@ -4,18 +4,22 @@
 
 Everything runs in virtual time from fixed seeds. The constants of each sensor's error bound
 (`energy_plugins.measure.power_sensors`) were calibrated on the random loads of other seeds than the bars are for.
+`results/sensor_plans_steps.npz` has what each marked step was off and its bound (`step_rows`).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-from _common import Bar, finish, progress
+from _common import RESULTS, Bar, finish, progress
+from numpy.typing import NDArray
 from simulator_accuracy import (
     HELD_OUT_SEED,
     Sensors,
@@ -31,6 +35,7 @@ from simulator_accuracy import (
     windows_of,
 )
 
+from energy_plugins.measure import power_sensors
 from energy_plugins.measure.spans import Kind
 from energy_plugins.testing import (
     A100,
@@ -49,6 +54,11 @@ from energy_plugins.testing import (
 CALIBRATION_SEED = 11
 LENGTHS_S = (0.02, 0.08, 0.125, 0.3, 1.0, 1.5, 4.0)
 STEPS_S = (0.004, 0.02, 0.1, 0.4)
+ROW_UNIT = 5e-4
+ROW_UNIT_S = 1e-5
+"""Of errors and bounds in the rows of steps, which are relative, and of lengths: few digits keep the file small."""
+DELAYED = ("QUICK", "INSTANT", "SNAPSHOT", "AVERAGE", "AVERAGE_USAGE")
+"""Sensors in `energy_plugins.measure.power_sensors` whose delay is in their error model."""
 
 _NO_FIELDS = NotSupported("nvmlDeviceGetFieldValues")
 _NO_INSTANT = NotSupported("NVML_FI_DEV_POWER_INSTANT")
@@ -76,6 +86,30 @@ WITHOUT_COUNTER: Mapping[str, Sensors] = {
     "instant power and its average": Sensors(H200, (*_POLLED, NoCounter())),
     "instant power and power usage": Sensors(RTX_4090, (*_POLLED, _NO_AVERAGE, NoCounter())),
 }
+
+
+@contextmanager
+def delay_known() -> Iterator[None]:
+    """Let the error models hold the delay of each sensor for exact, as that of a simulated one is."""
+    sensors = {name: getattr(power_sensors, name) for name in DELAYED}
+    exact = {name: replace(sensor, model=replace(sensor.model, timing_s=0.0)) for name, sensor in sensors.items()}
+    with patch.multiple(power_sensors, **exact):
+        yield
+
+
+def training_steps(seed: int, runs: int, sensors: Sensors) -> Windows:
+    """Return steps like those of a training, marked, one by one."""
+    return measure_marked("steps", runs, seed, training, sensors).each.of(Kind.STEP.value)
+
+
+def step_rows(steps: Windows) -> dict[str, NDArray[np.generic]]:
+    """Return what each step was off and its bound, in `ROW_UNIT` of its joules, and whether that held (packed bits)."""
+    return {
+        "error": np.rint(steps.error / ROW_UNIT).clip(-32768, 32767).astype(np.int16),
+        "bound": np.rint(steps.bound / ROW_UNIT).clip(0, 65535).astype(np.uint16),
+        "held": np.packbits(steps.contained),
+    }
+
 
 SLOW_MS = (250, 500, 1000, 2000)
 QUICK_MS = (10, 20, 25, 50, 100, 137, 200)
@@ -131,20 +165,29 @@ def main() -> int:
     figures: dict[str, Any] = {"with_counter": {}, "without_counter": {}}
     bars: list[Bar] = []
     raw: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Any] = {}
     for name, sensors in WITH_COUNTER.items():
         if options.only not in name:
             continue
         totals = measure_totals(sensors, round(300 * part))
         windows = measure_windows(seed, round(120 * part), sensors)
-        steps = measure_marked("steps", max(round(30 * part), 3), seed, training, sensors).each.of(Kind.STEP.value)
+        steps = training_steps(seed, max(round(30 * part), 3), sensors)
+        with delay_known():
+            exact = training_steps(seed, max(round(30 * part), 3), sensors)
         show(f"{name}, with the counter: totals of windows of 1.5-8 s", {"all": totals.figures(), **by_family(totals)})
         show("random windows of random loads", {"all": windows.figures(), **by_length(windows, LENGTHS_S)})
         show("training-like steps", {"all": steps.figures(), **by_length(steps, STEPS_S)})
+        show("the same, if the sensor's delay is known exactly", {"all": exact.figures()})
         within = float(np.mean(np.abs(totals.error) <= 0.01))
         figures["with_counter"][name] = {
             "totals": {**totals.figures(), "within_1_percent": within, "by_family": by_family(totals)},
             "windows": {**windows.figures(), "by_length": by_length(windows, LENGTHS_S)},
-            "steps": {**steps.figures(), "by_length": by_length(steps, STEPS_S)},
+            "steps": {
+                **steps.figures(),
+                "by_length": by_length(steps, STEPS_S),
+                "coverage_interval": steps.coverage_interval(),
+                "delay_known": exact.figures(),
+            },
         }
         bars.append(Bar(f"{name}: totals within 1 %", within, at_least=0.95))
         bars.append(
@@ -159,6 +202,9 @@ def main() -> int:
         bars.append(Bar(f"{name}: steps whose bound holds", held, at_least=0.95, at_most=0.995))
         slug = name.replace(",", "").replace(" ", "_")
         raw |= {f"{slug}_totals": totals.table(), f"{slug}_windows": windows.table()}
+        rows |= {"run": steps.run.astype(np.uint8)}
+        rows |= {"length": np.rint(steps.length_s / ROW_UNIT_S).astype(np.uint16)}
+        rows |= {f"{slug}_{column}": values for column, values in step_rows(steps).items()}
     for name, sensors in WITHOUT_COUNTER.items():
         if options.only not in name:
             continue
@@ -180,6 +226,7 @@ def main() -> int:
         for bar in bars:
             print(bar)
         return 0 if all(bar.met for bar in bars) else 1
+    np.savez_compressed(RESULTS / "sensor_plans_steps.npz", **rows)
     return finish("sensor_plans", gpus=[H200.name], figures=figures, bars=bars, raw=raw)
 
 

@@ -1,9 +1,10 @@
 // When to poll a reading that the driver makes anew in some period, learned from the instants at which it changed.
 // Pure: it says when to read next and is told what was read.
 //
-// It looks every 2 ms until it has seen some changes: at first, and then ever more seldom, up to once a minute, because
-// each look tells the period better, which drifts against the host's clock. Otherwise it reads once a period, shortly
-// after the refresh.
+// It looks every 2 ms until the changes it has seen fit one period alone: at first, and then ever more seldom, up to
+// once a minute, because each look tells the period better, which drifts against the host's clock. Otherwise it reads
+// once a period, shortly after the refresh. Some refreshes bring no new value; a look that is too short to tell how
+// many is repeated, and what it learned is a guess until then.
 #pragma once
 
 #include <array>
@@ -21,9 +22,17 @@ class RefreshClock {
     int64_t period_ns() const noexcept { return period_ns_; }
 
   private:
+    struct Change {
+        int64_t t_ns;
+        int64_t error_ns;  // seen so much early or late, at most
+    };
+
     void look(int64_t now_ns) noexcept;
-    void learn(int64_t now_ns) noexcept;
-    void fit_period() noexcept;
+    void note(Change change) noexcept;
+    void learn(int64_t now_ns, bool patient) noexcept;
+    bool refine_period() noexcept;  // false: the changes contradict it
+    void fit_period() noexcept;     // the likeliest; with an anchor if no other explains the changes
+    int64_t misfit_ns(int64_t period_ns) const noexcept;  // above 0: no phase explains all changes
 
     static constexpr size_t kMostChanges = 6;
     int64_t period_ns_ = 100'000'000;
@@ -35,11 +44,11 @@ class RefreshClock {
     bool any_ = false;
 
     bool looking_ = true;
-    bool phase_known_ = false;                        // a change was seen while looking
-    int64_t look_ns_ = 0;                             // when it began, or is to begin
-    std::array<int64_t, kMostChanges> changes_ns_{};  // seen in this look
-    size_t changes_ = 0;
-    int64_t anchor_ns_ = 0;  // the first refresh of those that fit the period
+    bool phase_known_ = false;                    // a change was seen while looking
+    int64_t look_ns_ = 0;                         // when it began, or is to begin
+    std::array<Change, kMostChanges> changes_{};  // the last that were seen in this look
+    size_t count_ = 0;                            // of them
+    int64_t anchor_ns_ = 0;                       // the first refresh of those that fit the period; 0: it is not sure
 };
 
 }  // namespace energy

@@ -95,6 +95,7 @@ def marks_without_event(result: Any) -> int:
 
 WORKED_OUT: Mapping[str, Callable[[Any], float]] = {
     "import_rounds.count": lambda result: len(result["raw"]["imports_ms"]["energy_plugins.transformers"]),
+    "rounds.count": lambda result: len(result["raw"]["rounds_ms"]["nothing"]),
     "starts.count": lambda result: len(result["raw"]["meter"]["first_sample_ms"]),
     "sampler_share.gpu_bound": lambda result: sampler_share(result, "gpu_bound"),
     "sampler_share.launch_bound": lambda result: sampler_share(result, "launch_bound"),
@@ -162,6 +163,19 @@ QUOTES = [quote for document in DOCUMENTS for quote in quotes_in(document)]
 def test_quotes_the_result(quote: Quote) -> None:
     result = json.loads((RESULTS / quote.file).read_text())
     assert quote.figure == format(value_at(result, quote.path), quote.format)
+
+
+def test_figures_of_simulated_steps_are_those_of_their_rows() -> None:
+    plans = json.loads((RESULTS / "sensor_plans.json").read_text())["with_counter"]
+    with np.load(RESULTS / "sensor_plans_steps.npz") as rows:
+        for name, plan in plans.items():
+            slug, figures = name.replace(",", "").replace(" ", "_"), plan["steps"]
+            error, bound = (rows[f"{slug}_{column}"] * 5e-4 for column in ("error", "bound"))
+            held = np.unpackbits(rows[f"{slug}_held"])[: len(error)]
+            assert figures["count"] == len(error) == len(bound) == len(rows["length"])
+            assert figures["coverage"] == pytest.approx(held.mean(), abs=1e-6)
+            assert figures["median_bound"] == pytest.approx(np.median(bound), abs=5e-4)
+            assert figures["p95"] == pytest.approx(np.percentile(np.abs(error), 95), abs=5e-4)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -1,5 +1,6 @@
 // The clock of a polled reading against readings that are arithmetic: every period and phase, late reads, values that
 // stay, and a period that drifts.
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <random>
@@ -19,9 +20,13 @@ struct Reading {
     int64_t period_ns;
     int64_t phase_ns;
     std::function<double(int64_t refresh)> value = [](int64_t refresh) { return static_cast<double>(refresh % 11); };
-    int64_t late_ns = 0;  // at most
+    int64_t late_ns = 0;        // at most
+    int64_t early_refresh = 0;  // one that comes 15 ms before its time, as an H200's sometimes does
 
-    int64_t refresh_at(int64_t t_ns) const { return (t_ns - phase_ns) / period_ns; }
+    int64_t refresh_at(int64_t t_ns) const {
+        if ((t_ns + 15 * kMs - phase_ns) / period_ns == early_refresh) return early_refresh;
+        return (t_ns - phase_ns) / period_ns;
+    }
 };
 
 struct Played {
@@ -117,6 +122,60 @@ void a_phase_that_was_hidden_is_found_at_the_first_change() {
     CHECK(worst_ns(reading, play(reading, 20 * kSecond)) <= 3 * kMs);
 }
 
+// Watts, as means over the last period, of a load that is on and off for `half_ns` each: they change at its edges
+// alone.
+std::function<double(int64_t)> wave(int64_t period_ns, int64_t phase_ns, int64_t half_ns) {
+    const auto on_ns = [half_ns](int64_t t_ns) {
+        return t_ns / (2 * half_ns) * half_ns + std::min(t_ns % (2 * half_ns), half_ns);
+    };
+    return [=](int64_t refresh) {
+        const int64_t end_ns = phase_ns + refresh * period_ns;
+        return 40.0 + 250.0 * static_cast<double>(on_ns(end_ns) - on_ns(end_ns - period_ns));
+    };
+}
+
+// From one edge of 125 ms to the next are 6.25 periods of 20 ms, or 6.5 of the 19.3 ms as which one may be seen. Which
+// it is with edges of 165 ms takes more than one look, now and then.
+void edges_of_a_load_are_no_refreshes_in_a_row() {
+    for (const int64_t half : {50 * kMs, 125 * kMs, 165 * kMs}) {
+        for (int64_t phase = 0; phase < 20 * kMs; phase += 700'000) {
+            const Reading reading{20 * kMs, phase, wave(20 * kMs, phase, half)};
+            const Played played = play(reading, 60 * kSecond);
+            CHECK(std::abs(played.learned_ns - 20 * kMs) < 200'000);
+            if (half < 160 * kMs) CHECK(worst_ns(reading, played) <= 3 * kMs);
+        }
+    }
+}
+
+// Only edges a second apart: a period that explains them is as good as another, and each look may find a better one.
+void edges_that_leave_the_period_open_do_not_fix_it() {
+    for (int64_t phase = 0; phase < 20 * kMs; phase += 1'300'000) {
+        Reading reading{20 * kMs, phase};
+        const auto edges = wave(20 * kMs, phase, 500 * kMs);
+        reading.value = [&](int64_t refresh) { return refresh < 1500 ? edges(refresh) : static_cast<double>(refresh); };
+        const Played played = play(reading, 30 * kSecond);
+        CHECK(std::abs(played.learned_ns - 20 * kMs) < 200'000);
+    }
+}
+
+void a_value_that_changes_within_a_period_contradicts_it() {
+    for (int64_t phase = 0; phase < 20 * kMs; phase += 1'300'000) {
+        Reading reading{20 * kMs, phase};
+        reading.value = [](int64_t refresh) { return static_cast<double>(refresh < 600 ? refresh / 6 : refresh); };
+        CHECK(std::abs(play(reading, 4 * kSecond).learned_ns - 20 * kMs) < 200'000);
+    }
+}
+
+void a_refresh_out_of_its_time_misleads_nothing() {
+    for (int64_t early = 100; early < 120; ++early) {
+        const Reading reading{100 * kMs, 41 * kMs, [](int64_t refresh) { return static_cast<double>(refresh); }, 0,
+                              early};
+        const Played played = play(reading, 60 * kSecond);
+        CHECK(std::abs(played.learned_ns - 100 * kMs) < 100'000);
+        CHECK(worst_ns(reading, played) <= 3 * kMs);
+    }
+}
+
 void stamps_never_go_back() {
     const Reading reading{100 * kMs, 99 * kMs, [](int64_t refresh) { return static_cast<double>(refresh % 3); },
                           60 * kMs};
@@ -132,5 +191,9 @@ int main() {
     RUN(a_value_that_stays_is_still_given_each_period);
     RUN(a_value_goes_with_its_refresh);
     RUN(a_phase_that_was_hidden_is_found_at_the_first_change);
+    RUN(edges_of_a_load_are_no_refreshes_in_a_row);
+    RUN(edges_that_leave_the_period_open_do_not_fix_it);
+    RUN(a_value_that_changes_within_a_period_contradicts_it);
+    RUN(a_refresh_out_of_its_time_misleads_nothing);
     RUN(stamps_never_go_back);
 }

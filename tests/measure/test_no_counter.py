@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from measuring import POWER_W, Simulated
 
@@ -87,6 +88,18 @@ def test_waves_are_summed_however_the_snapshot_sees_them(
         report, true_j = measured(simulation, EnergyMeter(), seconds)
         assert report.total_j == pytest.approx(true_j, rel=0.03)
         assert abs((report.total_j or 0) - true_j) <= (report.error_bound_j or 0)
+
+
+@pytest.mark.parametrize("seed", range(10, 22))
+def test_a_reading_that_changes_at_the_edges_of_a_load_alone_is_read_at_its_refresh(
+    simulated: Simulated, seed: int
+) -> None:
+    wave = Square(V100.idle_w, V100.max_limit_w, 0.25, 0.5)
+    simulation = simulated(wave, virtual=True, seed=seed, profile=V100, faults=NO_COUNTER)
+    report, true_j = measured(simulation, EnergyMeter(), 8.0)
+    assert report.total_j == pytest.approx(true_j, rel=0.01)
+    (power,) = report.power.values()
+    assert np.median(np.diff(power["t_s"])) == pytest.approx(V100.power_refresh_s, abs=1e-4)
 
 
 def test_a_mean_that_fails_leaves_the_snapshot_and_a_wider_bound(simulated: Simulated) -> None:
