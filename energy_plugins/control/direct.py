@@ -33,8 +33,8 @@ class DirectNvml:
     def take(self, request: Request) -> DirectLease:
         """Lease a knob; what a dead process left is put back first. As `BackEnd.take`."""
         if request.gpu.mig is not None:
-            why = "a MIG slice has no limit of its own: its card's would bind the other slices as well"
-            raise RefusedError(why, remedy="limit the whole card from outside the slice")
+            why, remedy = why_not_a_slice()
+            raise RefusedError(why, remedy=remedy)
         # The watchdog works in another folder.
         library = current_drivers().nvml
         library = str(Path(library).absolute()) if "/" in library else library
@@ -49,6 +49,12 @@ class DirectNvml:
             except OSError as error:
                 raise RefusedError(f"this process cannot be told apart: {error}", remedy="mount /proc") from error
             return DirectLease(tools, entry, undo.pop_all())
+
+
+def why_not_a_slice() -> tuple[str, str]:
+    """Return why a MIG slice is not limited, and what to do."""
+    why = "a MIG slice has no limit of its own: its card's would bind the other slices as well"
+    return why, "limit the whole card from outside the slice"
 
 
 def _remedy(folder: Path) -> str:
@@ -104,7 +110,7 @@ def _clear_the_way(tools: _Tools, request: Request) -> bool:
         if entry is None:
             continue
         restored = settle(tools.journal, entry, tools.nvml.card)
-        if restored.ending is not Ending.KEPT:
+        if restored.ending not in {Ending.KEPT, Ending.IN_USE}:
             unlocked = unlocked or (knob is Knob.CLOCKS and restored.ending is Ending.RESTORED)
         elif entry.owner != Owner.current():
             life, pid = entry.owner.life(), entry.owner.pid

@@ -69,7 +69,7 @@ def _put_back(journal: Journal, nvml: Nvml, pid: int) -> None:
     end_s = time.monotonic() + _TRY_FOR_S
     while True:
         restored = list(replay(journal, nvml.card, of_pid=pid))
-        kept = [one for one in restored if one.ending is Ending.KEPT]
+        kept = [one for one in restored if one.ending in {Ending.KEPT, Ending.IN_USE}]
         for one in restored:
             if one not in kept:
                 _log(f"process {pid} has ended, GPU {one.uuid}: {one.why}")

@@ -251,7 +251,7 @@ def test_a_lost_gpu_stays_in_the_journal(gpu: Gpu, simulation: Simulation) -> No
     os.kill(watchdog, 9)
     with Journal(simulation.journal) as journal, Nvml(simulation.nvml_path) as nvml:
         (kept,) = replay(journal, nvml.card)
-        assert kept.ending is Ending.KEPT, "its owner, this process, lives"
+        assert kept.ending is Ending.IN_USE, "its owner, this process, lives"
 
 
 def test_a_forked_child_has_nothing_to_put_back(gpu: Gpu) -> None:
