@@ -152,8 +152,9 @@ class DirectLease:
             self._see()
             if self._foreign:
                 return self._status()
-            self._entry = replace(self._entry, ours=(*self._entry.ours[-1:], value))
-            journal.write(self._entry)
+            entry = replace(self._entry, ours=(*self._entry.ours[-1:], value))
+            journal.write(entry)
+            self._entry = entry
             if self._entry.knob is Knob.CLOCKS:
                 card.lock_clocks(round(value))
             else:
