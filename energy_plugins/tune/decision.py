@@ -1,8 +1,8 @@
 """Where to measure next, or that enough is known; and what to choose then. Pure.
 
-From the start downwards in coarse steps, until a limit hurts: it is too slow, or costs more than a higher one. Then at the
-limit that seems best, until its slowdown is known as well as it is promised. What seems best is asked again after each
-window, so a first impression is corrected.
+From the start downwards in coarse steps, until a limit hurts: it is too slow, or costs more than a higher one. Then at
+the limit that seems best, until its slowdown is known as well as it is promised, and at whatever may yet be better.
+What seems best is asked again after each window, so a first impression is corrected.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 import numpy as np
-from numpy.typing import NDArray
 
 from energy_plugins.tune.measurement import Window
-from energy_plugins.tune.outlook import SURE, Outlook
+from energy_plugins.tune.outlook import LEAST_FALL, SURE, Outlook
 from energy_plugins.tune.task import Task
 
 PROMISE = 0.005
@@ -26,11 +25,11 @@ KNOWN = PROMISE / SURE
 WORTH = 0.005
 """A smaller saving is not looked for."""
 COARSE = 1 / 8
-"""Of the start limit: the largest step down. Between caps of 600 and 700 W of an H100 a step's time changes by 3.5 %, and
-its energy has no second valley (arXiv:2603.16164)."""
+"""Of the start limit: the largest step down. A seventh off an H100's 700 W makes steps 3.5 % longer (arXiv:2603.16164,
+arXiv:2604.11391): that is about what may be asked for."""
 HUMP = 0.05
-"""So much slower than allowed a single limit may be without ending the descent: recorded times are not monotone, they
-scatter by some per cent, and where they do the next limit is fast again."""
+"""So much slower than allowed a single limit may be without ending the descent. Time is not monotone in the limit:
+where clocks or the host change beside it, it scatters by some per cent, and the next limit is fast again."""
 
 
 class Side(Enum):
@@ -55,9 +54,9 @@ def next_limit(task: Task, windows: Sequence[Window], view: Outlook) -> float | 
             return _lower(task, tried[0], _stride(task, view, tried[1]))
         if _may_be_hump(task, view, side(task, view, view.place(tried[1]), best)):
             return _lower(task, tried[0], coarse(task))
-    if best == 0:
-        return _rival(task, view, tried[:-1])
-    return None if _decided(task, view, best) else task.on_grid(float(view.limits[best]))
+    if not _decided(task, view, best):
+        return task.on_grid(float(view.limits[best]))
+    return _rival(task, view, tried[:-1], best)
 
 
 def coarse(task: Task) -> float:
@@ -71,7 +70,7 @@ def leader(task: Task, view: Outlook, caution: float = 0.0) -> int:
     With ``caution`` 1 what is known worse than it is promised must be faster by as much.
     """
     slow = view.time.mean + caution * SURE * np.maximum(view.time.sd - KNOWN, 0.0)
-    allowed: NDArray[np.bool_] = slow <= task.bound
+    allowed = np.asarray(slow <= task.bound, dtype=np.bool_)
     if task.must_bind:
         allowed &= view.binds
     allowed[0] = True
@@ -80,7 +79,7 @@ def leader(task: Task, view: Outlook, caution: float = 0.0) -> int:
 
 def side(task: Task, view: Outlook, place: int, best: int) -> Side:
     """Return where a candidate lies."""
-    if not view.binds[place]:
+    if view.power.mean[place] > -LEAST_FALL:
         return Side.INSIDE  # what does not bind cannot hurt: its times scatter for other reasons
     if view.time.low[place] > task.bound or view.cost.low[place] > view.cost.high[best]:
         return Side.OUTSIDE
@@ -108,14 +107,14 @@ def _may_be_hump(task: Task, view: Outlook, above: Side) -> bool:
     return above is Side.INSIDE and bool(view.time.mean[-1] <= task.bound + HUMP)
 
 
-def _rival(task: Task, view: Outlook, tried: Sequence[float]) -> float | None:
-    """Return the limit that may yet be better than the start, None if there is none."""
+def _rival(task: Task, view: Outlook, tried: Sequence[float], best: int) -> float | None:
+    """Return the limit that may yet be better than the best, None if there is none."""
     places = [view.place(limit) for limit in tried]
     possible = [
         place
         for place in places
         if view.time.low[place] <= task.bound
-        and view.cost.low[place] < -WORTH
+        and view.cost.low[place] < view.cost.mean[best] - WORTH
         and view.cost.sd[place] > KNOWN
         and not (task.must_bind and view.power.low[place] >= 0)
     ]
@@ -126,6 +125,8 @@ def _rival(task: Task, view: Outlook, tried: Sequence[float]) -> float | None:
 
 def _decided(task: Task, view: Outlook, best: int) -> bool:
     """Return whether the best is known well enough: its slowdown where the bound is near, else its cost."""
+    if best == 0:
+        return True
     if view.time.high[best] + KNOWN >= task.bound:
         return bool(view.time.sd[best] <= KNOWN)
     return bool(view.cost.sd[best] <= 2 * KNOWN)
@@ -141,7 +142,8 @@ class LimitChoice:
     expected_slowdown: float
     """Share by which a step takes longer."""
     confidence: float
-    """Probability, by the errors of the windows, that it saves and keeps the bound to within `PROMISE`: of the less sure."""
+    """Probability, by the errors of the windows, that it saves, or that it keeps the bound to within `PROMISE`: the
+    smaller one."""
     binding: bool
     """Whether it lowers the drawn power; never where the start limit is kept."""
     measurements: tuple[Window, ...]

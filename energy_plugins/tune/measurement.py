@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from energy_plugins.errors import WindowError
 
 LEAST_ERROR = 2e-4
-"""No window is known better than this share, whatever it says of itself: steps differ by more from one hour to the next."""
+"""No window is known better than this share, whatever it says of itself: one of a few equal steps would say 0."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Measurement:
             if not math.isfinite(value) or value < 0 or (value == 0 and not is_error):
                 wanted = "a finite number of at least 0" if is_error else "a finite number above 0"
                 raise WindowError(
-                    f"{field.name} is {value!r}, but must be {wanted}: leave a window out in which nothing was measured, "
-                    "and make another"
+                    f"{field.name} is {value!r}, but must be {wanted}: if nothing was measured in a window, leave it "
+                    "out and make another"
                 )
 
     @property
@@ -85,7 +85,7 @@ def of_all_ranks(ranks: Sequence[Measurement]) -> Measurement:
 
 
 def with_host(measured: Measurement, host_power_w: float) -> Measurement:
-    """Return a measurement whose energy has the joules of a machine that draws ``host_power_w`` beside what was measured."""
+    """Return a measurement with the joules of a machine that draws ``host_power_w`` beside what was measured."""
     return replace(
         measured,
         step_energy_j=measured.step_energy_j + host_power_w * measured.step_time_s,

@@ -1,4 +1,4 @@
-"""What a search makes small: energy, energy times delay, or the cost of Zeus. How much slower it may be is no part of it."""
+"""What a search makes small: energy, energy times delay, or the cost of Zeus."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ZeusCost:
             raise ConfigError(f"eta is {self.eta!r}, but must be from 0 (time alone counts) to 1 (energy alone)")
         if not 0 < self.max_power_w < math.inf:
             raise ConfigError(
-                f"max_power_w is {self.max_power_w!r}, but must be above 0: the sum of all GPUs' largest limits in watts"
+                f"max_power_w is {self.max_power_w!r}, but must be above 0: the sum of all GPUs' highest limits (W)"
             )
 
     @classmethod

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from energy_plugins.tune.measurement import Window, with_host
 from energy_plugins.tune.smooth import Array, smooth
 from energy_plugins.tune.task import Task
 
 LEAST_FALL = 0.02
-"""A limit binds if it lowers the drawn power by more than this share: windows of equal work repeat to 1.4 % on an H200."""
+"""A limit binds if it lowers the drawn power by more than this share: a sensor is off by up to 1.4 % on an H200."""
 SURE = 1.645
 """Standard errors within which a value is on one side with a probability of 95 %."""
 
@@ -46,9 +47,9 @@ class Outlook:
     power: Known
 
     @property
-    def binds(self) -> Array:
+    def binds(self) -> NDArray[np.bool_]:
         """Whether a limit surely lowers the drawn power; the reference binds nothing by definition."""
-        return (self.power.mean < -LEAST_FALL) & (self.power.high < 0)
+        return np.asarray((self.power.mean < -LEAST_FALL) & (self.power.high < 0), dtype=np.bool_)
 
     def place(self, limit: float) -> int:
         """Return the candidate nearest to ``limit``."""

@@ -44,7 +44,8 @@ def search_power_limit(  # noqa: PLR0913 - what may be asked of a search; all bu
     """Return the power limit of least energy whose steps take at most ``1 + max_slowdown`` of those at the limit found.
 
     Args:
-        measure: ``measure(limit_w, seconds)`` sets the limit, measures steps for about so long, and returns what they took.
+        measure: ``measure(limit_w, seconds)`` sets the limit, measures steps for about so long, and returns what they
+            took.
         limits_w: the lowest and highest limit that the GPU allows.
         start_w: the limit found. None above it is tried, and it is kept unless another surely saves.
         max_slowdown: 0.03 for 3 %; ``math.inf`` for the least energy whatever it takes.
@@ -52,8 +53,8 @@ def search_power_limit(  # noqa: PLR0913 - what may be asked of a search; all bu
         resolution_w: limits that are closer are not told apart by trying them; the choice is a fifth as fine.
         budget_s: the longest that the search may take in all; None for as long as it takes to be sure.
         host_power_w: what the machine draws beside what is measured: slower steps cost it, too.
-        must_bind: choose only limits that lower the drawn power. Without it a limit may be chosen that surely costs less
-            by the measurements although nothing is drawn less at any moment; no saving is then expected of it.
+        must_bind: choose only limits that lower the drawn power. Without it a limit may be chosen that surely costs
+            less by the measurements, although it lowers no power; no saving is then expected of it.
 
     Raises:
         ConfigError: if an argument makes no sense.

@@ -1,7 +1,7 @@
 """A search as a pure function: ``step(state, measurement) -> (state, action)``.
 
-It knows no clock, no device and no chance: whoever drives it sets the limit of an action, measures a window, and hands back
-what was measured. Equal measurements give equal choices.
+It knows no clock, no device and no chance: whoever drives it sets the limit of an action, measures a window, and hands
+back what was measured. Equal measurements give equal choices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from energy_plugins.tune.outlook import outlook
 from energy_plugins.tune.task import Task
 
 WINDOW_S = 5.0
-"""Windows are stable from here on (arXiv:2312.02741: sensors err by more in short ones)."""
+"""Windows of power readings are stable from here on."""
 _LOOK_S = 2.5
 """The first window at a limit, which may be far too slow; below 2 s windows are noisy."""
 _LONGEST_S = 60.0

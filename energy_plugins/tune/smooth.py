@@ -1,9 +1,10 @@
 """A smooth curve and a slow drift from noisy windows, with the error of both: the statistics of a search. Pure.
 
-A window's value is ``curve(lowered) + drift(when) + noise``. Both are taken to be smooth: cubic smoothing splines in their
-Bayesian form (Wahba, "Improper priors, spline smoothing and the problem of guarding against model errors in regression",
-J. R. Stat. Soc. B 40, 1978), whose slope wanders as in Brownian motion. So what is known between two windows, and how
-well, follows from how far apart they are and from their own errors, and the windows at the reference pin the drift.
+A window's value is ``curve(lowered) + drift(when) + noise``. Both are taken to be smooth: cubic smoothing splines in
+their Bayesian form (Wahba, "Improper priors, spline smoothing and the problem of guarding against model errors in
+regression", J. R. Stat. Soc. B 40, 1978), whose slope wanders as in Brownian motion. So what is known between two
+windows, and how well, follows from how far apart they are and from their own errors, and the windows at the reference
+pin the drift.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class Prior:
 
     def covariance(self, left: Array, right: Array) -> Array:
         """Return how the curve's values at ``left`` and ``right`` (both >= 0) vary together."""
-        a, b = left[:, None], right[None, :]
+        a, b = np.meshgrid(left, right, indexing="ij")
         near, far = np.minimum(a, b), np.maximum(a, b)
-        return self.slope**2 * a * b + self.roughness**2 * near**2 * (3 * far - near) / 6
+        return np.asarray(self.slope**2 * a * b + self.roughness**2 * near**2 * (3 * far - near) / 6)
 
     def variance(self, at: Array) -> Array:
         """Return the variances of the curve's values."""
@@ -38,12 +39,12 @@ class Prior:
 
 
 CURVE = Prior(slope=2.0, roughness=1.5)
-"""The logarithm of time, energy or power against the share by which a limit is lowered. On H100s (arXiv:2603.16164 table 4,
-arXiv:2604.11391 figures 6b and 9b) log time has a slope of 0.2 at the default limit, 0.4 at three quarters and 2 below half
-of it. That changes by 0.15 to 1.4 in a seventh of the limit: a roughness of 0.4 to 3.7."""
+"""The logarithm of time, energy or power against the share by which a limit is lowered. On H100s (arXiv:2603.16164
+table 4, arXiv:2604.11391 figures 6b and 9b) log time has a slope of 0.2 at the default limit, 0.4 at three quarters and
+2 below half of it. It changes by 0.15 to 1.4 in a seventh of the limit: a roughness of 0.4 to 3.7."""
 DRIFT = Prior(slope=5e-5, roughness=2e-5)
-"""The same against seconds: 3 % in ten minutes, and a warm-up of 3 % in two. A GPU that warms up draws some per cent more
-at the same speed (leakage); how fast it does is a guess."""
+"""The same against seconds: 3 % in ten minutes, and a warm-up of 3 % in two. A GPU that warms up draws some per cent
+more at the same speed (leakage); how fast it does is a guess."""
 _LEVEL = 0.3
 """Standard deviation of the level against the first window's: wide enough not to matter."""
 _ROUNDS = 3
@@ -61,12 +62,12 @@ class Smooth:
 
     def mean(self, lowered: Array) -> Array:
         """Return the curve's values."""
-        return CURVE.covariance(lowered, self.at) @ self.weights
+        return np.asarray(CURVE.covariance(lowered, self.at) @ self.weights)
 
     def sd(self, lowered: Array) -> Array:
         """Return their standard errors."""
         known = np.linalg.solve(self.root, CURVE.covariance(self.at, lowered))
-        return np.sqrt(np.maximum(CURVE.variance(lowered) - np.square(known).sum(axis=0), 0.0))
+        return np.asarray(np.sqrt(np.maximum(CURVE.variance(lowered) - np.square(known).sum(axis=0), 0.0)))
 
 
 def smooth(lowered: Array, when_s: Array, values: Array, errors: Array) -> Smooth:

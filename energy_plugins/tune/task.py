@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from energy_plugins.tune.objective import Energy, Objective
 from energy_plugins.tune.smooth import Array
 
 _FINER = 5
-"""The choice is finer than the limits that are tried by this: it lies between two of them, so nothing is extrapolated."""
+"""By which the choice is finer than the limits that are tried; it lies between two of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Task:
     """The limit found, against which the slowdown counts; none above it is tried."""
     max_slowdown: float = 0.03
     """By how much longer a step may take, as a share; ``math.inf`` for any."""
-    objective: Objective = Energy()
+    objective: Objective = field(default_factory=Energy)
     resolution: float = 5.0
     """Limits closer than this are not told apart by trying them."""
     budget_s: float | None = None
@@ -43,21 +43,24 @@ class Task:
         low, high = self.limits
         if not 0 < low <= high < math.inf:
             raise ConfigError(
-                f"the limits are {low!r} to {high!r}, but must be two finite numbers above 0, the lower one first: pass "
-                "those that the device allows"
+                f"the limits are {low!r} to {high!r}, but must be two finite numbers above 0, the lower one first: "
+                "pass those that the device allows"
             )
         if not low <= self.start <= high:
-            raise ConfigError(f"start is {self.start!r}, outside the limits {low!r} to {high!r}: pass the limit in force")
+            raise ConfigError(
+                f"the start is {self.start!r}, outside the limits {low!r} to {high!r}: pass the limit that is in force"
+            )
         if not self.max_slowdown > -1:
             raise ConfigError(
-                f"max_slowdown is {self.max_slowdown!r}, but must be above -1: 0.03 allows steps 3 % longer, math.inf any"
+                f"max_slowdown is {self.max_slowdown!r}, but must be above -1: 0.03 for steps 3 % longer, "
+                "math.inf for any"
             )
         if not 0 < self.resolution < math.inf:
-            raise ConfigError(f"the resolution is {self.resolution!r}, but must be a finite number above 0, such as 5 W")
+            raise ConfigError(f"the resolution is {self.resolution!r}, but must be finite and above 0, such as 5 W")
         if self.budget_s is not None and not self.budget_s > 0:
             raise ConfigError(f"budget_s is {self.budget_s!r}, but must be above 0, or None for as long as it takes")
         if not 0 <= self.host_power_w < math.inf:
-            raise ConfigError(f"host_power_w is {self.host_power_w!r}, but must be a finite number of watts, at least 0")
+            raise ConfigError(f"host_power_w is {self.host_power_w!r}, but must be finite and at least 0 W")
 
     @property
     def bound(self) -> float:
@@ -78,4 +81,4 @@ class Task:
         """Return what may be chosen, from the start down to ``lowest``."""
         each = self.resolution / _FINER
         count = math.ceil(round((self.start - lowest) / each, 9))
-        return np.maximum(self.start - each * np.arange(count + 1), lowest)
+        return np.array([max(self.start - each * place, lowest) for place in range(count + 1)])
