@@ -125,6 +125,7 @@ def figures(cells: Sequence[Cell], rows: Sequence[Outcome], max_slowdown: float)
         "extra_s": float(column(rows, "extra_s").sum() / len(SEEDS)),
         "lost_s": float(column(rows, "lost_s").sum() / len(SEEDS)),
         "search_s": float(column(rows, "search_s").sum() / len(SEEDS)),
+        "mean_search_s": float(column(rows, "search_s").mean()),
         "longest_search_s": float(column(rows, "search_s").max()),
         "bind": len(binding) / len(rows),
         "saving_of_those_that_bind": float(sum(row.saving for row in binding) / len(rows)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from energy_plugins.tune.decision import KNOWN, LimitChoice, choose, next_limit
+from energy_plugins.tune.decision import LimitChoice, choose, next_limit
 from energy_plugins.tune.measurement import Measurement, Window
 from energy_plugins.tune.outlook import outlook
 from energy_plugins.tune.task import Task
@@ -88,7 +88,7 @@ def _measuring(state: LimitSearch, action: Measure) -> tuple[LimitSearch, Action
 def _seconds(state: LimitSearch, limit: float) -> float:
     """Return how long to measure: short at first, longer where windows are noisy."""
     last = state.windows[-1]
-    needed = last.seconds * (max(last.measured.time_error, last.measured.energy_error) / KNOWN) ** 2
+    needed = last.seconds * (max(last.measured.time_error, last.measured.energy_error) / state.task.known) ** 2
     seconds = min(max(needed / _PARTS, WINDOW_S), _LONGEST_S)
     is_new = all(window.limit != limit for window in state.windows)
     return max(seconds / 2, _LOOK_S) if is_new else seconds

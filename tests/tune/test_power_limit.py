@@ -25,9 +25,10 @@ from energy_plugins.tune import (
     search_power_limit,
     step,
 )
-from energy_plugins.tune.decision import PROMISE, coarse
+from energy_plugins.tune.decision import coarse
 
 LOW_W, START_W = 200.0, 700.0
+PROMISE = 0.005
 
 gpus = st.builds(
     Gpu,

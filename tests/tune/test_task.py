@@ -66,7 +66,10 @@ def test_ranks_draw_together_and_wait_for_the_slowest() -> None:
     fast, slow = Measurement(1.0, 300.0, 0.01, 3.0, 300.0), Measurement(1.2, 400.0, 0.02, 4.0, 350.0)
     both = of_all_ranks([fast, slow])
     assert both == Measurement(1.2, 700.0, 0.02, 5.0, 350.0)
+    assert of_all_ranks([fast, slow], limited=[0]) == Measurement(1.2, 700.0, 0.02, 5.0, 300.0)
     cost = ZeusCost.of_all(0.5, 400.0, 400.0)
     assert cost.cost(both.step_time_s, both.step_energy_j) == pytest.approx(0.5 * 700 + 0.5 * 800 * 1.2)
     with pytest.raises(WindowError, match="no rank"):
         of_all_ranks([])
+    with pytest.raises(WindowError, match="no rank"):
+        of_all_ranks([fast], limited=[])
