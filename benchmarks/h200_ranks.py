@@ -105,7 +105,7 @@ def train(way: str, folder: Path, options: argparse.Namespace, environment: Mapp
     ]  # fmt: skip
     if options.dry:
         environment = {**environment, "ACCELERATE_USE_CPU": "true"}
-    with open(folder / f"{way}.log", "w+", encoding="utf-8") as log:
+    with (folder / f"{way}.log").open("w+", encoding="utf-8") as log:
         launched = subprocess.Popen(
             command, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True
         )
