@@ -1,6 +1,6 @@
 """Trainings on all GPUs of a machine by energy-launch: the ranks' reports against the counters read by another process.
 
-The script that is launched, ranks_training.py, knows nothing of energy-plugins. It trains by data parallelism with a
+The script that is launched, _ranks_training.py, knows nothing of energy-plugins. It trains by data parallelism with a
 loop of its own under accelerate, with a transformers Trainer and with a Lightning Trainer, one after the other.
 Meanwhile this process, which has no CUDA context, reads each GPU's energy counter by nvidia-ml-py. What a rank reports
 of its GPU is compared with what that GPU's counter rose by in the rank's window.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 from energy_plugins import Report, visible_gpus
 from energy_plugins.testing import Simulation, simulated_gpus
 
-_SCRIPT = Path(__file__).with_name("ranks_training.py")
+_SCRIPT = Path(__file__).with_name("_ranks_training.py")
 _WAYS = ("accelerate", "transformers", "lightning")
 _ACCELERATE = """
 compute_environment: LOCAL_MACHINE
@@ -43,7 +44,8 @@ num_processes: {ranks}
 mixed_precision: '{precision}'
 """
 _READ_EVERY_S = 0.25
-_PATIENCE_S = 150.0
+_PATIENCE_S = 100.0
+"""For a training to start and to end."""
 
 
 class Counters:
@@ -78,6 +80,8 @@ class Counters:
     def rise_j(self, uuid: str, start_s: float, end_s: float) -> float:
         """Return what a counter rose by between two times, on a line between its readings."""
         times, joules = self.table(uuid).T
+        if not times[0] <= start_s < end_s <= times[-1]:
+            raise SystemExit(f"the counter of {uuid} was read for {times[0]}-{times[-1]}, not for {start_s}-{end_s}")
         first, last = np.interp([start_s, end_s], times, joules)
         return float(last - first)
 
@@ -101,11 +105,18 @@ def train(way: str, folder: Path, options: argparse.Namespace, environment: Mapp
     ]  # fmt: skip
     if options.dry:
         environment = {**environment, "ACCELERATE_USE_CPU": "true"}
-    ended = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-    )
-    if ended.returncode:
-        raise SystemExit(f"{way} failed:\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}")
+    with (folder / f"{way}.log").open("w+", encoding="utf-8") as log:
+        launched = subprocess.Popen(
+            command, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            code = launched.wait(options.seconds + _PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(launched.pid, signal.SIGKILL)  # the ranks, too
+            code = launched.wait()
+        if code:
+            log.seek(0)
+            raise SystemExit(f"{way} ended with {code}:\n{log.read()[-6000:]}")
     (run,) = (folder / way).iterdir()
     return [Report.load(run if rank == 0 else run / f"rank-{rank}") for rank in range(ranks)]
 

@@ -3,20 +3,32 @@
 #include <dlfcn.h>
 #include <link.h>
 
+#include <string_view>
+
 #include "error.hpp"
 
 namespace energy {
 namespace {
 
-// How many libraries this process has loaded so far.
-unsigned long long loaded_so_far() noexcept {
+struct Wanted {
+    std::string_view name;
+    unsigned long long loads_before;
     unsigned long long loads = 0;
-    const auto first = [](dl_phdr_info* info, size_t, void* found) {
-        *static_cast<unsigned long long*>(found) = info->dlpi_adds;
-        return 1;
-    };
-    dl_iterate_phdr(first, &loads);
-    return loads;
+    bool found = false;
+};
+
+bool is_named(std::string_view path, std::string_view name) noexcept {
+    if (name.find('/') == std::string_view::npos) path = path.substr(path.rfind('/') + 1);
+    return path == name;
+}
+
+// For one library after the other, until it returns 1.
+int look(dl_phdr_info* info, size_t /*size*/, void* data) noexcept {
+    Wanted& wanted = *static_cast<Wanted*>(data);
+    wanted.loads = info->dlpi_adds;
+    if (wanted.loads == wanted.loads_before) return 1;
+    wanted.found = info->dlpi_name != nullptr && is_named(info->dlpi_name, wanted.name);
+    return wanted.found ? 1 : 0;
 }
 
 }  // namespace
@@ -30,13 +42,13 @@ Library::Library(const std::string& path, const std::string& remedy)
     }
 }
 
+// The list is looked through rather than dlopen() asked: that would search the disk, and wait for a library that
+// another thread is loading at the moment, which may wait for Python's lock.
 bool Library::is_loaded(const std::string& path, unsigned long long& loads) noexcept {
-    const unsigned long long now = loaded_so_far();
-    if (now == loads) return false;
-    loads = now;
-    void* handle = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);  // searches the disk if it is not loaded: 20 us
-    if (handle != nullptr) dlclose(handle);
-    return handle != nullptr;
+    Wanted wanted{path, loads};
+    dl_iterate_phdr(look, &wanted);
+    loads = wanted.loads;
+    return wanted.found;
 }
 
 void* Library::symbol(const char* name) const noexcept { return dlsym(handle_, name); }

@@ -1,7 +1,8 @@
 // The log of marks: what the training thread was doing, in host time and, on CUDA, in GPU time.
 //
-// mark() is for the training thread (one at a time): it neither locks, waits nor allocates. resolve() is for the
-// background; drain() for whoever collects. In a forked child every call does nothing.
+// mark() and wants_event() are for the training thread (one at a time): they neither lock, wait nor allocate, but that
+// one of them opens CUDA, once; until then they ask the loader whether CUDA is there. resolve() is for the background;
+// drain() for whoever collects. In a forked child every call does nothing.
 #pragma once
 
 #include <cstdint>

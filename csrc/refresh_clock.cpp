@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kLookEveryNs = 1'930'000;  // divides no likely period, so that changes are seen at different offsets
 constexpr size_t kFewChanges = 3;
 constexpr int64_t kPatienceNs = 1'500'000'000;   // a constant power shows no refresh
-constexpr int64_t kLookAgainNs = 6'000'000'000;  // after a look whose changes left the period open
+constexpr int64_t kLookAgainNs = 6'000'000'000;  // after the first look whose changes left the period open
 constexpr int64_t kLongestLookNs = 60'000'000'000;
 constexpr int64_t kBehindNs = 3'000'000;     // reads so long after the refresh, which may be known to 2 ms only
 constexpr int64_t kShortestNs = 8'000'000;   // an H200 sometimes shows two values within a millisecond of one refresh
@@ -20,6 +20,8 @@ constexpr int64_t kJitterShare = 32;         // of a period; 98 % of an H200's r
 int64_t nearest(int64_t span_ns, int64_t period_ns) { return (span_ns + period_ns / 2) / period_ns; }
 
 }  // namespace
+
+RefreshClock::RefreshClock() noexcept : again_ns_(kLookAgainNs) {}
 
 std::optional<int64_t> RefreshClock::feed(int64_t before_ns, int64_t after_ns, double value) noexcept {
     if (!any_) refresh_ns_ = before_ns - period_ns_ / 2, look_ns_ = read_ns_ = before_ns;
@@ -40,7 +42,9 @@ std::optional<int64_t> RefreshClock::feed(int64_t before_ns, int64_t after_ns, d
     }
     const bool patient = before_ns - look_ns_ <= kPatienceNs;
     if (looking_ && (noted || !patient)) learn(before_ns, patient);
-    if (!looking_ && (before_ns >= look_ns_ || (changed && !phase_known_))) look(before_ns);
+    in_a_row_ = changed ? in_a_row_ + 1 : 0;
+    const bool much_to_see = in_a_row_ >= kMostChanges && anchor_ns_ == 0;
+    if (!looking_ && (before_ns >= look_ns_ || (changed && !phase_known_) || much_to_see)) look(before_ns);
     if (looking_) {
         next_ns_ = before_ns + kLookEveryNs;
     } else {
@@ -69,8 +73,12 @@ void RefreshClock::learn(int64_t now_ns, bool patient) noexcept {
     const bool learned = count_ >= kFewChanges && anchor_ns_ != 0;
     if (patient && !learned) return;
     looking_ = false;
-    look_ns_ = now_ns + (count_ > 0 && anchor_ns_ == 0 ? kLookAgainNs : kLongestLookNs);
-    if (!learned) return;  // goes on as before, or by the likeliest period
+    if (!learned) {  // goes on as before, or by the likeliest period
+        const bool open = count_ > 0 && anchor_ns_ == 0;
+        look_ns_ = now_ns + (open ? again_ns_ : kLongestLookNs);
+        if (open) again_ns_ = std::min(2 * again_ns_, kLongestLookNs);
+        return;
+    }
     // The next look must come before the phase is off by more than some milliseconds, and before it is uncertain by a
     // quarter of a period which refresh it will see.
     const int64_t last_ns = changes_[count_ - 1].t_ns;

@@ -4,7 +4,8 @@
 // It looks every 2 ms until the changes it has seen fit one period alone: at first, and then ever more seldom, up to
 // once a minute, because each look tells the period better, which drifts against the host's clock. Otherwise it reads
 // once a period, shortly after the refresh. Some refreshes bring no new value; a look that is too short to tell how
-// many is repeated, and what it learned is a guess until then.
+// many is repeated, ever more seldom or when the value changes at every reading, and what it learned is a guess until
+// then.
 #pragma once
 
 #include <array>
@@ -16,6 +17,8 @@ namespace energy {
 
 class RefreshClock {
   public:
+    RefreshClock() noexcept;
+
     // Tells what was read between two instants. Returns the refresh that the value is of, when that is a new one.
     std::optional<int64_t> feed(int64_t before_ns, int64_t after_ns, double value) noexcept;
     int64_t next_ns() const noexcept { return next_ns_; }  // at first: at once
@@ -46,6 +49,8 @@ class RefreshClock {
     bool looking_ = true;
     bool phase_known_ = false;                    // a change was seen while looking
     int64_t look_ns_ = 0;                         // when it began, or is to begin
+    int64_t again_ns_;                            // the pause after the next look that leaves the period open
+    size_t in_a_row_ = 0;                         // readings that each brought a new value
     std::array<Change, kMostChanges> changes_{};  // the last that were seen in this look
     size_t count_ = 0;                            // of them
     int64_t anchor_ns_ = 0;                       // the first refresh of those that fit the period; 0: it is not sure

@@ -96,7 +96,13 @@ def marks_without_event(result: Any) -> int:
 WORKED_OUT: Mapping[str, Callable[[Any], float]] = {
     "import_rounds.count": lambda result: len(result["raw"]["imports_ms"]["energy_plugins.transformers"]),
     "rounds.count": lambda result: len(result["raw"]["rounds_ms"]["nothing"]),
+    "aliasing.fewest": lambda result: min(bar["value"] for bar in result["bars"] if "aliasing" in bar["what"]),
+    "ranks.worst": lambda result: max(abs(run["off"]) for run in result["trainings"].values()),
+    "ranks.worst_rank": lambda result: max(
+        abs(rank["energy_j"] / rank["counter_j"] - 1) for run in result["trainings"].values() for rank in run["ranks"]
+    ),
     "starts.count": lambda result: len(result["raw"]["meter"]["first_sample_ms"]),
+    "cost.sampler_share": lambda result: result["cost"]["observer"]["thread_cpu_s"] / result["cost"]["duration_s"],
     "sampler_share.gpu_bound": lambda result: sampler_share(result, "gpu_bound"),
     "sampler_share.launch_bound": lambda result: sampler_share(result, "launch_bound"),
     "counter_windows.count": lambda result: len(result["totals"]),

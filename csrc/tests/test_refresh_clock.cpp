@@ -158,6 +158,16 @@ void edges_that_leave_the_period_open_do_not_fix_it() {
     }
 }
 
+// A look takes 800 reads: those that tell nothing get rare.
+void looks_that_leave_the_period_open_get_rare() {
+    for (const int64_t half : {330 * kMs, 500 * kMs, 1000 * kMs}) {
+        const Reading reading{20 * kMs, 7 * kMs, wave(20 * kMs, 7 * kMs, half)};
+        CHECK(play(reading, 600 * kSecond).reads < 600 * 50 * 3 / 2);
+    }
+    const Reading slow{100 * kMs, 41 * kMs, [](int64_t refresh) { return static_cast<double>(refresh / 7); }};
+    CHECK(play(slow, 600 * kSecond).reads < 600 * 10 * 3);
+}
+
 void a_value_that_changes_within_a_period_contradicts_it() {
     for (int64_t phase = 0; phase < 20 * kMs; phase += 1'300'000) {
         Reading reading{20 * kMs, phase};
@@ -193,6 +203,7 @@ int main() {
     RUN(a_phase_that_was_hidden_is_found_at_the_first_change);
     RUN(edges_of_a_load_are_no_refreshes_in_a_row);
     RUN(edges_that_leave_the_period_open_do_not_fix_it);
+    RUN(looks_that_leave_the_period_open_get_rare);
     RUN(a_value_that_changes_within_a_period_contradicts_it);
     RUN(a_refresh_out_of_its_time_misleads_nothing);
     RUN(stamps_never_go_back);

@@ -3,7 +3,7 @@
 GPT-2 with random weights learns the Python standard library's own sources, byte by byte, for some seconds, by a loop of
 its own with accelerate, by a transformers Trainer, or by a Lightning Trainer.
 
-    energy-launch --multi_gpu --num_processes 2 benchmarks/ranks_training.py accelerate OUT 40
+    energy-launch --multi_gpu --num_processes 2 benchmarks/_ranks_training.py accelerate OUT 40
 """
 
 from __future__ import annotations
