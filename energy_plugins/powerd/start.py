@@ -1,0 +1,115 @@
+"""How the helper starts: it refuses to unless root alone can change what it runs and believes."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from energy_plugins.powerd import trust
+from energy_plugins.powerd.config import DEFAULT_PATH, Config, ConfigFault, read
+from energy_plugins.powerd.journal import Journal
+from energy_plugins.powerd.leases import Leases
+from energy_plugins.powerd.nvml import DriverFault, Nvml
+from energy_plugins.powerd.peers import own_namespaces
+from energy_plugins.powerd.server import Server
+
+REFUSED = 3
+"""Exit code: something is wrong that only an administrator can put right, so starting again is of no use."""
+
+
+def main(arguments: Sequence[str], loader_variables: Sequence[str]) -> int:
+    """Serve until told to stop; return the exit code."""
+    parser = argparse.ArgumentParser("energy-powerd", description="Sets power limits for users, as the site allows.")
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE")
+    path: Path = parser.parse_args(arguments).config
+    wrong = [*_how_started(loader_variables), *trust.faults_of_this_process(), *trust.faults(path)]
+    if wrong:
+        return _refuse(wrong)
+    try:
+        config = read(path)
+    except (ConfigFault, OSError) as error:
+        return _refuse([f"{path}: {error}"])
+    wrong = list(faults_of_places(config))
+    return _refuse(wrong) if wrong else _serve(config)
+
+
+def faults_of_places(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the places a configuration names; the journal's and the socket's folders may be made."""
+    yield from trust.faults(config.nvml)
+    for folder in (config.journal, config.socket.parent):
+        there = folder
+        while not there.exists():
+            there = there.parent
+        yield from trust.faults(there)
+
+
+def _how_started(loader_variables: Sequence[str]) -> Iterator[str]:
+    if os.geteuid() != 0:
+        yield "it has to be run by root"
+    if not sys.flags.isolated:
+        yield "it has to be run with python -I: else the environment decides what code it runs"
+    for name in loader_variables:
+        yield f"{name} is set: it may have put other code into this process"
+
+
+def _serve(config: Config) -> int:
+    os.umask(0o077)
+    journal = Journal(config.journal)
+    try:
+        journal.open()
+        nvml = Nvml(config.nvml)
+        gpus = frozenset(nvml.uuids())
+        leases = Leases(config, nvml, journal, own_namespaces(), _log, gpus)
+        with _alone(config.journal), _listener(config) as listener:
+            leases.recover(time.monotonic())
+            _log(f"serves {len(gpus)} GPUs on {config.socket}")
+            Server(listener, leases, _log).run()
+    except (OSError, DriverFault) as error:
+        _log(f"cannot serve: {error}")
+        return 1
+    with suppress(OSError):
+        config.socket.unlink()
+    return 1 if leases.owed() else 0
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second helper out, which would put back what this one sets. Raises OSError if there is one already."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _listener(config: Config) -> socket.socket:
+    """Bind the socket, for root and the site's group."""
+    if not config.socket.parent.exists():
+        config.socket.parent.mkdir(parents=True)
+        config.socket.parent.chmod(0o755)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(config.socket.lstat().st_mode):
+            config.socket.unlink()
+    listener.bind(str(config.socket))
+    if config.gid is not None:
+        os.chown(config.socket, 0, config.gid)
+    config.socket.chmod(0o660)
+    return listener
+
+
+def _refuse(why: Sequence[str]) -> int:
+    for sentence in why:
+        _log(f"will not start: {sentence}")
+    return REFUSED
+
+
+def _log(line: str) -> None:
+    sys.stderr.write(f"energy-powerd: {line}\n")
+    sys.stderr.flush()
