@@ -1,8 +1,8 @@
 """``python -I -S .../energy_plugins/powerd --config FILE``: the privileged helper.
 
-Python's ``-I`` ignores the environment and the working folder, ``-S`` whatever else is installed. What is left is checked
-before the driver is touched: root must be the only one who can change this code, its configuration and the driver's
-library.
+Python's ``-I`` ignores the environment and the working folder, ``-S`` whatever else is installed. What is left is
+checked before the driver is touched: root must be the only one who can change this code, its configuration and the
+driver's library.
 """
 
 from __future__ import annotations

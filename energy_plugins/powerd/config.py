@@ -24,7 +24,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 
-class ConfigFault(Exception):
+class SiteConfigError(Exception):
     """A key that does not exist or a value that is not allowed; the message says where."""
 
 
@@ -88,17 +88,17 @@ def read(path: Path) -> Config:
     """Return what a file says.
 
     Raises:
-        ConfigFault: It says what it may not.
+        SiteConfigError: It says what it may not.
         OSError: It cannot be read.
     """
     try:
         return parse(path.read_text(encoding="utf-8"))
     except ValueError as error:  # TOML's and Unicode's
-        raise ConfigFault(str(error)) from error
+        raise SiteConfigError(str(error)) from error
 
 
 def parse(text: str) -> Config:
-    """Return what the text of a file says. Raises ConfigFault, or ValueError where it is no TOML."""
+    """Return what the text of a file says. Raises SiteConfigError, or ValueError where it is no TOML."""
     table = _Table(tomllib.loads(text), "")
     config = Config(
         nvml=table.take("nvml", _path),
@@ -126,18 +126,18 @@ class _Table:
         self._prefix = f"{name}." if name else ""
 
     def take(self, key: str, kind: Callable[[object, str], T], *default: D) -> T | D:
-        """Take a value of a kind. Raises ConfigFault if it is none, or missing without a default."""
+        """Take a value of a kind. Raises SiteConfigError if it is none, or missing without a default."""
         where = self._prefix + key
         if key in self._values:
             return kind(self._values.pop(key), where)
         if not default:
-            raise ConfigFault(f"{where} is missing")
+            raise SiteConfigError(f"{where} is missing")
         return default[0]
 
     def end(self) -> None:
-        """Raise ConfigFault if something is left."""
+        """Raise SiteConfigError if something is left."""
         for key in self._values:
-            raise ConfigFault(f"{self._prefix}{key} is no key of this file")
+            raise SiteConfigError(f"{self._prefix}{key} is no key of this file")
 
 
 def _range(table: _Table) -> Range:
@@ -145,7 +145,7 @@ def _range(table: _Table) -> Range:
     found = Range(table.take("min_w", watts), table.take("max_w", watts), table.take("gpus", _gpus, Range.gpus))
     table.end()
     if found.min_w > found.max_w:
-        raise ConfigFault("range.min_w is above range.max_w")
+        raise SiteConfigError("range.min_w is above range.max_w")
     return found
 
 
@@ -158,19 +158,19 @@ def _grant(table: _Table) -> Grant:
     )
     table.end()
     if not found.uids and not found.gids:
-        raise ConfigFault("a grant names neither users nor groups")
+        raise SiteConfigError("a grant names neither users nor groups")
     return found
 
 
 def _path(value: object, where: str) -> Path:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
-        raise ConfigFault(f"{where} must be a full path")
+        raise SiteConfigError(f"{where} must be a full path")
     return Path(value)
 
 
 def _flag(value: object, where: str) -> bool:
     if not isinstance(value, bool):
-        raise ConfigFault(f"{where} must be true or false")
+        raise SiteConfigError(f"{where} must be true or false")
     return value
 
 
@@ -181,7 +181,7 @@ def _count(value: object, where: str) -> int:
 def _between(lowest: float, highest: float) -> Callable[[object, str], float]:
     def number(value: object, where: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:
-            raise ConfigFault(f"{where} must be a number from {lowest:g} to {highest:g}")
+            raise SiteConfigError(f"{where} must be a number from {lowest:g} to {highest:g}")
         return float(value)
 
     return number
@@ -189,21 +189,21 @@ def _between(lowest: float, highest: float) -> Callable[[object, str], float]:
 
 def _list(value: object, where: str) -> list[object]:
     if not isinstance(value, list) or not value:
-        raise ConfigFault(f"{where} must be a list of at least one")
+        raise SiteConfigError(f"{where} must be a list of at least one")
     return value
 
 
 def _rows(value: object, where: str) -> list[dict[str, object]]:
     rows = _list(value, where)
     if not all(isinstance(row, dict) for row in rows):
-        raise ConfigFault(f"{where} must be written as [[{where}]]")
+        raise SiteConfigError(f"{where} must be written as [[{where}]]")
     return [row for row in rows if isinstance(row, dict)]
 
 
 def _gpus(value: object, where: str) -> frozenset[str]:
     names = [name for name in _list(value, where) if isinstance(name, str) and (name == EVERY or UUID.fullmatch(name))]
     if names != value:
-        raise ConfigFault(f'{where} must hold UUIDs of GPUs (GPU-...), or "*" for all')
+        raise SiteConfigError(f'{where} must hold UUIDs of GPUs (GPU-...), or "*" for all')
     return frozenset(names)
 
 
@@ -219,8 +219,8 @@ def _number_of(name: object, where: str, look_up: Callable[[str], int]) -> int:
     if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < _NOBODY_AT_ALL:
         return name
     if not isinstance(name, str):
-        raise ConfigFault(f"{where} must be a name or a number")
+        raise SiteConfigError(f"{where} must be a name or a number")
     try:
         return look_up(name)
     except KeyError:
-        raise ConfigFault(f"{where}: there is no {name!r} here") from None
+        raise SiteConfigError(f"{where}: there is no {name!r} here") from None

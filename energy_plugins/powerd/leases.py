@@ -7,13 +7,12 @@ that the GPU may have from us, and the next start puts back what was found.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from energy_plugins.powerd.config import Config
 from energy_plugins.powerd.journal import BadEntry, Entry, Journal
-from energy_plugins.powerd.nvml import DriverFault, Nvml
-from energy_plugins.powerd.peers import Namespaces, Peer
-from energy_plugins.powerd.policy import bounds, judge
+from energy_plugins.powerd.nvml import DriverError, Nvml
+from energy_plugins.powerd.peers import Peer
+from energy_plugins.powerd.policy import Bounds, Site, bounds, judge
 from energy_plugins.powerd.protocol import Code
 from energy_plugins.powerd.rates import Bucket
 
@@ -41,12 +40,13 @@ class Lease:
     client: int
     peer: Peer
     entry: Entry
+    bounds: Bounds
     until_s: float
     look_s: float
 
     @property
     def limit_mw(self) -> int:
-        """The limit that was set last."""
+        """The limit that was set last, or found."""
         return self.entry.ours_mw[-1]
 
 
@@ -54,10 +54,9 @@ class Lease:
 class Leases:
     """All leases, one for a GPU at most; times are seconds of a clock that the caller reads."""
 
-    config: Config
+    site: Site
     nvml: Nvml
     journal: Journal
-    home: Namespaces
     log: Callable[[str], None]
     gpus: frozenset[str] = frozenset()
     """The GPUs of this machine."""
@@ -74,53 +73,61 @@ class Leases:
         self.tick(now_s)
 
     def ask(self, peer: Peer, uuid: str) -> Mapping[str, object]:
-        """Say what `set` would do. Raises Refusal for a GPU that is not here, DriverFault."""
+        """Say what `take` would do. Raises Refusal for a GPU that is not here, DriverError."""
         self._known(uuid)
         limit_mw = self.nvml.limit_mw(uuid)
         lease = self._leases.get(uuid)
         found_mw = limit_mw if lease is None else lease.entry.found_mw
-        may = bounds(uuid, self.nvml.bounds(uuid), found_mw, self.config)
-        verdict = judge(peer, uuid, self.nvml.use(uuid), self.config, self.home)
+        may = bounds(uuid, self.nvml.bounds(uuid), found_mw, self.site.config)
+        verdict = judge(peer, uuid, self.nvml.use(uuid), self.site)
         figures = {"limit_w": limit_mw / 1e3, "min_w": may.min_mw / 1e3, "max_w": may.max_mw / 1e3}
         return {"allowed": verdict.allowed, "why": verdict.why, "taken": lease is not None, **figures}
 
-    def set(self, client: int, peer: Peer, uuid: str, limit_w: float, now_s: float) -> Mapping[str, object]:
-        """Set a limit, clamped to what may be set. Raises Refusal, DriverFault."""
+    def take(self, client: int, peer: Peer, uuid: str, now_s: float) -> Mapping[str, object]:
+        """Lease a GPU without changing it. Raises Refusal, DriverError."""
         self._known(uuid)
         self._not_too_often(peer.uid, now_s)
         lease = self._leases.get(uuid)
-        if lease is not None and lease.client != client:
+        if lease is not None:
             same = lease.peer.process.is_same_user(peer.process)
-            figures = {"pid": lease.peer.process.pid} if same else {}
-            raise Refusal(Code.OWNED, "another client has this GPU", **figures)
+            whose = {"pid": lease.peer.process.pid} if same else {}
+            who = "you have" if lease.client == client else "another client has"
+            raise Refusal(Code.OWNED, f"{who} this GPU already", **whose)
         if uuid in self._owed:
             raise Refusal(Code.OWNED, "an earlier limit of this GPU could not be put back yet")
-        verdict = judge(peer, uuid, self.nvml.use(uuid), self.config, self.home, holds=lease is not None)
+        verdict = judge(peer, uuid, self.nvml.use(uuid), self.site)
         if not verdict.allowed:
             raise Refusal(Code.REFUSED, verdict.why)
-        present_mw = self.nvml.limit_mw(uuid)
-        if lease is not None and not _is_one_of(present_mw, lease.entry.ours_mw):
-            self._forget(lease, f"others changed the limit to {present_mw / 1e3:g} W, which stays")
-            raise Refusal(Code.FOREIGN, self._ended.pop((client, uuid)))
-        found_mw = present_mw if lease is None else lease.entry.found_mw
-        may = bounds(uuid, self.nvml.bounds(uuid), found_mw, self.config)
+        found_mw = self.nvml.limit_mw(uuid)
+        may = bounds(uuid, self.nvml.bounds(uuid), found_mw, self.site.config)
         if may.min_mw > may.max_mw:
             why = f"nothing may be set: at least {may.min_mw / 1e3:g} W and at most {may.max_mw / 1e3:g} W"
             raise Refusal(Code.REFUSED, why)
-        limit_mw = may.clamp(round(limit_w * 1e3))
-        before = () if lease is None else (lease.limit_mw,)
-        entry = Entry(uuid, self.journal.boot_id, found_mw, (*before, limit_mw), peer.uid, peer.process.pid)
-        self._change(entry, limit_mw, now_s)
-        self._leases[uuid] = Lease(client, peer, entry, now_s + self.config.lease_s, now_s + LOOK_S)
+        entry = Entry(uuid, self.journal.boot_id, found_mw, (found_mw,), peer.uid, peer.process.pid)
+        self._leases[uuid] = Lease(client, peer, entry, may, now_s + self.site.config.lease_s, now_s + LOOK_S)
         self._ended.pop((client, uuid), None)
-        self.log(f"{uuid}: {limit_mw / 1e3:g} W for uid {peer.uid}, pid {peer.process.pid}; {found_mw / 1e3:g} W found")
-        return {"limit_w": limit_mw / 1e3, "found_w": found_mw / 1e3, "lease_s": self.config.lease_s}
+        figures = {"found_w": found_mw / 1e3, "min_w": may.min_mw / 1e3, "max_w": may.max_mw / 1e3}
+        return {**figures, "lease_s": self.site.config.lease_s}
+
+    def set(self, client: int, uuid: str, limit_w: float, now_s: float) -> Mapping[str, object]:
+        """Set the limit of a leased GPU, clamped to what may be set. Raises Refusal, DriverError."""
+        lease = self._lease(client, uuid)
+        self._not_too_often(lease.peer.uid, now_s)
+        self._look(lease, now_s)
+        lease = self._lease(client, uuid)
+        limit_mw = lease.bounds.clamp(round(limit_w * 1e3))
+        entry = replace(lease.entry, ours_mw=(lease.limit_mw, limit_mw))
+        self._change(lease, entry, now_s)
+        lease.entry = entry
+        lease.until_s = now_s + self.site.config.lease_s
+        self.log(f"{uuid}: {limit_mw / 1e3:g} W for uid {entry.uid}, pid {entry.pid}; {entry.found_mw / 1e3:g} W found")
+        return {"limit_w": limit_mw / 1e3}
 
     def renew(self, client: int, now_s: float) -> Mapping[str, object]:
         """Keep the leases of a connection, and tell which of them have ended without its doing (once)."""
         kept = {uuid: lease for uuid, lease in self._leases.items() if lease.client == client}
         for lease in kept.values():
-            lease.until_s = now_s + self.config.lease_s
+            lease.until_s = now_s + self.site.config.lease_s
         ended = {uuid: why for (whose, uuid), why in self._ended.items() if whose == client}
         for uuid in ended:
             del self._ended[client, uuid]
@@ -128,12 +135,8 @@ class Leases:
 
     def release(self, client: int, uuid: str, now_s: float) -> Mapping[str, object]:
         """End a lease and put back what was found. Raises Refusal."""
-        lease = self._leases.get(uuid)
-        if lease is None or lease.client != client:
-            why = self._ended.pop((client, uuid), "there is no lease of yours for this GPU")
-            raise Refusal(Code.NO_LEASE, why)
-        self._end(lease, "released", now_s)
-        self._ended.pop((client, uuid), None)
+        self._end(self._lease(client, uuid), "released", now_s)
+        del self._ended[client, uuid]
         return {"restored": uuid not in self._owed}
 
     def drop(self, client: int, why: str, now_s: float) -> None:
@@ -155,7 +158,10 @@ class Leases:
                 self._end(lease, "its client was not heard of in time", now_s)
             elif lease.look_s <= now_s:
                 lease.look_s = now_s + LOOK_S
-                self._look(lease, now_s)
+                try:
+                    self._look(lease, now_s)
+                except DriverError as fault:
+                    self.log(f"{lease.entry.uuid}: cannot be looked at: {fault}")
         for uuid in [uuid for uuid, due_s in self._owed.items() if due_s <= now_s]:
             self._put_back(uuid, now_s)
         for uid in [uid for uid, bucket in self._buckets.items() if bucket.full(now_s)]:
@@ -175,40 +181,40 @@ class Leases:
             raise Refusal(Code.REFUSED, "this machine has no such GPU")
 
     def _not_too_often(self, uid: int, now_s: float) -> None:
-        bucket = self._buckets.setdefault(uid, Bucket(self.config.sets_per_minute / 60.0, _BURST, now_s))
+        bucket = self._buckets.setdefault(uid, Bucket(self.site.config.sets_per_minute / 60.0, _BURST, now_s))
         wait_s = bucket.take(now_s)
         if wait_s > 0:
             raise Refusal(Code.TOO_OFTEN, "too many changes", retry_s=wait_s)
 
-    def _change(self, entry: Entry, limit_mw: int, now_s: float) -> None:
-        """Journal, set, and read back. Raises Refusal, DriverFault; then what was found is back, or is owed."""
-        uuid = entry.uuid
+    def _lease(self, client: int, uuid: str) -> Lease:
+        lease = self._leases.get(uuid)
+        if lease is None or lease.client != client:
+            why = self._ended.pop((client, uuid), "there is no lease of yours for this GPU")
+            raise Refusal(Code.NO_LEASE, why)
+        return lease
+
+    def _change(self, lease: Lease, entry: Entry, now_s: float) -> None:
+        """Journal and set. Raises Refusal if nothing was changed, DriverError when the lease has ended by that."""
+        uuid, limit_mw = entry.uuid, entry.ours_mw[-1]
         try:
             self.journal.write(entry)
         except OSError as error:
             raise Refusal(Code.JOURNAL, f"what was found cannot be written down: {error.strerror}") from error
         try:
-            self.nvml.set_limit_mw(uuid, limit_mw)
-            now_mw = self.nvml.limit_mw(uuid)
-            if abs(now_mw - limit_mw) > SAME_MW:
-                raise Refusal(Code.DRIVER, f"the driver took {limit_mw / 1e3:g} W and says {now_mw / 1e3:g} W")
-        except (DriverFault, Refusal) as error:
-            if uuid in self._leases:
-                self._remove(self._leases[uuid], str(error))
-            self._put_back(uuid, now_s)
+            self._set_verified(uuid, limit_mw)
+        except DriverError as error:
+            self._end(lease, str(error), now_s)
             raise
 
     def _look(self, lease: Lease, now_s: float) -> None:
+        """End a lease whose limit is no longer ours, or whose GPU is no longer its user's. Raises DriverError."""
         uuid = lease.entry.uuid
-        try:
-            present_mw = self.nvml.limit_mw(uuid)
-            verdict = judge(lease.peer, uuid, self.nvml.use(uuid), self.config, self.home, holds=True)
-        except DriverFault as fault:
-            self.log(f"{uuid}: cannot be looked at: {fault}")
-            return
+        present_mw = self.nvml.limit_mw(uuid)
         if not _is_one_of(present_mw, lease.entry.ours_mw):
             self._forget(lease, f"others changed the limit to {present_mw / 1e3:g} W, which stays")
-        elif not verdict.allowed:
+            return
+        verdict = judge(lease.peer, uuid, self.nvml.use(uuid), self.site, holds=True)
+        if not verdict.allowed:
             self._end(lease, verdict.why, now_s)
 
     def _forget(self, lease: Lease, why: str) -> None:
@@ -230,13 +236,13 @@ class Leases:
             self._settled(uuid, self._restored(self.journal.read(uuid)))
         except FileNotFoundError:
             self._owed.pop(uuid, None)
-        except (DriverFault, BadEntry, OSError) as error:
+        except (DriverError, BadEntry, OSError) as error:
             if uuid not in self._owed:
                 self.log(f"{uuid}: cannot be put back yet: {error}")
             self._owed[uuid] = now_s + _RETRY_S
 
     def _restored(self, entry: Entry) -> str:
-        """Put back what an entry says, if that is still right, and say what was done. Raises DriverFault."""
+        """Put back what an entry says, if that is still right, and say what was done. Raises DriverError."""
         if entry.boot_id != self.journal.boot_id:
             return "was set before this machine was last started, which undid it"
         present_mw = self.nvml.limit_mw(entry.uuid)
@@ -245,11 +251,15 @@ class Leases:
             return found
         if not _is_one_of(present_mw, entry.ours_mw):
             return f"{present_mw / 1e3:g} W, set by others since, stays"
-        self.nvml.set_limit_mw(entry.uuid, entry.found_mw)
-        now_mw = self.nvml.limit_mw(entry.uuid)
-        if abs(now_mw - entry.found_mw) > SAME_MW:
-            raise DriverFault(f"the driver took {entry.found_mw / 1e3:g} W and says {now_mw / 1e3:g} W", 0)
+        self._set_verified(entry.uuid, entry.found_mw)
         return found
+
+    def _set_verified(self, uuid: str, limit_mw: int) -> None:
+        """Set a limit and read it back. Raises DriverError."""
+        self.nvml.set_limit_mw(uuid, limit_mw)
+        now_mw = self.nvml.limit_mw(uuid)
+        if abs(now_mw - limit_mw) > SAME_MW:
+            raise DriverError(f"the driver took {limit_mw / 1e3:g} W and says {now_mw / 1e3:g} W", 0)
 
     def _settled(self, uuid: str, what: str) -> None:
         self.log(f"{uuid}: {what}")

@@ -16,7 +16,7 @@ _FUNCTION_NOT_FOUND = 13
 _MOST_PROCESSES = 4096
 
 
-class DriverFault(Exception):
+class DriverError(Exception):
     """A call of NVML failed: ``nvmlDeviceGetPowerManagementLimit: GPU is lost (15)``."""
 
     def __init__(self, message: str, code: int) -> None:
@@ -36,7 +36,7 @@ class _ProcessInfo(ctypes.Structure):
 
 
 class Nvml:
-    """An initialised NVML. Every method asks the driver and raises DriverFault."""
+    """An initialised NVML. Every method asks the driver and raises DriverError."""
 
     def __init__(self, library: Path) -> None:
         """Load and initialise the library. Raises OSError too, if it cannot be loaded."""
@@ -83,7 +83,9 @@ class Nvml:
         again = self._listed(card)
         if again != listed:
             processes = tuple(map(process_of, sorted(again)))
-        return Use(processes, mig=self._is_mig(card), mps=bool(self._pids("nvmlDeviceGetMPSComputeRunningProcesses", card)))
+        return Use(
+            processes, mig=self._is_mig(card), mps=bool(self._pids("nvmlDeviceGetMPSComputeRunningProcesses", card))
+        )
 
     def _listed(self, card: c_void_p) -> frozenset[int]:
         computing = self._pids("nvmlDeviceGetComputeRunningProcesses", card)
@@ -93,7 +95,7 @@ class Nvml:
         now, pending = c_uint(), c_uint()
         try:
             self._call("nvmlDeviceGetMigMode", card, byref(now), byref(pending))
-        except DriverFault as fault:
+        except DriverError as fault:
             if fault.code in {_NOT_SUPPORTED, _FUNCTION_NOT_FOUND}:
                 return False
             raise
@@ -103,12 +105,12 @@ class Nvml:
         for version in ("_v3", "_v2"):  # drivers before 510 have the older one, of the same layout
             try:
                 return self._pids_of(name + version, card)
-            except DriverFault as fault:
+            except DriverError as fault:
                 if fault.code != _FUNCTION_NOT_FOUND:
                     raise
         if "MPS" in name:
             return frozenset()  # before 450 there is no such call; the server itself is listed as computing
-        raise DriverFault(f"{name}: this driver does not have it", _FUNCTION_NOT_FOUND)
+        raise DriverError(f"{name}: this driver does not have it", _FUNCTION_NOT_FOUND)
 
     def _pids_of(self, name: str, card: c_void_p) -> frozenset[int]:
         rows = (_ProcessInfo * _MOST_PROCESSES)()
@@ -125,7 +127,7 @@ class Nvml:
         try:
             code = int(self._library[name](*arguments))
         except AttributeError:
-            raise DriverFault(f"{name}: this driver does not have it", _FUNCTION_NOT_FOUND) from None
+            raise DriverError(f"{name}: this driver does not have it", _FUNCTION_NOT_FOUND) from None
         if code != 0:
             text = self._library.nvmlErrorString(c_int(code)).decode("ascii", "replace")
-            raise DriverFault(f"{name}: {text} ({code})", code)
+            raise DriverError(f"{name}: {text} ({code})", code)

@@ -12,12 +12,11 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_SO_PEERGROUPS = 59  # asm-generic/socket.h; Linux 4.13
-_SO_PEERPIDFD = 77  # Linux 6.5
-_MOST_GROUPS = 65536  # NGROUPS_MAX
+_SO_PEERPIDFD = 77  # asm-generic/socket.h; Linux 6.5
 _PROC = Path("/proc")
 
 
@@ -66,22 +65,27 @@ def peer_of(connection: socket.socket, quiet_ticks: int) -> tuple[Peer, int]:
     """
     try:
         pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if pid <= 0:
-            raise UnknownPeer("the peer is of a pid namespace that is not seen from here")
         pidfd = _pidfd(connection, pid, quiet_ticks)
+        try:
+            groups = frozenset({gid, *_groups(pid)})
+            return Peer(_process_behind(pidfd, pid, uid), uid, groups), pidfd
+        except BaseException:
+            os.close(pidfd)
+            raise
     except OSError as error:
-        raise UnknownPeer(f"the peer cannot be identified: {error.strerror}") from error
-    try:
-        process = process_of(pid)
-        # Whatever was read of /proc/PID above was of this very process if that has not ended since.
-        if select.select([pidfd], [], [], 0)[0]:
-            raise UnknownPeer("the peer has ended")
-        if process.namespaces is None:
-            raise UnknownPeer("the namespaces of the peer are hidden")
-        return Peer(process, uid, frozenset({gid, *_groups(connection)})), pidfd
-    except (OSError, UnknownPeer) as error:
-        os.close(pidfd)
-        raise UnknownPeer(str(error)) from error
+        raise UnknownPeer(f"the peer cannot be identified: {error}") from error
+
+
+def _process_behind(pidfd: int, pid: int, uid: int) -> Process:
+    process = process_of(pid)
+    # Whatever /proc/PID said was of this very process if that has not ended since.
+    if pid <= 0 or _has_ended(pidfd):
+        raise UnknownPeer("the peer has ended, or is not seen from here")
+    if process.namespaces is None:
+        raise UnknownPeer("the namespaces of the peer are hidden")
+    if process.uid != uid:
+        raise UnknownPeer("the peer is not of the user that connected")
+    return process
 
 
 def process_of(pid: int, proc: Path = _PROC) -> Process:
@@ -89,7 +93,7 @@ def process_of(pid: int, proc: Path = _PROC) -> Process:
     folder = proc / str(pid)
     try:
         started = _start_ticks(folder)
-        status = dict(line.partition(":")[::2] for line in _text(folder / "status").splitlines())
+        status = _status(folder)
         uids = set(status["Uid"].split())
         spaces = Namespaces(user=(folder / "ns/user").stat().st_ino, pid=(folder / "ns/pid").stat().st_ino)
         if _start_ticks(folder) != started:
@@ -125,7 +129,7 @@ def pidfd_by_number(pid: int, quiet_ticks: int) -> int:
     than that is the one that connected. Raises UnknownPeer if it is younger: it may try again a moment later.
     """
     pidfd = os.pidfd_open(pid)
-    if _start_ticks(_PROC / str(pid)) < quiet_ticks and not select.select([pidfd], [], [], 0)[0]:
+    if _start_ticks(_PROC / str(pid)) < quiet_ticks and not _has_ended(pidfd):
         return pidfd
     os.close(pidfd)
     raise UnknownPeer("the peer has only just started, or has ended: try again")
@@ -136,9 +140,19 @@ def ticks_now() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
-def _groups(connection: socket.socket) -> tuple[int, ...]:
-    packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
-    return struct.unpack(f"{len(packed) // 4}I", packed)
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()  # select() knows no descriptor above 1023
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _groups(pid: int) -> Iterator[int]:
+    # Not SO_PEERGROUPS: Python's getsockopt gives room for 256 groups, and some people have more.
+    return map(int, _status(_PROC / str(pid))["Groups"].split())
+
+
+def _status(folder: Path) -> dict[str, str]:
+    return {key: value for key, _, value in (line.partition(":") for line in _text(folder / "status").splitlines())}
 
 
 def _start_ticks(folder: Path) -> int:

@@ -5,7 +5,7 @@ Being root makes no difference: root of the machine has nvidia-smi, and root of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from energy_plugins.powerd.config import Config, Grant
@@ -43,31 +43,24 @@ class Bounds:
         return min(max(limit_mw, self.min_mw), self.max_mw)
 
 
-def judge(peer: Peer, uuid: str, use: Use, config: Config, home: Namespaces, *, holds: bool = False) -> Verdict:
-    """Say whether ``peer`` may set the limit of a GPU.
+@dataclass(frozen=True)
+class Site:
+    """Where peers are judged."""
 
-    Args:
-        peer: who asks.
-        uuid: of the GPU.
-        use: of the GPU, now.
-        config: the site's.
-        home: the namespaces of this helper: whoever is in others is in a container.
-        holds: whether the peer has a lease already, which it may keep while nobody computes on the GPU.
+    config: Config
+    home: Namespaces
+    """Those of this helper: whoever is in others is in a container."""
+
+
+def judge(peer: Peer, uuid: str, use: Use, site: Site, *, holds: bool = False) -> Verdict:
+    """Say whether ``peer`` may set the limit of a GPU that is used so.
+
+    ``holds``: whether it has a lease already, which it may keep while nobody computes on the GPU.
     """
-    if any(_granted(peer, uuid, grant, home) for grant in config.grants):
+    if any(_granted(peer, uuid, grant, site.home) for grant in site.config.grants):
         return Verdict(True, "the site grants it")
-    if use.mig:
-        return Verdict(False, "the GPU is divided (MIG), and its limit would be others' too")
-    if use.mps or any(process.name.startswith(_MPS) for process in use.processes):
-        return Verdict(False, "the GPU is shared through MPS")
-    if any(None in {process.uid, process.namespaces} for process in use.processes):
-        return Verdict(False, "it cannot be told who computes on the GPU")
-    others = [process for process in use.processes if not process.is_same_user(peer.process)]
-    if others:
-        return Verdict(False, "others compute on the GPU")
-    if not use.processes and not holds:
-        return Verdict(False, "no process of yours computes on the GPU")
-    return Verdict(True, "you alone compute on it")
+    objection = next(_objections(peer.process, use, holds=holds), None)
+    return Verdict(True, "you alone compute on it") if objection is None else Verdict(False, objection)
 
 
 def bounds(uuid: str, card: Bounds, found_mw: int, config: Config) -> Bounds:
@@ -77,13 +70,27 @@ def bounds(uuid: str, card: Bounds, found_mw: int, config: Config) -> Bounds:
     return Bounds(round(max(card.min_mw, site.min_w * 1e3)), round(min(tops)))
 
 
+def shared_by_nature(use: Use) -> str:
+    """Say why a GPU is nobody's alone, whoever computes on it; "" if it may be somebody's."""
+    if use.mig:
+        return "the GPU is divided (MIG), and its limit would be others' too"
+    if use.mps or any(process.name.startswith(_MPS) for process in use.processes):
+        return "the GPU is shared through MPS"
+    return ""
+
+
+def _objections(asking: Process, use: Use, *, holds: bool) -> Iterator[str]:
+    shared = shared_by_nature(use)
+    if shared:
+        yield shared
+    if any(None in {process.uid, process.namespaces} for process in use.processes):
+        yield "it cannot be told who computes on the GPU"
+    if not all(process.is_same_user(asking) for process in use.processes):
+        yield "others compute on the GPU"
+    if not use.processes and not holds:
+        yield "no process of yours computes on the GPU"
+
+
 def _granted(peer: Peer, uuid: str, grant: Grant, home: Namespaces) -> bool:
     named = peer.uid in grant.uids or bool(peer.groups & grant.gids)
     return named and grant.covers(uuid) and (grant.containers or peer.process.namespaces == home)
-
-
-def refusals(use: Use, uuid: str, config: Config) -> Sequence[str]:
-    """Say what about a GPU would have anybody refused who has no grant, for an administrator to read."""
-    nobody = Peer(Process(0, None, None), -1, frozenset())
-    verdict = judge(nobody, uuid, use, Config(nvml=config.nvml), Namespaces(0, 0), holds=True)
-    return () if verdict.allowed or use.processes and verdict.why == "others compute on the GPU" else (verdict.why,)

@@ -1,7 +1,8 @@
 """The language of the socket: a JSON object a line, an answer to each; whatever is not exactly that is refused.
 
-Asked: ``{"op": "set", "gpu": "GPU-...", "limit_w": 450}``, ``{"op": "renew"}``, ``{"op": "release", "gpu": "GPU-..."}``,
-``{"op": "ask", "gpu": "GPU-..."}``; with an optional ``"id"``, a number that the answer repeats.
+Asked: ``{"op": "take", "gpu": "GPU-..."}``, ``{"op": "set", "gpu": "GPU-...", "limit_w": 450}``, ``{"op": "renew"}``,
+``{"op": "release", "gpu": "GPU-..."}``, ``{"op": "ask", "gpu": "GPU-..."}``; with an optional ``"id"``, a number that
+the answer repeats.
 Answered: ``{"ok": true, ...}`` or ``{"ok": false, "error": CODE, "why": SENTENCE}``.
 """
 
@@ -25,7 +26,9 @@ class Op(Enum):
     """What may be asked."""
 
     ASK = "ask"
-    """What `SET` would answer, with the present limit and the range; nothing changes."""
+    """Whether `TAKE` would be allowed, with the present limit and the range."""
+    TAKE = "take"
+    """A lease of a GPU; nothing is set yet."""
     SET = "set"
     RENEW = "renew"
     """The heartbeat: for all leases of the connection."""
@@ -66,6 +69,7 @@ class Malformed(Exception):  # noqa: N818 - an answer, not a failure
 
 _FIELDS: Mapping[Op, frozenset[str]] = {
     Op.ASK: frozenset({"op", "gpu"}),
+    Op.TAKE: frozenset({"op", "gpu"}),
     Op.SET: frozenset({"op", "gpu", "limit_w"}),
     Op.RENEW: frozenset({"op"}),
     Op.RELEASE: frozenset({"op", "gpu"}),
@@ -84,7 +88,7 @@ def read(line: bytes) -> Request:
     try:
         op = Op(values.get("op"))
     except (ValueError, TypeError):
-        raise Malformed("op is none of ask, set, renew, release") from None
+        raise Malformed("op is none of ask, take, set, renew, release") from None
     number = values.pop("id", None)
     if values.keys() != _FIELDS[op]:
         raise Malformed(f"{op.value} has the fields {', '.join(sorted(_FIELDS[op]))}")

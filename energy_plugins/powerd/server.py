@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from energy_plugins.powerd import protocol
 from energy_plugins.powerd.leases import Leases, Refusal
-from energy_plugins.powerd.nvml import DriverFault
+from energy_plugins.powerd.nvml import DriverError
 from energy_plugins.powerd.peers import Peer, UnknownPeer, peer_of, ticks_now
 from energy_plugins.powerd.protocol import MOST_BYTES, Code, Malformed, Op, Request
 from energy_plugins.powerd.rates import Bucket
@@ -79,7 +79,7 @@ class Handler:
         except Refusal as refusal:
             self.complain(peer, f"{request.op.value} {request.gpu}: {refusal.code.value}: {refusal}", now_s)
             return protocol.declined(refusal.code, str(refusal), request.id, **refusal.figures)
-        except DriverFault as fault:
+        except DriverError as fault:
             self.complain(peer, f"{request.op.value} {request.gpu}: {fault}", now_s)
             return protocol.declined(Code.DRIVER, str(fault), request.id)
 
@@ -97,8 +97,10 @@ class Handler:
         match request.op:
             case Op.ASK:
                 done = self._leases.ask(peer, request.gpu)
+            case Op.TAKE:
+                done = self._leases.take(client, peer, request.gpu, now_s)
             case Op.SET:
-                done = self._leases.set(client, peer, request.gpu, request.limit_w, now_s)
+                done = self._leases.set(client, request.gpu, request.limit_w, now_s)
             case Op.RENEW:
                 done = self._leases.renew(client, now_s)
             case Op.RELEASE:
@@ -112,7 +114,7 @@ class Server:
     def __init__(self, listener: socket.socket, leases: Leases, log: Callable[[str], None]) -> None:
         self._listener = listener
         self._leases = leases
-        self._config = leases.config
+        self._config = leases.site.config
         self._handler = Handler(leases, log)
         self._log = log
         self._selector = selectors.DefaultSelector()
@@ -178,14 +180,10 @@ class Server:
 
     def _welcome(self, connection: socket.socket) -> None:
         peer, pidfd = peer_of(connection, self._quiet_ticks)
-        try:
-            if len(self._clients) >= self._config.connections:
-                raise _FullError("too many connections")
-            if self._per_user[peer.uid] >= self._config.connections_per_user:
-                raise _FullError("too many connections of this user")
-        except _FullError:
+        full = self._full_for(peer)
+        if full:
             os.close(pidfd)
-            raise
+            raise _FullError(full)
         now_s = time.monotonic()
         rate = self._config.messages_per_s
         self._numbers += 1
@@ -194,6 +192,12 @@ class Server:
         self._per_user[peer.uid] += 1
         self._selector.register(connection, selectors.EVENT_READ, client)
         self._selector.register(pidfd, selectors.EVENT_READ, client)
+
+    def _full_for(self, peer: Peer) -> str:
+        if len(self._clients) >= self._config.connections:
+            return "too many connections"
+        mine = self._per_user[peer.uid] >= self._config.connections_per_user
+        return "too many connections of this user" if mine else ""
 
     def _turn_away(self, connection: socket.socket, refused: Exception) -> None:
         code = Code.FULL if isinstance(refused, _FullError) else Code.REFUSED
@@ -259,10 +263,9 @@ class Server:
 
     def _wait_for(self, client: Client) -> None:
         """Wait for room while an answer is on its way, for more to read when no line is waiting, or for neither."""
+        events = 0 if client.has_line else selectors.EVENT_READ
         if client.outgoing:
             events = selectors.EVENT_WRITE
-        else:
-            events = 0 if client.has_line else selectors.EVENT_READ
         if events == client.events:
             return
         if client.events == 0:

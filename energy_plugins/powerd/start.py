@@ -14,11 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from energy_plugins.powerd import trust
-from energy_plugins.powerd.config import DEFAULT_PATH, Config, ConfigFault, read
+from energy_plugins.powerd.config import DEFAULT_PATH, Config, SiteConfigError, read
 from energy_plugins.powerd.journal import Journal
 from energy_plugins.powerd.leases import Leases
-from energy_plugins.powerd.nvml import DriverFault, Nvml
+from energy_plugins.powerd.nvml import DriverError, Nvml
 from energy_plugins.powerd.peers import own_namespaces
+from energy_plugins.powerd.policy import Site
 from energy_plugins.powerd.server import Server
 
 REFUSED = 3
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str], loader_variables: Sequence[str]) -> int:
         return _refuse(wrong)
     try:
         config = read(path)
-    except (ConfigFault, OSError) as error:
+    except (SiteConfigError, OSError) as error:
         return _refuse([f"{path}: {error}"])
     wrong = list(faults_of_places(config))
     return _refuse(wrong) if wrong else _serve(config)
@@ -67,12 +68,12 @@ def _serve(config: Config) -> int:
         journal.open()
         nvml = Nvml(config.nvml)
         gpus = frozenset(nvml.uuids())
-        leases = Leases(config, nvml, journal, own_namespaces(), _log, gpus)
+        leases = Leases(Site(config, own_namespaces()), nvml, journal, _log, gpus)
         with _alone(config.journal), _listener(config) as listener:
             leases.recover(time.monotonic())
             _log(f"serves {len(gpus)} GPUs on {config.socket}")
             Server(listener, leases, _log).run()
-    except (OSError, DriverFault) as error:
+    except (OSError, DriverError) as error:
         _log(f"cannot serve: {error}")
         return 1
     with suppress(OSError):
