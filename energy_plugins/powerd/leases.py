@@ -61,7 +61,7 @@ class Leases:
     gpus: frozenset[str] = frozenset()
     """The GPUs of this machine."""
     _leases: dict[str, Lease] = field(default_factory=dict)
-    _ended: dict[tuple[int, str], str] = field(default_factory=dict)
+    _ended: dict[tuple[int, str], Refusal] = field(default_factory=dict)
     """Why leases ended of which their connection has not heard yet."""
     _owed: dict[str, float] = field(default_factory=dict)
     """GPUs that are to be put back, though it failed, and when it is tried again."""
@@ -69,8 +69,8 @@ class Leases:
 
     def recover(self, now_s: float) -> None:
         """Put back whatever an earlier helper left. Raises OSError if the journal cannot be read."""
-        self._owed = dict.fromkeys(self.journal.uuids(), now_s)
-        self.tick(now_s)
+        for uuid in self.journal.uuids():
+            self._put_back(uuid, now_s)
 
     def ask(self, peer: Peer, uuid: str) -> Mapping[str, object]:
         """Say what `take` would do. Raises Refusal for a GPU that is not here, DriverError."""
@@ -128,34 +128,33 @@ class Leases:
         kept = {uuid: lease for uuid, lease in self._leases.items() if lease.client == client}
         for lease in kept.values():
             lease.until_s = now_s + self.site.config.lease_s
-        ended = {uuid: why for (whose, uuid), why in self._ended.items() if whose == client}
-        for uuid in ended:
-            del self._ended[client, uuid]
+        gone = {uuid: self._ended.pop((client, uuid)) for whose, uuid in list(self._ended) if whose == client}
+        ended = {uuid: {"error": end.code.value, "why": str(end)} for uuid, end in gone.items()}
         return {"leases": {uuid: lease.limit_mw / 1e3 for uuid, lease in kept.items()}, "ended": ended}
 
     def release(self, client: int, uuid: str, now_s: float) -> Mapping[str, object]:
         """End a lease and put back what was found. Raises Refusal."""
-        self._end(self._lease(client, uuid), "released", now_s)
+        self._end(self._lease(client, uuid), Refusal(Code.NO_LEASE, "released"), now_s)
         del self._ended[client, uuid]
         return {"restored": uuid not in self._owed}
 
     def drop(self, client: int, why: str, now_s: float) -> None:
         """End everything of a connection that is no more."""
         for lease in [lease for lease in self._leases.values() if lease.client == client]:
-            self._end(lease, why, now_s)
+            self._end(lease, Refusal(Code.NO_LEASE, why), now_s)
         for key in [key for key in self._ended if key[0] == client]:
             del self._ended[key]
 
     def drop_all(self, why: str, now_s: float) -> None:
         """End everything."""
         for lease in list(self._leases.values()):
-            self._end(lease, why, now_s)
+            self._end(lease, Refusal(Code.NO_LEASE, why), now_s)
 
     def tick(self, now_s: float) -> None:
         """Do what is due: leases that ran out, looks at leased GPUs, what is still to be put back."""
         for lease in list(self._leases.values()):
             if lease.until_s <= now_s:
-                self._end(lease, "its client was not heard of in time", now_s)
+                self._end(lease, Refusal(Code.NO_LEASE, "its client was not heard of in time"), now_s)
             elif lease.look_s <= now_s:
                 lease.look_s = now_s + LOOK_S
                 try:
@@ -189,12 +188,13 @@ class Leases:
     def _lease(self, client: int, uuid: str) -> Lease:
         lease = self._leases.get(uuid)
         if lease is None or lease.client != client:
-            why = self._ended.pop((client, uuid), "there is no lease of yours for this GPU")
-            raise Refusal(Code.NO_LEASE, why)
+            raise self._ended.pop((client, uuid), None) or Refusal(
+                Code.NO_LEASE, "there is no lease of yours for this GPU", ended=True
+            )
         return lease
 
     def _change(self, lease: Lease, entry: Entry, now_s: float) -> None:
-        """Journal and set. Raises Refusal if nothing was changed, DriverError when the lease has ended by that."""
+        """Journal and set. Raises Refusal; nothing has changed, or the lease has ended by it."""
         uuid, limit_mw = entry.uuid, entry.ours_mw[-1]
         try:
             self.journal.write(entry)
@@ -203,8 +203,8 @@ class Leases:
         try:
             self._set_verified(uuid, limit_mw)
         except DriverError as error:
-            self._end(lease, str(error), now_s)
-            raise
+            self._end(lease, Refusal(Code.DRIVER, str(error)), now_s)
+            raise self._ended.pop((lease.client, uuid)) from error
 
     def _look(self, lease: Lease, now_s: float) -> None:
         """End a lease whose limit is no longer ours, or whose GPU is no longer its user's. Raises DriverError."""
@@ -215,19 +215,20 @@ class Leases:
             return
         verdict = judge(lease.peer, uuid, self.nvml.use(uuid), self.site, holds=True)
         if not verdict.allowed:
-            self._end(lease, verdict.why, now_s)
+            self._end(lease, Refusal(Code.REFUSED, verdict.why), now_s)
 
     def _forget(self, lease: Lease, why: str) -> None:
         """End a lease whose GPU others have taken over: their value stays."""
-        self._remove(lease, why)
+        self._remove(lease, Refusal(Code.FOREIGN, why))
         self._settled(lease.entry.uuid, why)
 
-    def _end(self, lease: Lease, why: str, now_s: float) -> None:
+    def _end(self, lease: Lease, why: Refusal, now_s: float) -> None:
         self._remove(lease, why)
         self.log(f"{lease.entry.uuid}: the lease of pid {lease.peer.process.pid} has ended: {why}")
         self._put_back(lease.entry.uuid, now_s)
 
-    def _remove(self, lease: Lease, why: str) -> None:
+    def _remove(self, lease: Lease, why: Refusal) -> None:
+        why.figures = {"ended": True}
         del self._leases[lease.entry.uuid]
         self._ended[lease.client, lease.entry.uuid] = why
 

@@ -9,7 +9,6 @@ Answered: ``{"ok": true, ...}`` or ``{"ok": false, "error": CODE, "why": SENTENC
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -92,7 +91,9 @@ def read(line: bytes) -> Request:
     number = values.pop("id", None)
     if values.keys() != _FIELDS[op]:
         raise Malformed(f"{op.value} has the fields {', '.join(sorted(_FIELDS[op]))}")
-    return Request(op, _gpu(values.get("gpu")), _watts(values.get("limit_w")), _id(number))
+    gpu = _gpu(values["gpu"]) if "gpu" in values else ""
+    limit_w = _watts(values["limit_w"]) if "limit_w" in values else 0.0
+    return Request(op, gpu, limit_w, _id(number))
 
 
 def accepted(request: Request, **figures: object) -> bytes:
@@ -114,19 +115,13 @@ def _echo(number: int | None) -> dict[str, int]:
 
 
 def _gpu(value: object) -> str:
-    if value is None:
-        return ""
     if not isinstance(value, str) or not UUID.fullmatch(value):
         raise Malformed("gpu is not the UUID of a GPU")
     return value
 
 
 def _watts(value: object) -> float:
-    if value is None:
-        return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Malformed("limit_w is no number")
-    if not 0 < value <= _MOST_W:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST_W:
         raise Malformed("limit_w is no power of a GPU")
     return float(value)
 

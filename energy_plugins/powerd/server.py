@@ -136,9 +136,11 @@ class Server:
         self._listener.setblocking(False)
         self._listener.listen(_BACKLOG)
         self._selector.register(self._listener, selectors.EVENT_READ)
-        while not self._stopped:
-            self._turn()
-        self._leases.drop_all("the helper stops", time.monotonic())
+        try:
+            while not self._stopped:
+                self._turn()
+        finally:
+            self._leases.drop_all("the helper stops", time.monotonic())
         signal.set_wakeup_fd(-1)
 
     def _stop(self, *_: object) -> None:

@@ -112,5 +112,5 @@ def _refuse(why: Sequence[str]) -> int:
 
 
 def _log(line: str) -> None:
-    sys.stderr.write(f"energy-powerd: {line}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk under the log is no reason to let go of GPUs
+        os.write(2, f"energy-powerd: {line}\n".encode(errors="backslashreplace"))

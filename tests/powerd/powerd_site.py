@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -28,6 +29,9 @@ Answer = dict[str, object]
 ALICE, BOB = 10_001, 10_002
 PATIENCE_S = 10.0
 FORK = multiprocessing.get_context("fork")
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Site:
@@ -193,6 +197,8 @@ def _live(pipe: Connection, site: Site, uid: int, prepare: Callable[[], None] | 
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
+    # After the change of user, which clears it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _Self.site = site
     while True:
         try:
