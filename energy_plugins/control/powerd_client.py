@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from energy_plugins.control.backend import Request, Standing, Status
@@ -51,7 +52,17 @@ class Powerd:
             line = undo.enter_context(closing(_Connection(powerd_socket())))
             nvml = undo.enter_context(Nvml(current_drivers().nvml))
             answer = _accepted(line.ask(op="take", gpu=request.gpu.uuid), request.gpu.uuid)
-            return PowerdLease(line, nvml.card(request.gpu.uuid), request.gpu.uuid, answer, undo.pop_all())
+            terms = _Terms(_number(answer, "found_w"), _number(answer, "min_w"), _number(answer, "max_w"))
+            return PowerdLease(line, nvml.card(request.gpu.uuid), request.gpu.uuid, terms, undo.pop_all())
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What the helper leases."""
+
+    found_w: float
+    min_w: float
+    max_w: float
 
 
 class PowerdLease:
@@ -59,14 +70,13 @@ class PowerdLease:
 
     changes = True
 
-    def __init__(self, line: _Connection, card: Card, uuid: str, answer: Answer, undo: ExitStack) -> None:
-        self._found_w = _number(answer, "found_w")
-        self.found: float | None = self._found_w
+    def __init__(self, line: _Connection, card: Card, uuid: str, terms: _Terms, undo: ExitStack) -> None:
+        self.found: float | None = terms.found_w
+        self._terms = terms
         self._line = line
         self._card = card
         self._uuid = uuid
         self._undo = undo
-        self._range_w = (_number(answer, "min_w"), _number(answer, "max_w"))
         self._mutex = threading.Lock()  # guards what follows, and the order of what is said
         self._ended = Status(standing=Standing.HELD)
 
@@ -79,8 +89,8 @@ class PowerdLease:
             if answer.get("ended") is True:
                 return self._end(answer)
             limit_w = _number(_accepted(answer, self._uuid), "limit_w")
-            lowest_w, highest_w = self._range_w
-            clamped = f"the site has {lowest_w:g}-{highest_w:g} W, so the limit is {limit_w:g} W, not {value:g} W"
+            terms = self._terms
+            clamped = f"the site has {terms.min_w:g}-{terms.max_w:g} W, so the limit is {limit_w:g} W, not {value:g} W"
             return self._status(clamped if abs(limit_w - value) > SAME_W else "")
 
     def look(self) -> Status:
@@ -116,9 +126,9 @@ class PowerdLease:
                 return self._ending(Ending.FOREIGN, f"powerd: {answer.get('why')}")
         # Whoever put it back, and whether or not the helper answers: the GPU says how it stands.
         now_w = self._card.limit_w()
-        if abs(now_w - self._found_w) <= SAME_W:
+        if abs(now_w - self._terms.found_w) <= SAME_W:
             return self._ending(Ending.RESTORED, f"the limit is {now_w:g} W again, as it was found")
-        return self._ending(Ending.KEPT, f"powerd has not put back {self._found_w:g} W yet; it is {now_w:g} W")
+        return self._ending(Ending.KEPT, f"powerd has not put back {self._terms.found_w:g} W yet; it is {now_w:g} W")
 
     def _ending(self, ending: Ending, why: str) -> Restored:
         return Restored(self._uuid, Knob.POWER, ending, why)

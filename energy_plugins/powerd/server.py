@@ -23,7 +23,6 @@ from energy_plugins.powerd.peers import Peer, UnknownPeer, peer_of, ticks_now
 from energy_plugins.powerd.protocol import MOST_BYTES, Code, Malformed, Op, Request
 from energy_plugins.powerd.rates import Bucket
 
-_BACKLOG = 512
 _ACCEPTS = 32  # between two looks at the clock
 _IDLE_S = 300.0  # after which a connection without a lease is closed
 _LOGGED_PER_S = 5.0  # complaints about messages; a flood of them is counted, not written
@@ -134,7 +133,6 @@ class Server:
             signal.signal(number, self._stop)
         self._selector.register(wake, selectors.EVENT_READ)
         self._listener.setblocking(False)
-        self._listener.listen(_BACKLOG)
         self._selector.register(self._listener, selectors.EVENT_READ)
         try:
             while not self._stopped:

@@ -7,14 +7,13 @@ import fcntl
 import os
 import socket
 import stat
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from energy_plugins.powerd import trust
-from energy_plugins.powerd.config import DEFAULT_PATH, Config, SiteConfigError, read
+from energy_plugins.powerd.check import findings, preflight, show
+from energy_plugins.powerd.config import DEFAULT_PATH, Config
 from energy_plugins.powerd.journal import Journal
 from energy_plugins.powerd.leases import Leases
 from energy_plugins.powerd.nvml import DriverError, Nvml
@@ -24,41 +23,21 @@ from energy_plugins.powerd.server import Server
 
 REFUSED = 3
 """Exit code: something is wrong that only an administrator can put right, so starting again is of no use."""
+_BACKLOG = 512
 
 
 def main(arguments: Sequence[str], loader_variables: Sequence[str]) -> int:
     """Serve until told to stop; return the exit code."""
     parser = argparse.ArgumentParser("energy-powerd", description="Sets power limits for users, as the site allows.")
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE")
-    path: Path = parser.parse_args(arguments).config
-    wrong = [*_how_started(loader_variables), *trust.faults_of_this_process(), *trust.faults(path)]
-    if wrong:
-        return _refuse(wrong)
-    try:
-        config = read(path)
-    except (SiteConfigError, OSError) as error:
-        return _refuse([f"{path}: {error}"])
-    wrong = list(faults_of_places(config))
-    return _refuse(wrong) if wrong else _serve(config)
-
-
-def faults_of_places(config: Config) -> Iterator[str]:
-    """Yield what is wrong with the places a configuration names; the journal's and the socket's folders may be made."""
-    yield from trust.faults(config.nvml)
-    for folder in (config.journal, config.socket.parent):
-        there = folder
-        while not there.exists():
-            there = there.parent
-        yield from trust.faults(there)
-
-
-def _how_started(loader_variables: Sequence[str]) -> Iterator[str]:
-    if os.geteuid() != 0:
-        yield "it has to be run by root"
-    if not sys.flags.isolated:
-        yield "it has to be run with python -I: else the environment decides what code it runs"
-    for name in loader_variables:
-        yield f"{name} is set: it may have put other code into this process"
+    parser.add_argument("--check", action="store_true", help="say what would be refused and granted, and exit")
+    options = parser.parse_args(arguments)
+    config, wrong = preflight(options.config, loader_variables)
+    if options.check:
+        return show(findings(config, wrong))
+    for sentence in wrong:
+        _log(f"will not start: {sentence}")
+    return REFUSED if wrong or config is None else _serve(config)
 
 
 def _serve(config: Config) -> int:
@@ -102,13 +81,8 @@ def _listener(config: Config) -> socket.socket:
     if config.gid is not None:
         os.chown(config.socket, 0, config.gid)
     config.socket.chmod(0o660)
+    listener.listen(_BACKLOG)
     return listener
-
-
-def _refuse(why: Sequence[str]) -> int:
-    for sentence in why:
-        _log(f"will not start: {sentence}")
-    return REFUSED
 
 
 def _log(line: str) -> None:

@@ -181,6 +181,12 @@ class Person:
         self._process.join(PATIENCE_S)
 
 
+def in_a_group() -> None:
+    """Become Alice, as a member of group 20001."""
+    os.setgroups([20001])
+    os.setresuid(ALICE, ALICE, ALICE)
+
+
 class _Self:
     """What one process of a `Person` holds."""
 

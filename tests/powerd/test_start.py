@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from powerd_site import ALICE, BOB, Person, Site
+from powerd_site import ALICE, BOB, Person, Site, in_a_group
 
 from energy_plugins.powerd import trust
 
@@ -180,7 +180,7 @@ def test_the_socket_is_for_root_and_the_sites_group(site: Site, person: People) 
     site.start(open_to_all=False)
     about = site.socket.stat()
     assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (0, 20001, 0o660)
-    member = person(0, lambda: (os.setgroups([20001]), os.setresuid(ALICE, ALICE, ALICE))[1])
+    member = person(0, in_a_group)
     member.connect()
     with pytest.raises(AssertionError, match="PermissionError"):
         person(BOB).connect()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from powerd_site import ALICE, BOB, Person, Site, wait_until
+from powerd_site import ALICE, BOB, Person, Site, in_a_group, wait_until
 
 from energy_plugins.testing import HiddenProcesses, MigMode, MissingSymbol, ThroughMps
 from energy_plugins.testing.faults import Fault
@@ -158,7 +158,7 @@ def test_a_grant_of_the_site_allows_what_is_refused_else(site: Site, person: Peo
 def test_a_grant_to_a_group_counts_for_its_members(site: Site, person: People) -> None:
     site.configure('[[grant]]\ngroups = [20001]\ngpus = ["*"]\n')
     site.start()
-    member = person(0, lambda: (os.setgroups([20001]), os.setresuid(ALICE, ALICE, ALICE))[1])
+    member = person(0, in_a_group)
     stranger = person(BOB)
     for one in (member, stranger):
         one.connect()
