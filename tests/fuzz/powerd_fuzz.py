@@ -21,8 +21,8 @@ from fuzz_socket import over_the_socket
 HERE = Path(__file__).parent
 MESSAGES = 1_000_000
 SEEDS = (
-    b'{"op": "take", "gpu": "{0}"}\n{"op": "set", "gpu": "{0}", "limit_w": 450}\n{"op": "renew", "id": 1}\n'
-    b'{"op": "set", "gpu": "{0}", "limit_w": 1e9}\n{"op": "release", "gpu": "{0}"}',
+    b'{"op": "take", "gpu": "{0}"}\n{"op": "set", "gpu": "{0}", "limit_w": 450}\n{"op": "renew", "id": 1}',
+    b'{"op": "take", "gpu": "{0}"}\n{"op": "set", "gpu": "{0}", "limit_w": 1e9}\n{"op": "release", "gpu": "{0}"}',
     b'{"op": "take", "gpu": "{1}"}\n{"op": "set", "gpu": "{1}", "limit_w": 450}',
     b'{"op": "take", "gpu": "{2}"}\n{"op": "set", "gpu": "{2}", "limit_w": 250.5}\n{"op": "ask", "gpu": "{2}"}',
     b'{"op": "ask", "gpu": "GPU-0", "id": 9007199254740993}\n[]\n\n"\\ud800"\n{"op": "renew", "op": "renew"}',
@@ -55,35 +55,27 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="energy-fuzz-") as name:
         folder = Path(name)
         say(f"{wanted.messages} messages, guided by coverage")
-        figures, blocks, corpus = guided(folder, wanted.messages)
+        findings, figures, edges, corpus = guided(folder, wanted.messages)
         say(f"{wanted.socket_messages} messages over a real socket, from a corpus of {len(corpus)}")
         socket_figures = over_the_socket(corpus, wanted.socket_messages)
-    answers = figures["answers"]
+    answers = figures.get("answers", {})
     assert isinstance(answers, dict)
+    formed = sum(count for what, count in answers.items() if what != "malformed")
+    said, faults = socket_figures["messages"], socket_figures["faults"]
     bars = [
-        Bar("messages", float(str(figures["messages"])), at_least=wanted.messages, show=".0f"),
-        Bar(
-            "messages that were well formed",
-            sum(n for what, n in answers.items() if what != "malformed"),
-            at_least=1000,
-            show=".0f",
-        ),
-        Bar("limits outside the site's range, other GPUs changed, left behind, crashes", 0.0, at_most=0, show=".0f"),
-        Bar("messages over the socket", float(socket_figures["messages"]), at_least=wanted.socket_messages, show=".0f"),
-        Bar(
-            "limits wrong, left behind or crashes over the socket",
-            float(socket_figures["faults"]),
-            at_most=0,
-            show=".0f",
-        ),
+        Bar("messages", float(str(figures.get("messages", 0))), at_least=wanted.messages, show=".0f"),
+        Bar("messages that were well formed", formed, at_least=1000, show=".0f"),
+        Bar("promises broken", float(findings), at_most=0, show=".0f"),
+        Bar("messages over the socket", said, at_least=wanted.socket_messages, show=".0f"),
+        Bar("promises broken over the socket", faults, at_most=0, show=".0f"),
     ]
-    about = {"tool": f"atheris {_version()}", "coverage": blocks, "corpus": len(corpus)}
+    about = {"tool": f"atheris {_version()}", "coverage": edges, "corpus": len(corpus)}
     figures = {"guided": {**figures, **about}, "socket": socket_figures}
     return finish("powerd_fuzz", gpus=["SIMULATED H200"], figures=figures, bars=bars, raw={})
 
 
-def guided(folder: Path, messages: int) -> tuple[dict[str, object], int, list[bytes]]:
-    """Return counts, how many edges of code were reached, and the inputs that reached new ones. A finding is an error."""
+def guided(folder: Path, messages: int) -> tuple[int, dict[str, object], int, list[bytes]]:
+    """Return findings, counts, how many edges of code were reached, and the inputs that reached new ones."""
     corpus, out, words = folder / "corpus", folder / "out.json", folder / "words"
     corpus.mkdir()
     for number, seed in enumerate(SEEDS):
@@ -95,11 +87,12 @@ def guided(folder: Path, messages: int) -> tuple[dict[str, object], int, list[by
         code = subprocess.run(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         log.seek(0)
         said = log.read().decode(errors="replace")
-    if code != 0 or not out.exists():
-        sys.exit(f"found something (exit code {code}):\n{said[-5000:]}")
     edges = [int(found) for found in re.findall(r"cov: (\d+)", said)]
-    figures: dict[str, object] = json.loads(out.read_text())
-    return figures, max(edges, default=0), [path.read_bytes() for path in sorted(corpus.iterdir())]
+    if code != 0 or not out.exists():  # libFuzzer ends at the first thing that it finds
+        say(said[-5000:])
+    figures: dict[str, object] = json.loads(out.read_text()) if out.exists() else {}
+    inputs = [path.read_bytes() for path in sorted(corpus.iterdir())]
+    return int(code != 0 or not out.exists()), figures, max(edges, default=0), inputs
 
 
 def _version() -> str:

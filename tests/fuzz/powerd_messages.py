@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of what the helper does with messages: `powerd_fuzz.py` runs it as a process of its own.
 
-Whatever is sent, after each message nothing but the sender's own GPU has changed, its limit is one that the site allows,
-and the answer is a line of JSON; after each session all is as it was found.
+Whatever is sent, after each message nothing but the sender's own GPU has changed, its limit is one that the site
+allows, and the answer is a line of JSON; after each session all is as it was found.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def main() -> None:
     """``powerd_messages.py MESSAGES OUT [libFuzzer's arguments]``."""
     messages, out = int(sys.argv[1]), Path(sys.argv[2])
     with ExitStack() as undo:
-        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))  # noqa: S108 - private in it
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         target = Target(folder, undo, messages, out)
         atheris.Setup([sys.argv[0], *sys.argv[3:]], target.session)
         atheris.Fuzz()
