@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from powerd_site import ALICE, BOB, Person, Site, in_a_group, wait_until
 
+from energy_plugins.powerd import peers
 from energy_plugins.testing import HiddenProcesses, MigMode, MissingSymbol, ThroughMps
 from energy_plugins.testing.faults import Fault
 
@@ -275,3 +278,41 @@ def test_a_connection_made_by_another_user_carries_only_that_users_authority(sit
     answer = turncoat.take(site)
     assert answer["error"] == "refused"
     assert site.limit_w() == 700.0
+
+
+def test_a_number_is_proof_only_of_a_process_that_had_it_when_nobody_waited() -> None:
+    """Before Linux 6.5 the kernel gives no pidfd of a peer; what is younger than the connection may be another."""
+    before = peers.ticks_now() - 100  # a second ago
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        with pytest.raises(peers.UnknownPeer, match="only just started"):
+            peers.pidfd_by_number(child, before)
+        time.sleep(0.05)
+        os.close(peers.pidfd_by_number(child, peers.ticks_now()))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        with pytest.raises(peers.UnknownPeer):  # a zombie has its number still, and is nobody any more
+            wait_until(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT) is not None)
+            peers.pidfd_by_number(child, peers.ticks_now())
+        os.waitpid(child, 0)
+
+
+def test_a_process_of_two_users_is_nobodys() -> None:
+    """As a set-uid program runs: with the rights of one user and by the will of another."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setresuid(ALICE, BOB, BOB)
+        os.write(tell, b".")
+        signal.pause()
+    os.read(ready, 1)
+    assert peers.process_of(child).uid is None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for end in (ready, tell):
+        os.close(end)
