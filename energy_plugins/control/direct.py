@@ -14,7 +14,15 @@ from energy_plugins.control.journal import Journal, journal_folder
 from energy_plugins.control.nvml import FUNCTION_NOT_FOUND, NO_PERMISSION, NOT_SUPPORTED, Card, Nvml
 from energy_plugins.control.owner import Life, Owner
 from energy_plugins.control.restore import Ending, Restored, put_back, settle
-from energy_plugins.errors import ControlError, EnergyError, JournalError, NvmlError, OwnedError, RefusedError
+from energy_plugins.errors import (
+    ControlError,
+    EnergyError,
+    JournalError,
+    LibraryError,
+    NvmlError,
+    OwnedError,
+    RefusedError,
+)
 from energy_plugins.measure.drivers import current_drivers
 
 AS_ROOT = "run as root (CAP_SYS_ADMIN), or have the administrator set the limit"
@@ -33,8 +41,8 @@ class DirectNvml:
     def take(self, request: Request) -> DirectLease:
         """Lease a knob; what a dead process left is put back first. As `BackEnd.take`."""
         if request.gpu.mig is not None:
-            why = "a MIG slice has no limit of its own: its card's would bind the other slices as well"
-            raise RefusedError(why, remedy="limit the whole card from outside the slice")
+            why, remedy = why_not_a_slice()
+            raise RefusedError(why, remedy=remedy)
         # The watchdog works in another folder.
         library = current_drivers().nvml
         library = str(Path(library).absolute()) if "/" in library else library
@@ -46,9 +54,17 @@ class DirectNvml:
                     entry = _begin(tools, request, undo)
             except JournalError as error:
                 raise RefusedError(f"what is found could not be put back: {error}", remedy=_remedy(folder)) from error
+            except LibraryError:
+                raise
             except OSError as error:
                 raise RefusedError(f"this process cannot be told apart: {error}", remedy="mount /proc") from error
             return DirectLease(tools, entry, undo.pop_all())
+
+
+def why_not_a_slice() -> tuple[str, str]:
+    """Return why a MIG slice is not limited, and what to do."""
+    why = "a MIG slice has no limit of its own: its card's would bind the other slices as well"
+    return why, "limit the whole card from outside the slice"
 
 
 def _remedy(folder: Path) -> str:
@@ -104,7 +120,7 @@ def _clear_the_way(tools: _Tools, request: Request) -> bool:
         if entry is None:
             continue
         restored = settle(tools.journal, entry, tools.nvml.card)
-        if restored.ending is not Ending.KEPT:
+        if restored.ending not in {Ending.KEPT, Ending.IN_USE}:
             unlocked = unlocked or (knob is Knob.CLOCKS and restored.ending is Ending.RESTORED)
         elif entry.owner != Owner.current():
             life, pid = entry.owner.life(), entry.owner.pid
@@ -136,8 +152,9 @@ class DirectLease:
             self._see()
             if self._foreign:
                 return self._status()
-            self._entry = replace(self._entry, ours=(*self._entry.ours[-1:], value))
-            journal.write(self._entry)
+            entry = replace(self._entry, ours=(*self._entry.ours[-1:], value))
+            journal.write(entry)
+            self._entry = entry
             if self._entry.knob is Knob.CLOCKS:
                 card.lock_clocks(round(value))
             else:

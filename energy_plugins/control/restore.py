@@ -22,6 +22,8 @@ class Ending(Enum):
     """Somebody else has set another value since, which stays."""
     DROPPED = "dropped"
     """The machine was started again since: nothing of ours is left."""
+    IN_USE = "in use"
+    """The process that made it lives."""
     KEPT = "kept"
     """It could not be undone, and stays in the journal."""
 
@@ -71,7 +73,7 @@ def put_back(entry: Entry, card: Card) -> Restored:
 def replay(journal: Journal, card_of: Callable[[str], Card], *, of_pid: int | None = None) -> Iterator[Restored]:
     """Undo what processes that have ended left behind (``of_pid``: that one alone); yield what became of each entry.
 
-    Entries of processes that live, or of which nothing can be known here, are KEPT.
+    Entries of processes that live are IN_USE; those of which nothing can be known here are KEPT.
     """
     for uuid, knob in journal.names():
         try:
@@ -85,11 +87,11 @@ def replay(journal: Journal, card_of: Callable[[str], Card], *, of_pid: int | No
 
 
 def settle(journal: Journal, entry: Entry, card_of: Callable[[str], Card]) -> Restored:
-    """Undo one entry if its owner has ended, and remove it unless it is KEPT. Raises JournalError."""
+    """Undo one entry if its owner has ended, and remove it unless it is KEPT or IN_USE. Raises JournalError."""
     pid = entry.owner.pid
     match entry.owner.life():
         case Life.ALIVE:
-            return Restored(entry.uuid, entry.knob, Ending.KEPT, f"process {pid} controls it")
+            return Restored(entry.uuid, entry.knob, Ending.IN_USE, f"process {pid} controls it")
         case Life.ELSEWHERE:
             why = f"process {pid} of another container controls it, or did: what became of it is not seen from here"
             return Restored(entry.uuid, entry.knob, Ending.KEPT, why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 
 from energy_plugins.measure.drivers import Clock
@@ -11,10 +12,13 @@ _JOIN_S = 0.3
 
 
 class Watch:
-    """Calls ``look`` every ``every_s`` seconds from `begin` to `end`: on a thread, if time passes by itself."""
+    """Calls ``look`` every ``every_s`` seconds from `begin` to `end`: on a thread, if time passes by itself.
+
+    It does not keep alive whose method ``look`` is: with a forgotten one, it ends.
+    """
 
     def __init__(self, look: Callable[[], None], every_s: float, clock: Clock) -> None:
-        self._look = look
+        self._look = weakref.WeakMethod(look)
         self._every_s = every_s
         self._clock = clock
         self._ended = threading.Event()
@@ -38,8 +42,15 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(self._every_s):
-            self._look()
+            self._look_once()
 
     def _tick(self, now_ns: int) -> int:
-        self._look()
+        self._look_once()
         return now_ns + round(self._every_s * 1e9)
+
+    def _look_once(self) -> None:
+        look = self._look()
+        if look is None:
+            self._ended.set()
+        else:
+            look()

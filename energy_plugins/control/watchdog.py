@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import syslog
 import time
 from collections.abc import Sequence
@@ -38,22 +37,31 @@ def main(arguments: Sequence[str]) -> int:
         # reap it. This is a fork of the bare interpreter, before anything is opened.
         os._exit(0)
     try:
-        trainer = os.pidfd_open(pid)
         owner = Owner(pid, start_ticks, boot_id(), Path("/proc/self/ns/pid").stat().st_ino)
-        if owner.life() is not Life.ALIVE:
-            raise ProcessLookupError(f"process {pid} is gone")
+        trainer = _handle_of(owner)
         # Initialised now: a driver that nobody uses takes seconds to wake.
         nvml, journal = Nvml(library), Journal(Path(folder))
     except (OSError, EnergyError) as error:
         _tell(f"{error}")
         return 1
-    _tell(f"{READY} {os.getpid()}")
+    if not _tell(f"{READY} {os.getpid()}") and owner.life() is Life.ALIVE:
+        return 1  # it has stopped waiting for us, and changes nothing
     _let_go_of_the_streams()
-    ended = select.poll()
-    ended.register(trainer, select.POLLIN)
-    ended.poll()
+    if trainer is not None:
+        ended = select.poll()
+        ended.register(trainer, select.POLLIN)
+        ended.poll()
     _put_back(journal, nvml, pid)
     return 0
+
+
+def _handle_of(owner: Owner) -> int | None:
+    """Return a pidfd, None if the process has ended: as it may when this is not its first watchdog."""
+    try:
+        handle = os.pidfd_open(owner.pid)
+    except ProcessLookupError:
+        return None
+    return handle if owner.life() is Life.ALIVE else None  # once it is held, the number is not used again
 
 
 def _put_back(journal: Journal, nvml: Nvml, pid: int) -> None:
@@ -61,7 +69,7 @@ def _put_back(journal: Journal, nvml: Nvml, pid: int) -> None:
     end_s = time.monotonic() + _TRY_FOR_S
     while True:
         restored = list(replay(journal, nvml.card, of_pid=pid))
-        kept = [one for one in restored if one.ending is Ending.KEPT]
+        kept = [one for one in restored if one.ending in {Ending.KEPT, Ending.IN_USE}]
         for one in restored:
             if one not in kept:
                 _log(f"process {pid} has ended, GPU {one.uuid}: {one.why}")
@@ -78,12 +86,13 @@ def _log(text: str) -> None:
     syslog.syslog(syslog.LOG_WARNING, f"energy-plugins: {text}")
 
 
-def _tell(line: str) -> None:
-    """Tell the trainer, if it still listens."""
+def _tell(line: str) -> bool:
+    """Tell the trainer, and return whether it still listens."""
     try:
         os.write(1, f"{line}\n".encode())
     except OSError:
-        sys.exit(1)  # it stopped waiting: what it has not changed needs no watchdog
+        return False
+    return True
 
 
 def _let_go_of_the_streams() -> None:
