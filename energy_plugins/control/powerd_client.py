@@ -36,6 +36,14 @@ def powerd_socket() -> Path:
     return Path(os.environ.get(SOCKET_VARIABLE) or _DEFAULT_SOCKET)
 
 
+def ask_powerd(uuid: str) -> str:
+    """Return what the helper says about a GPU and this user, now; nothing is changed. Raises ControlError."""
+    with closing(_Connection(powerd_socket())) as line:
+        answer = _accepted(line.ask(op="ask", gpu=uuid), uuid)
+    allowed = "yes" if answer.get("allowed") is True else "not now"
+    return f"{allowed}: {answer.get('why')}"
+
+
 class Powerd:
     """Has the helper change GPUs."""
 

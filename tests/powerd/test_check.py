@@ -15,6 +15,8 @@ from energy_plugins.powerd import config
 from energy_plugins.testing import GpuLost
 
 People = Callable[..., Person]
+
+pytest_plugins = ["powerd_fixtures"]
 UNIT = Path(config.__file__).with_name("energy-powerd.service")
 EXAMPLE = Path(config.__file__).with_name("powerd.toml")
 

@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 from powerd_site import ALICE, BOB, Person, Site, _Self, wait_until
 
+from energy_plugins.cli.control_checks import control_checks
 from energy_plugins.control import HeldLimit, PowerLimit, Standing
 from energy_plugins.control.held import BACK_ENDS
-from energy_plugins.control.powerd_client import SOCKET_VARIABLE, Powerd
+from energy_plugins.control.powerd_client import SOCKET_VARIABLE, Powerd, ask_powerd
 from energy_plugins.errors import ControlError, JournalError, NvmlError, OwnedError, RefusedError
 from energy_plugins.measure.devices import visible_gpus
 
 People = Callable[..., Person]
+
+pytest_plugins = ["powerd_fixtures"]
 
 
 @pytest.fixture
@@ -205,3 +208,20 @@ def test_whatever_answers_is_an_error_that_users_know(
 
 def test_the_helper_is_asked_after_the_driver_and_before_only_advising() -> None:
     assert [back_end.name for back_end in BACK_ENDS] == ["NVML", "powerd", "advice"]
+
+
+def test_the_doctor_asks_the_helper_where_it_may_not_set_limits_itself(served: Site, person: People) -> None:
+    alice = person(ALICE)
+    assert alice.call(ask_powerd, served.gpu) == "not now: no process of yours computes on the GPU"
+    alice.compute()
+    assert alice.call(ask_powerd, served.gpu) == "yes: you alone compute on it"
+    (check, *_) = alice.call(says_of_limits)
+    assert check == ("ok", "powerd; yes: you alone compute on it")
+    served.stop()
+    (check, *_) = alice.call(says_of_limits)
+    assert check == ("warning", "nobody: limits are only advised")
+
+
+def says_of_limits() -> list[tuple[str, str]]:
+    (gpu, *_) = visible_gpus()
+    return [(check.status.value, check.found) for check in control_checks(gpu)]

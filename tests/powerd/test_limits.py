@@ -18,6 +18,8 @@ from energy_plugins.powerd.policy import Bounds, bounds
 
 People = Callable[..., Person]
 
+pytest_plugins = ["powerd_fixtures"]
+
 WATTS = st.integers(1, 1000)
 
 

@@ -20,6 +20,8 @@ from energy_plugins.powerd.protocol import MOST_BYTES, Malformed, Op
 
 People = Callable[..., Person]
 
+pytest_plugins = ["powerd_fixtures"]
+
 GPU = "GPU-12345678-1234-1234-1234-123456789012"
 MALFORMED = [
     b"",

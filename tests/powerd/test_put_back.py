@@ -15,6 +15,8 @@ from powerd_site import ALICE, Person, Site, wait_until
 from energy_plugins.testing import GpuLost, Hang, Ignored, NoPermission
 
 People = Callable[..., Person]
+
+pytest_plugins = ["powerd_fixtures"]
 WITHIN_S = 2.0
 
 

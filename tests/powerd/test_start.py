@@ -16,6 +16,8 @@ from energy_plugins.powerd import trust
 
 People = Callable[..., Person]
 
+pytest_plugins = ["powerd_fixtures"]
+
 
 @pytest.mark.parametrize(
     "place",

@@ -1,3 +1,5 @@
+"""The fixtures of a site with a helper, and of people who talk to it: ``pytest_plugins = ["powerd_fixtures"]``."""
+
 from __future__ import annotations
 
 import os
