@@ -69,7 +69,7 @@ class Config:
     sets_per_minute: float = 60.0
     """For each user."""
     messages_per_s: float = 50.0
-    """For each connection: more are read later."""
+    """For each user, on all its connections together: more are read later."""
     connections: int = 1024
     connections_per_user: int = 256
     ranges: tuple[Range, ...] = ()

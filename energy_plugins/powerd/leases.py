@@ -14,7 +14,7 @@ from energy_plugins.powerd.nvml import DriverError, Nvml
 from energy_plugins.powerd.peers import Peer
 from energy_plugins.powerd.policy import Bounds, Site, bounds, judge
 from energy_plugins.powerd.protocol import Code
-from energy_plugins.powerd.rates import Bucket
+from energy_plugins.powerd.rates import Buckets
 
 SAME_MW = 500
 """Limits closer than this are the same: some hardware keeps no milliwatts."""
@@ -65,7 +65,10 @@ class Leases:
     """Why leases ended of which their connection has not heard yet."""
     _owed: dict[str, float] = field(default_factory=dict)
     """GPUs that are to be put back, though it failed, and when it is tried again."""
-    _buckets: dict[int, Bucket] = field(default_factory=dict)
+    _changes: Buckets = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._changes = Buckets(self.site.config.sets_per_minute / 60.0, _BURST)
 
     def recover(self, now_s: float) -> None:
         """Put back whatever an earlier helper left. Raises OSError if the journal cannot be read."""
@@ -163,8 +166,7 @@ class Leases:
                     self.log(f"{lease.entry.uuid}: cannot be looked at: {fault}")
         for uuid in [uuid for uuid, due_s in self._owed.items() if due_s <= now_s]:
             self._put_back(uuid, now_s)
-        for uid in [uid for uid, bucket in self._buckets.items() if bucket.full(now_s)]:
-            del self._buckets[uid]
+        self._changes.tidy(now_s)
 
     def next_s(self, now_s: float) -> float:
         """Return when `tick` has something to do, a second from now at the latest."""
@@ -180,8 +182,7 @@ class Leases:
             raise Refusal(Code.REFUSED, "this machine has no such GPU")
 
     def _not_too_often(self, uid: int, now_s: float) -> None:
-        bucket = self._buckets.setdefault(uid, Bucket(self.site.config.sets_per_minute / 60.0, _BURST, now_s))
-        wait_s = bucket.take(now_s)
+        wait_s = self._changes.take(uid, now_s)
         if wait_s > 0:
             raise Refusal(Code.TOO_OFTEN, "too many changes", retry_s=wait_s)
 

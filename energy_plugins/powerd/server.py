@@ -21,7 +21,7 @@ from energy_plugins.powerd.leases import Leases, Refusal
 from energy_plugins.powerd.nvml import DriverError
 from energy_plugins.powerd.peers import Peer, UnknownPeer, peer_of, ticks_now
 from energy_plugins.powerd.protocol import MOST_BYTES, Code, Malformed, Op, Request
-from energy_plugins.powerd.rates import Bucket
+from energy_plugins.powerd.rates import Bucket, Buckets
 
 _ACCEPTS = 32  # between two looks at the clock
 _IDLE_S = 300.0  # after which a connection without a lease is closed
@@ -36,7 +36,6 @@ class Client:
     connection: socket.socket
     pidfd: int
     peer: Peer
-    bucket: Bucket
     heard_s: float
     incoming: bytearray = field(default_factory=bytearray)
     outgoing: bytearray = field(default_factory=bytearray)
@@ -119,6 +118,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, Client] = {}
         self._per_user: Counter[int] = Counter()
+        self._messages = Buckets(self._config.messages_per_s, self._config.messages_per_s)
         self._numbers = 0
         self._quiet_ticks = 0
         self._stopped = False
@@ -157,6 +157,7 @@ class Server:
         now_s = time.monotonic()
         for client in list(self._clients.values()):
             self._attend(client, now_s)
+        self._messages.tidy(now_s)
         self._leases.tick(now_s)
 
     def _due_s(self, now_s: float) -> float:
@@ -185,9 +186,8 @@ class Server:
             os.close(pidfd)
             raise _FullError(full)
         now_s = time.monotonic()
-        rate = self._config.messages_per_s
         self._numbers += 1
-        client = Client(self._numbers, connection, pidfd, peer, Bucket(rate, rate, now_s), now_s)
+        client = Client(self._numbers, connection, pidfd, peer, now_s)
         self._clients[client.number] = client
         self._per_user[peer.uid] += 1
         self._selector.register(connection, selectors.EVENT_READ, client)
@@ -248,7 +248,7 @@ class Server:
             client.outgoing += protocol.declined(Code.MALFORMED, f"a line has more than {MOST_BYTES} bytes")
             client.closing = True  # where its next line begins is not known
         elif end:
-            client.read_from_s = now_s + client.bucket.take(now_s)
+            client.read_from_s = now_s + self._messages.take(client.peer.uid, now_s)
             if client.read_from_s <= now_s:
                 del client.incoming[: len(line) + 1]
                 client.outgoing += self._handler.answer(client.number, client.peer, bytes(line), now_s)

@@ -200,6 +200,16 @@ def test_whoever_asks_too_much_is_read_later_and_others_are_not_held_up(site: Si
     assert time.monotonic() - began_s < 0.5
 
 
+def test_many_connections_do_not_give_a_user_a_larger_share(site: Site, person: People) -> None:
+    site.configure(messages_per_s=20)
+    site.start()
+    crowd = person(BOB)
+    crowd.call(ask_in_a_crowd, 20, site.gpu)  # all at once
+    began_s = time.monotonic()
+    assert crowd.call(ask_in_a_crowd, 40, site.gpu) == 40
+    assert time.monotonic() - began_s > 1.5
+
+
 def test_a_client_that_does_not_read_holds_up_nobody_and_loses_its_lease(site: Site, person: People) -> None:
     site.configure(lease_s=2.0, messages_per_s=100_000)
     site.start()
