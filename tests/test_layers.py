@@ -25,6 +25,8 @@ LEVELS = {
     "measure": 2,
     # The only one that changes a GPU.
     "control": 3,
+    # Run by root: it imports nothing of ours, and nothing but the command line imports it.
+    "powerd": 0,
     # Ranks that tell each other of their measurements.
     "rank_mail": 3,
     "distributed": 4,

@@ -50,6 +50,8 @@ enum EpSimFaultKind : std::int32_t {
     kDriverMismatch,  // NVML and the kernel's driver are of different versions
     kForeignLimit,    // another limiter holds the device at `amount` watts, whatever is asked for
     kIgnored,  // call: one function, or "" for every one that changes the device; it succeeds and changes nothing
+    kMig,      // divided into slices, as far as the mode tells
+    kMps,      // whoever computes does so through MPS
 };
 
 struct EpSimFault {

@@ -230,6 +230,19 @@ nvmlReturn_t no_processes(nvmlDevice_t handle, const char* call, unsigned* count
     return give_constant(handle, call, count, 0u);
 }
 
+nvmlReturn_t list_processes(nvmlDevice_t handle, const char* call, unsigned* count, nvmlProcessInfo_t* out) {
+    if (count == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
+    return quick(handle, call, [&](State&, Device& device, std::int64_t now_ns) {
+        pid_t pids[sim::kMaxClients];
+        const unsigned found = listed_clients(device, now_ns, pids);
+        const unsigned room = out == nullptr ? 0 : *count;
+        *count = found;
+        if (found > room) return NVML_ERROR_INSUFFICIENT_SIZE;
+        for (unsigned i = 0; i < found; ++i) out[i] = {static_cast<unsigned>(pids[i]), kBytesPerClient, ~0u, ~0u};
+        return NVML_SUCCESS;
+    });
+}
+
 void read_field(State& state, Device& device, std::int64_t now_ns, nvmlFieldValue_t& field) {
     const EpSimProfile& profile = state.config.profile;
     const auto power = [&](double power_w) {
@@ -456,7 +469,9 @@ NVML_API nvmlDeviceGetArchitecture(nvmlDevice_t handle, unsigned* architecture) 
 }
 NVML_API nvmlDeviceGetMigMode(nvmlDevice_t handle, unsigned* current, unsigned* pending) {
     if (pending != nullptr) *pending = 0;
-    return give_constant(handle, __func__, current, 0u);
+    return give(handle, __func__, current, [](State&, Device& device, std::int64_t now_ns) {
+        return sim::has_fault(device, kMig, now_ns) ? 1u : 0u;
+    });
 }
 NVML_API nvmlDeviceIsMigDeviceHandle(nvmlDevice_t handle, unsigned* mig) {
     return give_constant(handle, __func__, mig, 0u);
@@ -670,25 +685,21 @@ NVML_API nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t handle, nvmlMemory_v2_t* out) {
     return result;
 }
 NVML_API nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t handle, unsigned* count, nvmlProcessInfo_t* out) {
-    if (count == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
-    return quick(handle, __func__, [&](State&, Device& device, std::int64_t now_ns) {
-        pid_t pids[sim::kMaxClients];
-        const unsigned found = listed_clients(device, now_ns, pids);
-        const unsigned room = out == nullptr ? 0 : *count;
-        *count = found;
-        if (found > room) return NVML_ERROR_INSUFFICIENT_SIZE;
-        for (unsigned i = 0; i < found; ++i) out[i] = {static_cast<unsigned>(pids[i]), kBytesPerClient, ~0u, ~0u};
-        return NVML_SUCCESS;
-    });
+    return list_processes(handle, __func__, count, out);
 }
 NVML_API nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t handle, unsigned* count, nvmlProcessInfo_t* out) {
-    return nvmlDeviceGetComputeRunningProcesses_v3(handle, count, out);
+    return list_processes(handle, __func__, count, out);
 }
 NVML_API nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t handle, unsigned* count, nvmlProcessInfo_t*) {
     return no_processes(handle, __func__, count);
 }
-NVML_API nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t handle, unsigned* count, nvmlProcessInfo_t*) {
-    return no_processes(handle, __func__, count);
+NVML_API nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t handle, unsigned* count, nvmlProcessInfo_t* out) {
+    const std::shared_ptr<State> state = driver();
+    if (state == nullptr) return NVML_ERROR_UNINITIALIZED;
+    const std::uint32_t index = index_of(handle);
+    const bool through_mps =
+        index < state->config.device_count && sim::has_fault(state->device(index), kMps, sim::now_ns(*state));
+    return through_mps ? list_processes(handle, __func__, count, out) : no_processes(handle, __func__, count);
 }
 
 // Performance monitoring

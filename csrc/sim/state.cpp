@@ -1,5 +1,6 @@
 #include "state.hpp"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -10,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
+#include <string>
 
 #include "clock.hpp"
 
@@ -75,6 +77,14 @@ std::shared_ptr<State> open_state(const char* path, int& error) {
     return state;
 }
 
+// The state that lies beside a copy of this library: for a process that has no environment.
+std::string beside_library() {
+    Dl_info about = {};
+    if (dladdr(reinterpret_cast<const void*>(&beside_library), &about) == 0) return {};
+    const std::string library = about.dli_fname;
+    return library.substr(0, library.rfind('/') + 1) + "energy-sim-state";
+}
+
 std::mutex attachment_mutex;  // guards the two below
 std::shared_ptr<State> attachment;
 bool attachment_decided = false;
@@ -125,9 +135,9 @@ int attach(const char* path) {
 std::shared_ptr<State> attached() {
     const std::lock_guard<std::mutex> guard(attachment_mutex);
     if (!attachment_decided && fork_safe == 0) {
-        const char* path = std::getenv("ENERGY_SIM_STATE");
+        const char* named = std::getenv("ENERGY_SIM_STATE");
         int error = 0;
-        if (path != nullptr) attachment = open_state(path, error);
+        attachment = open_state(named != nullptr ? named : beside_library().c_str(), error);
         attachment_decided = attachment != nullptr;
     }
     return attachment;

@@ -115,8 +115,8 @@ int create(const char* path, const EpSimConfig& config);
 // Maps `path` as this process's simulation; nullptr lets go of it. Returns 0 or an errno.
 int attach(const char* path);
 
-// This process's simulation: the one attached, else the one named by ENERGY_SIM_STATE, else none. Stays mapped for as
-// long as the caller holds it, whatever attach() does meanwhile.
+// This process's simulation: the one attached, else the one named by ENERGY_SIM_STATE, else energy-sim-state beside
+// this library, else none. Stays mapped for as long as the caller holds it, whatever attach() does meanwhile.
 std::shared_ptr<State> attached();
 
 }  // namespace sim

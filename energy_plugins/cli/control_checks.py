@@ -14,8 +14,9 @@ from energy_plugins.control.entry import Entry, Knob
 from energy_plugins.control.journal import Journal, journal_folder
 from energy_plugins.control.nvml import Card, Nvml
 from energy_plugins.control.owner import Life
+from energy_plugins.control.powerd_client import ask_powerd
 from energy_plugins.control.restore import Ending, replay
-from energy_plugins.errors import JournalError
+from energy_plugins.errors import EnergyError, JournalError
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.drivers import current_drivers
 
@@ -48,11 +49,24 @@ def control_checks(gpu: Gpu) -> Iterator[Check]:
         why, remedy = why_not_a_slice()
     if not _has_pidfds():
         why, remedy = "the watchdog needs pidfds, which this kernel or this Python does not have", "Linux 5.3 or newer"
-    if why:
+    powerd = _powerd_says(gpu) if why else ""
+    if powerd:
+        yield Check(SET_BY, Status.OK, f"powerd; {powerd}", gpu=gpu.visible_uuid)
+    elif why:
         yield Check(SET_BY, Status.WARNING, "nobody: limits are only advised", why, remedy, gpu.visible_uuid)
     else:
         yield Check(SET_BY, Status.OK, f"NVML directly; journal in {journal_folder()}", gpu=gpu.visible_uuid)
     yield from (_left(entry, gpu) for entry in entries)
+
+
+def _powerd_says(gpu: Gpu) -> str:
+    """Return what the helper says of a GPU, "" if there is none for it."""
+    if gpu.mig is not None:
+        return ""
+    try:
+        return ask_powerd(gpu.uuid)
+    except EnergyError:
+        return ""
 
 
 def _has_pidfds() -> bool:

@@ -23,6 +23,7 @@ _VERBS = {
     "report": "Show the report in a folder.",
     "watch": "Show power and joules of the GPUs as they are now.",
     "config": "Show the configuration that counts, and where each value came from.",
+    "powerd": "Help install the helper that sets power limits for users.",
     "demo": "Train a small network and show where the joules went.",
 }
 

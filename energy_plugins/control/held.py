@@ -13,6 +13,7 @@ from energy_plugins.control.advise import Advise
 from energy_plugins.control.backend import BackEnd, Lease, Request, Standing, Status, Taken, take_first
 from energy_plugins.control.direct import DirectNvml
 from energy_plugins.control.nvml import Card, Nvml
+from energy_plugins.control.powerd_client import Powerd
 from energy_plugins.control.restore import Ending, Restored
 from energy_plugins.control.watch import Watch
 from energy_plugins.errors import ControlError, NvmlError, RefusedError
@@ -21,7 +22,7 @@ from energy_plugins.measure.patience import Aside
 
 T = TypeVar("T")
 
-BACK_ENDS: tuple[BackEnd, ...] = (DirectNvml(), Advise())
+BACK_ENDS: tuple[BackEnd, ...] = (DirectNvml(), Powerd(), Advise())
 """Asked in this order."""
 LOOK_EVERY_S = 5.0
 """Between looks at the GPU; each takes about 0.5 ms of a thread of its own on an H200."""

@@ -17,11 +17,13 @@ from energy_plugins.testing.faults import (
     Hang,
     HiddenProcesses,
     Ignored,
+    MigMode,
     MissingSymbol,
     NoCounter,
     NoPermission,
     NoSampleBuffer,
     NotSupported,
+    ThroughMps,
     WallClockStep,
 )
 from energy_plugins.testing.loads import Load
@@ -42,6 +44,8 @@ _KINDS: dict[type[Fault], library.FaultKind] = {
     DriverMismatch: library.FaultKind.DRIVER_MISMATCH,
     ForeignLimit: library.FaultKind.FOREIGN_LIMIT,
     Ignored: library.FaultKind.IGNORED,
+    MigMode: library.FaultKind.MIG,
+    ThroughMps: library.FaultKind.MPS,
 }
 """All but `WallClockStep`, which belongs to no GPU."""
 

@@ -117,6 +117,16 @@ class Ignored:
 
 
 @dataclass(frozen=True)
+class MigMode:
+    """The GPU says that it is divided into slices; there are none to be found."""
+
+
+@dataclass(frozen=True)
+class ThroughMps:
+    """Whoever computes on the GPU does so through MPS."""
+
+
+@dataclass(frozen=True)
 class WallClockStep:
     """The wall clock jumps by ``seconds``, at once and for all processes. Healing does not undo it."""
 
@@ -137,5 +147,7 @@ Fault = (
     | ForeignLimit
     | Ignored
     | HiddenProcesses
+    | MigMode
+    | ThroughMps
     | WallClockStep
 )

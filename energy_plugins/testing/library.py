@@ -60,6 +60,8 @@ class FaultKind(IntEnum):
     DRIVER_MISMATCH = 11
     FOREIGN_LIMIT = 12
     IGNORED = 13
+    MIG = 14
+    MPS = 15
 
 
 class CFault(ctypes.Structure):
