@@ -1,6 +1,7 @@
 // The ring alone. With -DPLANT_BUG it is used wrongly, which a sanitizer must find: TSan the plain counter beside it,
 // ASan the slot past the end.
 #include <thread>
+#include <vector>
 
 #include "../ring.hpp"
 #include "check.hpp"
