@@ -16,6 +16,8 @@ from energy_plugins.control.owner import Owner
 from energy_plugins.control.watchdog import READY
 from energy_plugins.errors import RefusedError
 
+_ENDS_MS: Final = 200
+"""How long a watchdog that is killed may take to be gone: some milliseconds."""
 _ROOT = Path(__file__).resolve().parents[2]
 """What this package was imported from: the watchdog's code is the trainer's."""
 # Behind the standard library, so that nothing installed stands for a module of it.
@@ -65,6 +67,7 @@ class Watchdog:
         """End it: nothing is left to put back."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._poll.poll(_ENDS_MS)
         os.close(self._pidfd)
 
 

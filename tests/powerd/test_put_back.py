@@ -27,8 +27,7 @@ def test_the_limit_found_is_back_after_the_death_of_the_client(site: Site, perso
     alice = person(ALICE)
     alice.limit(site, 450.0)
     alice.kill(number)
-    wait_until(lambda: site.limit_w() == 650.0, WITHIN_S)
-    assert site.entries() == []
+    wait_until(lambda: (site.limit_w(), site.entries()) == (650.0, []), WITHIN_S)
 
 
 def fork_workers(count: int) -> list[int]:
