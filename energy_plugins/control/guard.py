@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from energy_plugins.control.owner import Owner
 from energy_plugins.control.watchdog import READY
