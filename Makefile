@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 OLDEST := build/oldest
-PLUGIN_TESTS := tests/plugins
+PLUGIN_TESTS := tests/plugins tests/test_launch.py tests/ranks
 # Called by name, never by activating: a script's first line holds the path where the environment was made.
 PY := $(abspath $(VENV))/bin/python
 
@@ -48,7 +48,7 @@ soak: install  ## a day of random faults in virtual time (a minute or two)
 
 check: lint types stub warnings examples  ## every gate that is not a test
 
-check-oldest: install $(OLDEST)/.tools  ## the plugins' tests with the oldest frameworks that are supported
+check-oldest: install $(OLDEST)/.tools  ## the tests of plugins, launch and ranks with the oldest frameworks that are supported
 	PYTHONPATH="$(CURDIR)" $(OLDEST)/bin/python -m pytest $(PLUGIN_TESTS) $(PYTEST_ARGS)
 
 sanitize:  ## run the C++ tests under ThreadSanitizer and AddressSanitizer
