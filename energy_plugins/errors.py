@@ -5,6 +5,7 @@
     EnergyError                     everything this package raises on purpose
     ├── DeviceError (ValueError)    a GPU that is unknown, or not one that this process may use
     ├── ConfigError (ValueError)    something configured that is unknown or not allowed; says where it stands
+    ├── WindowError (ValueError)    a measured window that cannot be one: a value not finite, or not above zero
     ├── BusyError (RuntimeError)    a GPU that should be idle is at work
     ├── NvmlError (RuntimeError)    a call of NVML failed; has .call and .code
     ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
@@ -25,6 +26,10 @@ class DeviceError(EnergyError, ValueError):
 
 class ConfigError(EnergyError, ValueError):
     """A key that does not exist, or a value that is not allowed; the message says where it stands and what may."""
+
+
+class WindowError(EnergyError, ValueError):
+    """What was measured in a window cannot be; the message names the value."""
 
 
 class BusyError(EnergyError, RuntimeError):
