@@ -10,7 +10,11 @@
     ├── NvmlError (RuntimeError)    a call of NVML failed; has .call and .code
     ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
     ├── ReportError                 a report folder that cannot be written, or a report that cannot be read
-    └── ColumnError (OSError)       a column file that cannot be written or read, a full disk for example
+    ├── ColumnError (OSError)       a column file that cannot be written or read, a full disk for example
+    └── ControlError (RuntimeError) a limit or clocks that could not be set, or not be verified
+        ├── RefusedError            nothing may be set: no permission, no journal, no watchdog; has .remedy
+        ├── OwnedError              another process controls this GPU; has .pid
+        └── JournalError            the journal of changed GPUs cannot be trusted or written
 """
 
 from __future__ import annotations
@@ -63,3 +67,39 @@ class ReportError(EnergyError):
 
 class ColumnError(EnergyError, OSError):
     """A column file cannot be written or read; what was written before stays readable."""
+
+
+class ControlError(EnergyError, RuntimeError):
+    """A limit or clocks could not be set as asked, or reading back showed something else."""
+
+
+class RefusedError(ControlError):
+    """This process may not change this GPU, or could not be sure of putting back what it finds; nothing was changed.
+
+    Attributes:
+        remedy: What would be needed.
+    """
+
+    remedy: str
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class OwnedError(ControlError):
+    """Another process, or another part of this one, controls this GPU; nothing was changed.
+
+    Attributes:
+        pid: Of the process that does.
+    """
+
+    pid: int
+
+    def __init__(self, message: str, *, pid: int) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
+class JournalError(ControlError):
+    """The journal of changed GPUs belongs to somebody else, holds nonsense or cannot be written."""

@@ -16,6 +16,11 @@ def mw_to_w(power_mw: float) -> float:
     return power_mw / 1e3
 
 
+def w_to_mw(power_w: float) -> int:
+    """Convert watts to whole milliwatts, in which NVML is told a limit."""
+    return round(power_w * 1e3)
+
+
 def j_to_wh(energy_j: float) -> float:
     """Convert joules to watt-hours."""
     return energy_j / JOULES_PER_WH

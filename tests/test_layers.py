@@ -21,6 +21,8 @@ LEVELS = {
     # Beside measuring: neither knows the other.
     "config": 2,
     "measure": 2,
+    # The only one that changes a GPU.
+    "control": 3,
     # Ranks that tell each other of their measurements.
     "rank_mail": 3,
     "distributed": 4,

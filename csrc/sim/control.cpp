@@ -111,7 +111,7 @@ std::int64_t ep_sim_launch(std::uint32_t device, double ops, double bytes) {
         if (wait_ns > 0) return 0;
         const EpSimProfile& profile = state.config.profile;
         const double clock_mhz = gpu.locked_mhz > 0.0 ? gpu.locked_mhz : profile.max_clock_mhz;
-        const sim::Cost cost = sim::run(profile, ops, bytes, gpu.limit_w, clock_mhz);
+        const sim::Cost cost = sim::run(profile, ops, bytes, sim::enforced_limit_w(gpu, now_ns), clock_mhz);
         const auto duration_ns = std::max<std::int64_t>(static_cast<std::int64_t>(cost.seconds * 1e9), 1);
         sim::append(gpu, now_ns, duration_ns, cost);
         slot_ns = sim::idle_at_ns(gpu);

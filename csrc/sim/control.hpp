@@ -48,6 +48,8 @@ enum EpSimFaultKind : std::int32_t {
     kForeignPids,     // they are listed by numbers of another pid namespace
     kCounterJump,     // by `amount` joules, at from_ns
     kDriverMismatch,  // NVML and the kernel's driver are of different versions
+    kForeignLimit,    // another limiter holds the device at `amount` watts, whatever is asked for
+    kIgnored,  // call: one function, or "" for every one that changes the device; it succeeds and changes nothing
 };
 
 struct EpSimFault {

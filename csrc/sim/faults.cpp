@@ -51,6 +51,20 @@ Trouble system_trouble(const State& state, const char* call, std::int64_t now_ns
     return met;
 }
 
+bool ignored(const Device& device, const char* call, std::int64_t now_ns) {
+    return std::any_of(std::begin(device.faults), std::end(device.faults), [&](const Fault& fault) {
+        return fault.what.kind == kIgnored && in_force(fault, now_ns) && names(fault, call);
+    });
+}
+
+double enforced_limit_w(const Device& device, std::int64_t now_ns) {
+    double limit_w = device.limit_w;
+    for (const Fault& fault : device.faults) {
+        if (fault.what.kind == kForeignLimit && in_force(fault, now_ns)) limit_w = std::min(limit_w, fault.what.amount);
+    }
+    return limit_w;
+}
+
 bool lasts(EpSimFaultKind kind) { return kind == kCounterReset || kind == kCounterJump; }
 
 bool has_fault(const Device& device, EpSimFaultKind kind, std::int64_t now_ns) {

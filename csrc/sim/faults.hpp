@@ -17,6 +17,12 @@ Trouble trouble(const Device& device, const char* call, std::int64_t now_ns);
 // The same for a call that names no device: what is wrong with any of them is in its way.
 Trouble system_trouble(const State& state, const char* call, std::int64_t now_ns);
 
+// Whether `call` on the device answers that it succeeded, and changes nothing.
+bool ignored(const Device& device, const char* call, std::int64_t now_ns);
+
+// The limit in force: the one asked for, or that of another limiter if it is lower.
+double enforced_limit_w(const Device& device, std::int64_t now_ns);
+
 // Whether healing leaves the fault as it is: what the counter has done is done.
 bool lasts(EpSimFaultKind kind);
 

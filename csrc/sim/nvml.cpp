@@ -117,6 +117,14 @@ nvmlReturn_t quick(nvmlDevice_t handle, const char* call, Act act) {
     return timed(handle, call, [](Device&, std::int64_t) { return kQuickCallNs; }, act);
 }
 
+// For calls that change the device.
+template <typename Act>
+nvmlReturn_t change(nvmlDevice_t handle, const char* call, Act act) {
+    return quick(handle, call, [&](State& state, Device& device, std::int64_t now_ns) -> nvmlReturn_t {
+        return sim::ignored(device, call, now_ns) ? NVML_SUCCESS : act(state, device, now_ns);
+    });
+}
+
 // For calls that hand out one constant or simple number.
 template <typename Out, typename Cost, typename Get>
 nvmlReturn_t give_at(nvmlDevice_t handle, const char* call, Out* out, Cost cost, Get get) {
@@ -253,6 +261,8 @@ void read_field(State& state, Device& device, std::int64_t now_ns, nvmlFieldValu
             power(profile.max_limit_w);
             break;
         case NVML_FI_DEV_POWER_CURRENT_LIMIT:
+            power(sim::enforced_limit_w(device, now_ns));
+            break;
         case NVML_FI_DEV_POWER_REQUESTED_LIMIT:
             power(device.limit_w);
             break;
@@ -459,7 +469,7 @@ NVML_API nvmlDeviceGetPersistenceMode(nvmlDevice_t handle, int* mode) {
     return give(handle, __func__, mode, [](State&, Device& device, std::int64_t) { return device.persistence; });
 }
 NVML_API nvmlDeviceSetPersistenceMode(nvmlDevice_t handle, int mode) {
-    return quick(handle, __func__, [&](State&, Device& device, std::int64_t) {
+    return change(handle, __func__, [&](State&, Device& device, std::int64_t) {
         device.persistence = mode;
         return NVML_SUCCESS;
     });
@@ -554,8 +564,9 @@ NVML_API nvmlDeviceGetPowerManagementLimit(nvmlDevice_t handle, unsigned* limit_
                    [](State&, Device& device, std::int64_t) { return milliwatts(device.limit_w); });
 }
 NVML_API nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t handle, unsigned* limit_mw) {
-    return give_at(handle, __func__, limit_mw, now_and_then<Field::kEnforcedLimit>,
-                   [](State&, Device& device, std::int64_t) { return milliwatts(device.limit_w); });
+    return give_at(
+        handle, __func__, limit_mw, now_and_then<Field::kEnforcedLimit>,
+        [](State&, Device& device, std::int64_t now_ns) { return milliwatts(sim::enforced_limit_w(device, now_ns)); });
 }
 NVML_API nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t handle, unsigned* limit_mw) {
     return give(handle, __func__, limit_mw,
@@ -569,7 +580,7 @@ NVML_API nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t handle, unsig
     });
 }
 NVML_API nvmlDeviceSetPowerManagementLimit(nvmlDevice_t handle, unsigned limit_mw) {
-    return quick(handle, __func__, [&](State& state, Device& device, std::int64_t) {
+    return change(handle, __func__, [&](State& state, Device& device, std::int64_t) {
         const double limit_w = limit_mw * 1e-3;
         const EpSimProfile& profile = state.config.profile;
         if (limit_w < profile.min_limit_w || limit_w > profile.max_limit_w) return NVML_ERROR_INVALID_ARGUMENT;
@@ -578,7 +589,7 @@ NVML_API nvmlDeviceSetPowerManagementLimit(nvmlDevice_t handle, unsigned limit_m
     });
 }
 NVML_API nvmlDeviceSetGpuLockedClocks(nvmlDevice_t handle, unsigned min_mhz, unsigned max_mhz) {
-    return quick(handle, __func__, [&](State& state, Device& device, std::int64_t) {
+    return change(handle, __func__, [&](State& state, Device& device, std::int64_t) {
         const EpSimProfile& profile = state.config.profile;
         if (min_mhz > max_mhz) return NVML_ERROR_INVALID_ARGUMENT;
         device.locked_mhz = std::clamp(static_cast<double>(max_mhz), profile.min_clock_mhz, profile.max_clock_mhz);
@@ -586,7 +597,7 @@ NVML_API nvmlDeviceSetGpuLockedClocks(nvmlDevice_t handle, unsigned min_mhz, uns
     });
 }
 NVML_API nvmlDeviceResetGpuLockedClocks(nvmlDevice_t handle) {
-    return quick(handle, __func__, [](State&, Device& device, std::int64_t) {
+    return change(handle, __func__, [](State&, Device& device, std::int64_t) {
         device.locked_mhz = 0.0;
         return NVML_SUCCESS;
     });

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+CAP_SYS_ADMIN = 21
+"""What the kernel module asks for before a limit is set (NV_IS_SUSER in its sources; capability.h)."""
+
 
 def has_capability(number: int, status: Path = Path("/proc/self/status")) -> bool:
     """Return whether this process has a capability in force; False where the system does not say."""

@@ -66,3 +66,8 @@ class Verdict(IntEnum):
             return cls.NOTHING
         lacking = any(check.name in _NEEDED and check.status is Status.MISSING for check in checks)
         return cls.INCOMPLETE if lacking else cls.READY
+
+    @classmethod
+    def of_restoring(cls, checks: Sequence[Check]) -> Verdict:
+        """Judge whether all is as it was found."""
+        return cls.INCOMPLETE if any(check.status is Status.MISSING for check in checks) else cls.READY

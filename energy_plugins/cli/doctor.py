@@ -25,31 +25,38 @@ _SENTENCES = {
     Verdict.NOTHING: "Nothing can be measured here; what to do stands above.",
 }
 
+_RESTORED = {
+    Verdict.READY: "Nothing that killed trainings left changed is left to put back.",
+    Verdict.INCOMPLETE: "Something could not be put back; why stands above.",
+}
+
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a page.")
+@click.option("--restore", is_flag=True, help="Put back limits and clocks that killed trainings left changed.")
 @seconds("--timeout", "How long the driver has to answer.")
 @click.pass_context
-def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
+def command(ctx: click.Context, *, as_json: bool, restore: bool, timeout: float) -> None:
     """Say what can be measured on this machine: each GPU and each sensor, what works, what does not, why, what to do.
 
-    Changes nothing, and does not hang where the driver does.
+    Changes nothing, unless asked to restore, and does not hang where the driver does.
 
     \b
     Examples:
       energy-plugins doctor
       energy-plugins doctor --json | jq '.checks[] | select(.status != "ok")'
       energy-plugins doctor || exit 1            in a script, before a run
+      energy-plugins doctor --restore            after a whole container or cgroup was killed
 
     Exit codes: 0 all that GPU energy needs works, 1 something that is needed is missing, 3 nothing can be measured at
-    all, 2 wrong use.
+    all, 2 wrong use. With --restore: 0 nothing is left to put back, 1 something could not be put back.
     """
-    probe = Probe(_driver_checks)
+    probe = Probe(_restored_checks if restore else _driver_checks)
     from energy_plugins.cli.machine_checks import machine_checks  # noqa: PLC0415 - no thread of numpy's before the fork
 
-    machine = tuple(machine_checks())
+    machine = () if restore else tuple(machine_checks())
     checks = (*_whole(probe.answer(timeout), timeout), *machine)
-    verdict = Verdict.of(checks)
+    verdict = Verdict.of_restoring(checks) if restore else Verdict.of(checks)
     if as_json:
         page = {
             "schema": SCHEMA,
@@ -63,7 +70,7 @@ def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
     else:
         for line in _page(checks):
             click.echo(line)
-        click.echo(f"\n{_SENTENCES[verdict]}")
+        click.echo(f"\n{(_RESTORED if restore else _SENTENCES)[verdict]}")
     ctx.exit(verdict.value)
 
 
@@ -71,6 +78,12 @@ def _driver_checks(say: Say) -> Iterator[Check]:
     from energy_plugins.cli.driver_checks import driver_checks  # noqa: PLC0415 - no thread of numpy's before the fork
 
     yield from driver_checks(say)
+
+
+def _restored_checks(say: Say) -> Iterator[Check]:
+    from energy_plugins.cli.control_checks import restored_checks  # noqa: PLC0415 - no thread of numpy's before the fork
+
+    yield from restored_checks(say)
 
 
 def _whole(answer: Answer, timeout_s: float) -> tuple[Check, ...]:

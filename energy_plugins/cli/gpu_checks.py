@@ -11,8 +11,9 @@ from typing import Any
 
 import pynvml
 
-from energy_plugins.cli.capabilities import has_capability
+from energy_plugins.cli.capabilities import CAP_SYS_ADMIN, has_capability
 from energy_plugins.cli.check import Check, Status
+from energy_plugins.cli.control_checks import control_checks
 from energy_plugins.cli.plan_checks import idle_baseline, measured_by
 from energy_plugins.cli.probe import Say
 from energy_plugins.cli.remedies import remedy_for
@@ -25,8 +26,6 @@ from energy_plugins.units import mj_to_j, mw_to_w
 Handle = Any
 """nvidia-ml-py's handle of a GPU; it has no type."""
 
-_CAP_SYS_ADMIN = 21
-"""What the kernel module asks for before a limit is set (NV_IS_SUSER in its sources; capability.h)."""
 _CLOCKS_APART_S = 5.0
 
 
@@ -56,6 +55,8 @@ def gpu_checks(gpu: Gpu, say: Say) -> Iterator[Check]:
             yield look(gpu, handle)
         except pynvml.NVMLError as error:
             yield Check(what, Status.WARNING, "unknown", str(error), remedy_for(error), gpu.visible_uuid)
+    say(f"looking who may change GPU {gpu.index}")
+    yield from control_checks(gpu)
     say(f"asking who computes on GPU {gpu.index}")
     yield others_check(gpu, judge(look_at([gpu.uuid])[gpu.uuid], computing=False, sees_all=sees_all_processes()))
     if gpu.mig is None:  # a slice has no idle power of its own
@@ -157,7 +158,7 @@ def _limits(gpu: Gpu, handle: Handle) -> Check:
     lowest_w, highest_w = map(mw_to_w, pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
     now_w = mw_to_w(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))
     found = f"{now_w:.0f} W in force, may be {lowest_w:.0f}-{highest_w:.0f} W"
-    if has_capability(_CAP_SYS_ADMIN):
+    if has_capability(CAP_SYS_ADMIN):
         return Check("limits", Status.OK, f"{found}; this process may set it", gpu=gpu.visible_uuid)
     why = "setting limits needs CAP_SYS_ADMIN, which this process lacks"
     remedy = "nothing, to measure; to change limits, run as root"

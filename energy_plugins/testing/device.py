@@ -12,9 +12,11 @@ from energy_plugins.testing.faults import (
     CounterReset,
     DriverMismatch,
     Fault,
+    ForeignLimit,
     GpuLost,
     Hang,
     HiddenProcesses,
+    Ignored,
     MissingSymbol,
     NoCounter,
     NoPermission,
@@ -38,6 +40,8 @@ _KINDS: dict[type[Fault], library.FaultKind] = {
     CounterReset: library.FaultKind.COUNTER_RESET,
     CounterJump: library.FaultKind.COUNTER_JUMP,
     DriverMismatch: library.FaultKind.DRIVER_MISMATCH,
+    ForeignLimit: library.FaultKind.FOREIGN_LIMIT,
+    Ignored: library.FaultKind.IGNORED,
 }
 """All but `WallClockStep`, which belongs to no GPU."""
 
@@ -116,7 +120,7 @@ def _uuid(index: int) -> str:
 def _describe(fault: Fault, now_ns: int) -> library.CFault:
     call, at_s, back_s, amount = "", 0.0, None, 0.0
     match fault:
-        case NoPermission() | Hang() | NotSupported():
+        case NoPermission() | Hang() | NotSupported() | Ignored():
             call = fault.call
         case MissingSymbol():
             call = fault.name
@@ -127,7 +131,9 @@ def _describe(fault: Fault, now_ns: int) -> library.CFault:
             amount = min(fault.seconds, _FOREVER_S)
         case CounterJump():
             amount = fault.energy_j
-    if isinstance(fault, NoPermission | GpuLost | Hang | NoSampleBuffer | NoCounter):
+        case ForeignLimit():
+            amount = fault.power_w
+    if isinstance(fault, NoPermission | GpuLost | Hang | NoSampleBuffer | NoCounter | ForeignLimit | Ignored):
         at_s, back_s = fault.at_s, fault.back_s
     from_ns = now_ns + round(at_s * 1e9)
     until_ns = _FOREVER_NS if back_s is None else now_ns + round(back_s * 1e9)

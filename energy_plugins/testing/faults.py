@@ -99,6 +99,24 @@ class DriverMismatch:
 
 
 @dataclass(frozen=True)
+class ForeignLimit:
+    """Another limiter, such as the board's controller, holds the GPU at ``power_w``, whatever limit is asked for."""
+
+    power_w: float
+    at_s: float = 0.0
+    back_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """``call`` succeeds and changes nothing; without a name, every call that changes the GPU."""
+
+    call: str = ""
+    at_s: float = 0.0
+    back_s: float | None = None
+
+
+@dataclass(frozen=True)
 class WallClockStep:
     """The wall clock jumps by ``seconds``, at once and for all processes. Healing does not undo it."""
 
@@ -116,6 +134,8 @@ Fault = (
     | CounterReset
     | CounterJump
     | DriverMismatch
+    | ForeignLimit
+    | Ignored
     | HiddenProcesses
     | WallClockStep
 )

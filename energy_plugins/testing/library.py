@@ -58,6 +58,8 @@ class FaultKind(IntEnum):
     FOREIGN_PIDS = 9
     COUNTER_JUMP = 10
     DRIVER_MISMATCH = 11
+    FOREIGN_LIMIT = 12
+    IGNORED = 13
 
 
 class CFault(ctypes.Structure):

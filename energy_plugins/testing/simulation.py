@@ -12,6 +12,7 @@ from ctypes import byref
 from dataclasses import asdict
 from pathlib import Path
 
+from energy_plugins.control.journal import JOURNAL_VARIABLE
 from energy_plugins.measure.drivers import (
     CUDA_VARIABLE,
     EVENT_SOURCES_VARIABLE,
@@ -48,6 +49,8 @@ class Simulation:
         self.powercap = state.with_name("powercap")
         """Where its CPU's counters would be; there are none unless a test makes this folder."""
         self.event_sources = state.with_name("event_sources")
+        self.journal = state.with_name("journal")
+        """Where what is changed of these GPUs is written down."""
         self.clock: Clock = VirtualClock(self.nvml_path) if virtual else SimulatedClock(self.nvml_path)
         self.gpus = tuple(SimulatedDevice(index, self.clock) for index in range(count))
 
@@ -97,6 +100,7 @@ class Simulation:
             CUDA_VARIABLE: self.cuda_path,
             POWERCAP_VARIABLE: str(self.powercap),
             EVENT_SOURCES_VARIABLE: str(self.event_sources),
+            JOURNAL_VARIABLE: str(self.journal),
         }
 
     def environment(self) -> dict[str, str]:

@@ -16,9 +16,11 @@ from energy_plugins.testing import (
     CounterReset,
     DriverMismatch,
     Fault,
+    ForeignLimit,
     GpuLost,
     Hang,
     HiddenProcesses,
+    Ignored,
     MissingSymbol,
     NoCounter,
     NoPermission,
@@ -226,3 +228,36 @@ def test_a_lacking_library_lacks_what_it_should_and_nothing_else(simulation: Sim
     samples()
     with pytest.raises(ValueError, match="has no symbol nvmlNothing"), simulation.lacking("nvmlNothing"):
         pass
+
+
+def test_another_limiter_holds_the_gpu_below_what_is_asked_for(simulation: Simulation) -> None:
+    gpu, device = pynvml.nvmlDeviceGetHandleByIndex(0), simulation.gpus[0]
+    device.inject(ForeignLimit(300, at_s=1.0, back_s=2.0))
+    pynvml.nvmlDeviceSetPowerManagementLimit(gpu, 400_000)
+
+    def drawn_w() -> float:
+        start_ns = simulation.clock.now_ns()
+        device.launch(ops=1e14, wait=True)
+        end_ns = simulation.clock.now_ns()
+        return device.true_energy_j(start_ns, end_ns) / (end_ns - start_ns) * 1e9
+
+    assert (pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu), drawn_w()) == (400_000, pytest.approx(400, rel=0.02))
+    simulation.advance(1.0)
+    assert pynvml.nvmlDeviceGetPowerManagementLimit(gpu) == 400_000
+    assert (pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu), drawn_w()) == (300_000, pytest.approx(300, rel=0.02))
+    (field,) = pynvml.nvmlDeviceGetFieldValues(gpu, [pynvml.NVML_FI_DEV_POWER_CURRENT_LIMIT])
+    assert field.value.uiVal == 300_000
+    simulation.advance(2.0)
+    assert pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu) == 400_000
+
+
+def test_a_call_that_is_ignored_succeeds_and_changes_nothing(simulation: Simulation) -> None:
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+    simulation.gpus[0].inject(Ignored("nvmlDeviceSetPowerManagementLimit"))
+    pynvml.nvmlDeviceSetPowerManagementLimit(gpu, 400_000)
+    assert pynvml.nvmlDeviceGetPowerManagementLimit(gpu) == 700_000
+    pynvml.nvmlDeviceSetPersistenceMode(gpu, 1)
+    assert pynvml.nvmlDeviceGetPersistenceMode(gpu) == 1
+    simulation.gpus[0].heal()
+    pynvml.nvmlDeviceSetPowerManagementLimit(gpu, 400_000)
+    assert pynvml.nvmlDeviceGetPowerManagementLimit(gpu) == 400_000

@@ -1,0 +1,170 @@
+"""A knob of a GPU, held for the length of a ``with`` block: what power limits and locked clocks share."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self, TypeVar
+
+from energy_plugins.control.advise import Advise
+from energy_plugins.control.backend import BackEnd, Lease, Request, Standing, Status, Taken, take_first
+from energy_plugins.control.direct import DirectNvml
+from energy_plugins.control.nvml import Card, Nvml
+from energy_plugins.control.restore import Ending, Restored
+from energy_plugins.control.watch import Watch
+from energy_plugins.errors import ControlError, NvmlError, RefusedError
+from energy_plugins.measure.drivers import current_drivers
+from energy_plugins.measure.patience import Aside
+
+T = TypeVar("T")
+
+BACK_ENDS: tuple[BackEnd, ...] = (DirectNvml(), Advise())
+"""Asked in this order."""
+LOOK_EVERY_S = 5.0
+"""Between looks at the GPU; each takes about 0.5 ms of a thread of its own on an H200."""
+_SETTLED_S = 0.3
+"""After a change, until what the driver says of clocks is of the time since: it refreshes every 100 ms on an H200."""
+_PATIENCE_S = 10.0
+_NO_ANSWER = f"the driver has not answered for {_PATIENCE_S:g} s"
+
+
+class Held:
+    """One knob of one GPU; to be entered once."""
+
+    def __init__(
+        self, request: Request, value: float | None, back_ends: Sequence[BackEnd], look_every_s: float
+    ) -> None:
+        self.gpu = request.gpu
+        self._request = request
+        self._first = value
+        self._back_ends = back_ends
+        self._look_every_s = look_every_s
+        self._status = Status(standing=Standing.ENDED, why="it has not begun")
+        self._taken: Taken | None = None
+        self._undo = ExitStack()
+        self._pid = 0
+        self._turned_ns = 0
+        self.restored: Restored | None = None
+        """What became of the GPU, after the block."""
+
+    @property
+    def back_end(self) -> str:
+        """The name of who changes the GPU: ``NVML``, or ``advice`` where nobody may."""
+        return self._holding().back_end
+
+    @property
+    def status(self) -> Status:
+        """How it stood when it was last set or looked at."""
+        return self._status
+
+    @property
+    def refusals(self) -> tuple[RefusedError, ...]:
+        """Why better back ends refused."""
+        return self._holding().refusals
+
+    def check(self) -> Standing:
+        """Say how it stands, for every step of a loop: it asks nobody, the GPU is looked at aside every 5 s."""
+        return self._status.standing
+
+    def look(self) -> Status:
+        """Ask the driver how it stands, now."""
+        status = self._lease().look()
+        if status.standing is Standing.ADVISED:
+            why = "; ".join(str(refusal) for refusal in self.refusals)
+            status = Status(standing=Standing.ADVISED, why=why)
+        self._status = status
+        return status
+
+    def __enter__(self) -> Self:
+        if self._taken is not None or self.restored is not None:
+            raise ControlError("a limit or lock is held once: make another one")
+        drivers = current_drivers()
+        self._clock = drivers.clock
+        self._pid = os.getpid()
+        with self._undo as undo:
+            self._card = undo.enter_context(Nvml(drivers.nvml)).card(self.gpu.uuid)
+            self._taken = take_first(self._back_ends, self._request)
+            undo.callback(self._release)
+            self._allow(self._card)
+            self.look()
+            if self._first is not None:
+                self._turn(self._first)
+            watch = Watch(self._look_aside, self._look_every_s, self._clock)
+            watch.begin()
+            undo.callback(watch.end)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if os.getpid() == self._pid:  # a forked child that leaves the block has nothing to put back
+            self._undo.close()
+
+    def __del__(self) -> None:
+        if self._taken is not None and self.restored is None and os.getpid() == self._pid:
+            warnings.warn(f"{self!r} was not ended: use `with`", ResourceWarning, source=self, stacklevel=1)
+
+    def _turn(self, value: float) -> Status:
+        """Set a value, which is allowed."""
+        lease = self._lease()
+        if lease.changes:
+            try:
+                self._status = self._patiently(lambda: lease.set(value))
+            except TimeoutError as error:
+                raise ControlError(f"GPU {self.gpu.uuid}: {_NO_ANSWER}") from error
+            self._turned_ns = self._clock.now_ns()
+            if self._status.standing is Standing.FOREIGN:
+                warnings.warn(f"energy: GPU {self.gpu.uuid}: {self._status.why}", RuntimeWarning, stacklevel=3)
+        return self._status
+
+    def _look_aside(self) -> None:
+        self._observe_if_settled()
+        self.look()
+
+    def _observe_if_settled(self) -> None:
+        if self._clock.now_ns() - self._turned_ns >= _SETTLED_S * 1e9:
+            self._observe()
+
+    def _observe(self) -> None:
+        """Note what can be seen only while the value is in force; called with each look."""
+
+    def _allow(self, card: Card) -> None:
+        """Raise ControlError if the first value is out of range; nothing has been changed yet."""
+
+    def _ask(self, read: Callable[[], T]) -> T | None:
+        """Return a reading of the GPU, None if the driver does not tell."""
+        try:
+            return read()
+        except NvmlError:
+            return None
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Do what asks the driver, and raise TimeoutError if that hangs: a training goes on."""
+        return Aside(work).within(_PATIENCE_S) if self._clock.threaded else work()
+
+    def _holding(self) -> Taken:
+        if self._taken is None or self.restored is not None or os.getpid() != self._pid:
+            raise ControlError("this is held only inside its `with` block, and by the process that entered it")
+        return self._taken
+
+    def _lease(self) -> Lease:
+        return self._holding().lease
+
+    def _release(self) -> None:
+        lease = self._lease()
+        try:
+            self.restored = self._patiently(lease.release)
+        except TimeoutError:
+            self.restored = Restored(self.gpu.uuid, self._request.knob, Ending.KEPT, _NO_ANSWER)
+        self._status = Status(standing=Standing.ENDED, why=self.restored.why)
+        told = {
+            Ending.KEPT: "it stays in the journal; the watchdog tries again when this process ends, and then "
+            "`energy-plugins doctor --restore` does",
+            Ending.FOREIGN: "it is not put back",
+        }.get(self.restored.ending)
+        if told is not None:
+            warnings.warn(f"energy: GPU {self.gpu.uuid}: {self.restored.why}; {told}", RuntimeWarning, stacklevel=3)

@@ -1,0 +1,96 @@
+"""Trainers as real processes, and the GPU seen from outside of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pynvml
+
+from energy_plugins.control.journal import Journal
+from energy_plugins.testing import Simulation
+
+FOUND_W = 650.0
+"""What an operator has set before: neither the default, nor the highest."""
+SET_W = 450.0
+WITHIN_S = 2.0
+PATIENCE_S = 30.0
+
+PREAMBLE = f"""
+import os, sys, time, signal
+from energy_plugins import visible_gpus
+from energy_plugins.control import PowerLimit, LockedClocks
+gpus = visible_gpus()
+def say(word): print(word, flush=True)
+SET_W = {SET_W}
+"""
+
+
+def handle(index: int = 0) -> object:
+    """Return nvidia-ml-py's handle of a simulated GPU."""
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByIndex(index)
+
+
+def limit_w(index: int = 0) -> float:
+    """Return the limit that a GPU is asked to keep."""
+    return float(pynvml.nvmlDeviceGetPowerManagementLimit(handle(index))) / 1e3
+
+
+def operator_sets(power_w: float, index: int = 0) -> None:
+    """Set a limit as somebody does who knows nothing of us."""
+    pynvml.nvmlDeviceSetPowerManagementLimit(handle(index), round(power_w * 1e3))
+
+
+def seconds_until(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> float:
+    """Wait until something is so, and return how long that took; fail when it takes longer than ``within_s``."""
+    began_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began_s < within_s, f"it did not come to be within {within_s} s"
+        time.sleep(0.005)
+    return time.monotonic() - began_s
+
+
+@contextmanager
+def trainer(simulation: Simulation, body: str, *, ready: str = "ready") -> Iterator[subprocess.Popen[str]]:
+    """Run ``body`` in a process of its own, in a process group of its own, from when it says that it is ready."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + body],
+        env=simulation.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            word = process.stdout.readline().strip()
+            assert word == ready, (word, process.stderr.read() if process.stderr and not word else "")
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def journal_of(simulation: Simulation) -> list[str]:
+    """Return the UUIDs that have entries in the journal."""
+    with Journal(simulation.journal) as journal:
+        return [uuid for uuid, _ in journal.names()]
+
+
+def watchdogs(of_pid: int) -> list[int]:
+    """Return the watchdogs of a process."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdecimal() else []
+            if b"-S" in words and str(of_pid).encode() in words and b"control.watchdog" in b" ".join(words):
+                found.append(int(folder.name))
+    return found

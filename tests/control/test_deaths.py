@@ -1,0 +1,183 @@
+"""However a trainer ends, the limit that it found is back within two seconds: seen from outside, real processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from controlling import FOUND_W, SET_W, WITHIN_S, journal_of, limit_w, operator_sets, seconds_until, trainer, watchdogs
+from torch.utils.data import DataLoader, Dataset
+
+from energy_plugins import visible_gpus
+from energy_plugins.control import PowerLimit
+from energy_plugins.testing import Hang, Simulation
+
+Simulated = Callable[..., Simulation]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+ENDS = {"end": "pass", "exception": "raise ValueError", "sys.exit": "sys.exit(3)", "os._exit": "os._exit(3)"}
+
+LIMITED = """
+with PowerLimit(gpus[0]).at(watts=SET_W):
+    say("ready")
+    {}
+"""
+WAITING = LIMITED.format("time.sleep(60)")
+
+
+@pytest.fixture
+def simulation(simulation: Simulation) -> Simulation:
+    """Give a GPU on which an operator has set a limit."""
+    operator_sets(FOUND_W)
+    return simulation
+
+
+def assert_put_back(simulation: Simulation) -> None:
+    """Wait for the limit and for the end of the journal's entry."""
+    seconds_until(lambda: limit_w() == FOUND_W, WITHIN_S)
+    seconds_until(lambda: not journal_of(simulation), WITHIN_S)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_it_ends_by_itself(simulation: Simulation, end: str) -> None:
+    with trainer(simulation, LIMITED.format(f"sys.stdin.readline(); {ENDS[end]}")) as process:
+        assert limit_w() == SET_W
+        process.communicate("go\n", timeout=WITHIN_S * 5)
+        assert_put_back(simulation)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_it_is_sent_a_signal(simulation: Simulation, number: signal.Signals) -> None:
+    with trainer(simulation, WAITING) as process:
+        assert limit_w() == SET_W
+        process.send_signal(number)
+        process.wait()
+        assert_put_back(simulation)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_its_process_group_is_sent_a_signal(simulation: Simulation, number: signal.Signals) -> None:
+    with trainer(simulation, WAITING) as process:
+        os.killpg(process.pid, number)
+        process.wait()
+        assert_put_back(simulation)
+
+
+def test_those_who_kill_its_children_first_do_not_find_the_watchdog(simulation: Simulation) -> None:
+    """Launchers do so, and terminate whatever is left in the end: the watchdog outlives that by a moment."""
+    with trainer(simulation, WAITING) as process:
+        assert Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text() == ""
+        (watchdog,) = watchdogs(process.pid)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(watchdog, number)
+        process.kill()
+        process.wait()
+        assert_put_back(simulation)
+        seconds_until(lambda: not watchdogs(process.pid))
+
+
+class Sleepy(Dataset[int]):
+    """Items of ten seconds each."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(10)
+        return index
+
+
+def train_with_workers(told: Connection, end: str) -> None:
+    """Fork workers of a data loader inside the block, tell their numbers, and end."""
+    os.setpgid(0, 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with PowerLimit(visible_gpus()[0]).at(watts=SET_W):
+        workers = iter(DataLoader(Sleepy(), num_workers=2))
+        told.send([worker.pid for worker in workers._workers])  # type: ignore[attr-defined]
+        match end:
+            case "exception":
+                raise ValueError
+            case "sys.exit":
+                sys.exit(3)
+            case "signal":
+                time.sleep(60)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("end", ["end", "exception", "sys.exit", *SIGNALS, "SIGKILL of the group"])
+def test_with_workers_of_a_data_loader(simulation: Simulation, end: str | signal.Signals) -> None:
+    """They inherit all that a trainer has open, and outlive it by seconds."""
+    fork = multiprocessing.get_context("fork")
+    told, tells = fork.Pipe(duplex=False)
+    by_signal = isinstance(end, signal.Signals) or end.startswith("SIGKILL")
+    process = fork.Process(target=train_with_workers, args=(tells, "signal" if by_signal else end))
+    process.start()
+    assert process.pid is not None
+    try:
+        workers = told.recv()
+        if by_signal:
+            assert limit_w() == SET_W
+            if isinstance(end, signal.Signals):
+                os.kill(process.pid, end)
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+        assert_put_back(simulation)
+        if not str(end).startswith("SIGKILL of"):
+            assert all(_alive(worker) for worker in workers), "nothing was inherited by anybody who lives"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        process.close()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_killed_between_the_journal_and_the_first_change(simulation: Simulation) -> None:
+    """What was written down has not happened: undoing it does no harm."""
+    with trainer(simulation, "say('ready')\nsys.stdin.readline()\n" + WAITING) as process:
+        simulation.gpus[0].inject(Hang("nvmlDeviceSetPowerManagementLimit", 60))
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        seconds_until(lambda: simulation.journal.is_dir() and journal_of(simulation) != [])
+        process.kill()
+        process.wait()
+        assert_put_back(simulation)
+
+
+def test_killed_between_the_journal_and_a_later_change(simulation: Simulation) -> None:
+    """The GPU has the value before, or the one after: both are ours."""
+    body = """
+with PowerLimit(gpus[0]).at(watts=SET_W) as limit:
+    say("ready")
+    sys.stdin.readline()
+    limit.set(300)
+"""
+    with trainer(simulation, body) as process:
+        simulation.gpus[0].inject(Hang("nvmlDeviceSetPowerManagementLimit", 60))
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        (entry,) = simulation.journal.glob("*.power.json")
+        seconds_until(lambda: "300" in entry.read_text())
+        assert limit_w() == SET_W
+        process.kill()
+        process.wait()
+        simulation.gpus[0].heal()
+        assert_put_back(simulation)
