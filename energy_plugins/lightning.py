@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Timer
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+    from energy_plugins.measure.rank_part import Rank
     from energy_plugins.measure.report import Report
 else:
 
@@ -154,6 +155,7 @@ class EnergyMonitor(Callback):
         self._start(trainer)
         budget = self._monitor.budget
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        self._monitor.limit_power(_who(trainer), partial(_sum_over_ranks, trainer))
         if budget is not None:
             watch = self._monitor.watch_budget(
                 budget,
@@ -229,6 +231,7 @@ class EnergyMonitor(Callback):
     ) -> None:
         """Close the step, log if this is a logging step, and end the fit when its budget is spent."""
         self._close_step(trainer, pl_module, batch)
+        self._monitor.after_step()
         watch, step = self._monitor.watch, trainer.global_step
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
         if watch is not None and watch.due(step):
@@ -317,7 +320,7 @@ class EnergyMonitor(Callback):
         if bracket is None:
             facts["data_wait"] = "not measured: this version of Lightning does not call out around a fetch"
         run = self._monitor.start(
-            who=rank_of(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.num_devices),
+            who=_who(trainer),
             parent=_parent(trainer),
             devices=own_gpu(trainer.strategy.root_device),
             facts=facts,
@@ -380,6 +383,10 @@ class EnvironmentMonitor(EnergyMonitor):
             vars(trainer)["callbacks"] = others  # the old list is being gone through
         else:
             super().setup(trainer, pl_module, stage)
+
+
+def _who(trainer: Trainer) -> Rank:
+    return rank_of(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.num_devices)
 
 
 def _parent(trainer: Trainer) -> Path:

@@ -6,7 +6,15 @@ Where several are given the strongest counts: arguments in code, then flags, the
 """
 
 from energy_plugins.config.arguments import EnergyArguments, add_flags, flags_of
-from energy_plugins.config.schema import FILE_VARIABLE, KEYS, EnergyConfig, Key, MeasureConfig, ReportConfig
+from energy_plugins.config.schema import (
+    FILE_VARIABLE,
+    KEYS,
+    EnergyConfig,
+    Key,
+    MeasureConfig,
+    PowerLimitConfig,
+    ReportConfig,
+)
 from energy_plugins.config.sources import OTHER_VARIABLES, VARIABLES, Effective, effective, to_environment
 
 __all__ = [
@@ -19,6 +27,7 @@ __all__ = [
     "EnergyConfig",
     "Key",
     "MeasureConfig",
+    "PowerLimitConfig",
     "ReportConfig",
     "add_flags",
     "effective",

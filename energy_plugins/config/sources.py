@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from energy_plugins.config.file import read_file
 from energy_plugins.config.given import Given, refused, unknown
-from energy_plugins.config.schema import FILE_FLAG, FILE_VARIABLE, KEYS, NOT_YET, SECTIONS, EnergyConfig, Key
+from energy_plugins.config.schema import FILE_FLAG, FILE_VARIABLE, KEYS, LIMITS, NOT_YET, SECTIONS, EnergyConfig, Key
 from energy_plugins.config.values import Value, as_text
 from energy_plugins.errors import ConfigError
 
@@ -80,6 +80,9 @@ def effective(
 def merged(*layers: Iterable[Given]) -> Effective:
     """Return the configuration that layers make, a later one above those before it."""
     found = {given.key.dotted: given for layer in layers for given in layer}
+    asking = [given for given in found.values() if given.key.section == LIMITS.section and given.value is not None]
+    if asking and LIMITS.dotted not in found:
+        found[LIMITS.dotted] = Given(LIMITS, True, asking[0].origin)
     values: dict[str, dict[str, Value | None]] = {section: {} for section in SECTIONS}
     for given in found.values():
         values[given.key.section][given.key.name] = given.value
