@@ -85,9 +85,7 @@ class EnergyArguments:
     energy_power_limit_eta: float | None = field(default=None, metadata=_of("power_limit.eta"))
     energy_power_limit_fixed: float | None = field(default=None, metadata=_of("power_limit.fixed"))
     energy_power_limit_knob: str | None = field(default=None, metadata=_of("power_limit.knob"))
-    energy_power_limit_clocks_unlocked: bool | None = field(
-        default=None, metadata=_of("power_limit.clocks_unlocked")
-    )
+    energy_power_limit_clocks_unlocked: bool | None = field(default=None, metadata=_of("power_limit.clocks_unlocked"))
     energy_power_limit_search_share: float | None = field(default=None, metadata=_of("power_limit.search_share"))
     energy_power_limit_host_power_w: float | None = field(default=None, metadata=_of("power_limit.host_power_w"))
 

@@ -115,7 +115,8 @@ class PowerLimitConfig(_Section):
         default=0.5, metadata=_key(SHARE, "The weight of energy in the cost of Zeus; that of time is the rest.")
     )
     fixed: float | None = field(
-        default=None, metadata=_key(POSITIVE, "The power limit to set, in watts for each GPU, instead of searching for one.")
+        default=None,
+        metadata=_key(POSITIVE, "The power limit to set, in watts for each GPU, instead of searching for one."),
     )
     knob: str = field(
         default="limit",

@@ -271,7 +271,9 @@ class Course:
         while True:
             measured = yield from self._window(action.limit, action.seconds, back=task.start)
             if measured is None:
-                self.progress.why = self._bench.trouble or "nothing could be measured in three windows, one after another"
+                self.progress.why = (
+                    self._bench.trouble or "nothing could be measured in three windows, one after another"
+                )
                 return None
             state, following = step(state, measured)
             if isinstance(following, Done):
@@ -300,9 +302,7 @@ class Course:
 
     # Windows.
 
-    def _window(
-        self, limit: float, seconds: float, *, back: float | None
-    ) -> Generator[int, None, Measurement | None]:
+    def _window(self, limit: float, seconds: float, *, back: float | None) -> Generator[int, None, Measurement | None]:
         """Measure steps at a limit for about so long; then go ``back``, if anywhere. None if nobody knows of any."""
         timing, bench = self._timing, self._bench
         for _ in range(timing.tries):

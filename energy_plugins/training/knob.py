@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from energy_plugins.control import Advise, HeldClocks, HeldLimit, LockedClocks, PowerLimit, Standing
-from energy_plugins.control.held import BACK_ENDS
-from energy_plugins.errors import ControlError, RefusedError
+from energy_plugins.control import Advise, HeldLimit, PowerLimit, Standing
+from energy_plugins.errors import ControlError
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.training.guard import FAILURES
 
