@@ -14,7 +14,15 @@ from energy_plugins.control.journal import Journal, journal_folder
 from energy_plugins.control.nvml import FUNCTION_NOT_FOUND, NO_PERMISSION, NOT_SUPPORTED, Card, Nvml
 from energy_plugins.control.owner import Life, Owner
 from energy_plugins.control.restore import Ending, Restored, put_back, settle
-from energy_plugins.errors import ControlError, EnergyError, JournalError, NvmlError, OwnedError, RefusedError
+from energy_plugins.errors import (
+    ControlError,
+    EnergyError,
+    JournalError,
+    LibraryError,
+    NvmlError,
+    OwnedError,
+    RefusedError,
+)
 from energy_plugins.measure.drivers import current_drivers
 
 AS_ROOT = "run as root (CAP_SYS_ADMIN), or have the administrator set the limit"
@@ -46,6 +54,8 @@ class DirectNvml:
                     entry = _begin(tools, request, undo)
             except JournalError as error:
                 raise RefusedError(f"what is found could not be put back: {error}", remedy=_remedy(folder)) from error
+            except LibraryError:
+                raise
             except OSError as error:
                 raise RefusedError(f"this process cannot be told apart: {error}", remedy="mount /proc") from error
             return DirectLease(tools, entry, undo.pop_all())
@@ -142,8 +152,9 @@ class DirectLease:
             self._see()
             if self._foreign:
                 return self._status()
-            self._entry = replace(self._entry, ours=(*self._entry.ours[-1:], value))
-            journal.write(self._entry)
+            entry = replace(self._entry, ours=(*self._entry.ours[-1:], value))
+            journal.write(entry)
+            self._entry = entry
             if self._entry.knob is Knob.CLOCKS:
                 card.lock_clocks(round(value))
             else:

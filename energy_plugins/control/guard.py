@@ -47,6 +47,7 @@ class Watchdog:
             ) as starter:
                 assert starter.stdout is not None  # noqa: S101 - a pipe was asked for
                 answer = _line(starter.stdout.fileno(), began_s + _PATIENCE_S)
+                starter.kill()  # the watchdog is its child, and has left it; one that hangs must not be waited for
             word, _, pid = answer.partition(" ")
             if word != READY:
                 raise RefusedError(_failed(answer or "it ended without a word"), remedy="see what the message names")

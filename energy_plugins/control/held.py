@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -75,7 +75,8 @@ class Held:
         if status.standing is Standing.ADVISED:
             why = "; ".join(str(refusal) for refusal in self.refusals)
             status = Status(standing=Standing.ADVISED, why=why)
-        self._status = status
+        if self.restored is None:  # the watch may come back late, from a driver that hung
+            self._status = status
         return status
 
     def __enter__(self) -> Self:
@@ -122,8 +123,9 @@ class Held:
         return self._status
 
     def _look_aside(self) -> None:
-        self._observe_if_settled()
-        self.look()
+        with suppress(ControlError):  # the block has ended meanwhile
+            self._observe_if_settled()
+            self.look()
 
     def _observe_if_settled(self) -> None:
         if self._clock.now_ns() - self._turned_ns >= _SETTLED_S * 1e9:

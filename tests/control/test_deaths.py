@@ -73,15 +73,28 @@ def test_its_process_group_is_sent_a_signal(simulation: Simulation, number: sign
 
 def test_those_who_kill_its_children_first_do_not_find_the_watchdog(simulation: Simulation) -> None:
     """Launchers do so, and terminate whatever is left in the end: the watchdog outlives that by a moment."""
-    with trainer(simulation, WAITING) as process:
+    body = f"import socket; kept = socket.socket(); kept.set_inheritable(True)\n{WAITING}"
+    with trainer(simulation, body) as process:
         assert Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text() == ""
         (watchdog,) = watchdogs(process.pid)
+        assert os.getsid(watchdog) != os.getsid(process.pid)
+        own = {"/dev/null", str(simulation.journal), "anon_inode:[pidfd]"}
+        seconds_until(lambda: open_files(watchdog) == own)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(watchdog, number)
         process.kill()
         process.wait()
         assert_put_back(simulation)
         seconds_until(lambda: not watchdogs(process.pid))
+
+
+def open_files(pid: int) -> set[str]:
+    """Return what a process has open."""
+    found = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(str(file.readlink()))
+    return found
 
 
 class Sleepy(Dataset[int]):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from controlling import FOUND_W, limit_w, operator_sets
+from controlling import FOUND_W, PATIENCE_S, SET_W, limit_w, operator_sets, trainer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ from energy_plugins.control.restore import Ending, decide, replay
 from energy_plugins.errors import JournalError
 from energy_plugins.testing import Simulation, simulated_gpus
 
+ROOT = Path(__file__).parents[2]
 DEAD = Owner(pid=2**22 + 1, start_ticks=1, boot_id=boot_id(), pid_namespace=Path("/proc/self/ns/pid").stat().st_ino)
 """No process has a number as high (PID_MAX_LIMIT, include/linux/threads.h)."""
 WATTS = st.floats(min_value=0.001, max_value=9e5)
@@ -235,3 +238,32 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert journal_folder() == Path("/run/energy-plugins-journal")
     else:
         assert journal_folder().name == f"energy-plugins-journal-{os.geteuid()}"
+
+
+def test_on_a_full_disk_nothing_is_changed(simulation: Simulation) -> None:
+    body = """
+import resource
+from energy_plugins.errors import JournalError
+with PowerLimit(gpus[0]).at(watts=SET_W) as limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    try:
+        limit.set(300)
+    except JournalError:
+        say("ready")
+        sys.stdin.readline()
+"""
+    operator_sets(FOUND_W)
+    with trainer(simulation, body) as process:
+        assert limit_w() == SET_W
+        process.communicate("go\n", timeout=PATIENCE_S)
+        assert (process.returncode, limit_w()) == (0, FOUND_W)
+
+
+def test_the_watchdog_needs_the_standard_library_alone() -> None:
+    program = (
+        f"import sys; sys.path.append({str(ROOT)!r}); import energy_plugins.control.watchdog; "
+        "print(*(name for name in sys.modules if name.partition('.')[0] not in sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
+    assert {name.partition(".")[0] for name in done.stdout.split()} <= {"energy_plugins", "__main__"}
+    assert not {name for name in done.stdout.split() if name.startswith("energy_plugins.measure")}

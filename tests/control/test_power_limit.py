@@ -20,7 +20,16 @@ from energy_plugins.control.nvml import IDLE_REASON, POWER_CAP_REASON, Nvml
 from energy_plugins.control.restore import Ending, replay
 from energy_plugins.errors import ControlError, DeviceError, NvmlError, RefusedError
 from energy_plugins.measure.devices import Gpu
-from energy_plugins.testing import Constant, ForeignLimit, GpuLost, Ignored, NoPermission, NotSupported, Simulation
+from energy_plugins.testing import (
+    Constant,
+    ForeignLimit,
+    GpuLost,
+    Hang,
+    Ignored,
+    NoPermission,
+    NotSupported,
+    Simulation,
+)
 
 Simulated = Callable[..., Simulation]
 STEP_OPS = 8e12
@@ -292,6 +301,16 @@ def test_a_forgotten_one_says_so(gpu: Gpu) -> None:
 def test_checking_every_step_is_free(gpu: Gpu) -> None:
     with PowerLimit(gpu).at(watts=450) as limit:
         assert min(timeit.repeat(limit.check, number=1000, repeat=5)) / 1000 < 20e-6
+
+
+@pytest.mark.slow
+def test_a_driver_that_hangs_does_not_hold_up_the_training(gpu: Gpu, simulation: Simulation) -> None:
+    with PowerLimit(gpu).at(watts=450) as limit:
+        simulation.gpus[0].inject(Hang("nvmlDeviceSetPowerManagementLimit", 60))
+        with pytest.raises(ControlError, match="has not answered for 10 s"):
+            limit.set(300)
+        simulation.gpus[0].heal()
+    assert limit_w() == FOUND_W
 
 
 def test_in_virtual_time_it_looks_at_its_deadlines(simulated: Simulated) -> None:
