@@ -122,7 +122,8 @@ def finish(name: str, *, gpus: Sequence[str], figures: Figures, bars: Sequence[B
 
     Args:
         name: of the result file.
-        gpus: what was measured, such as "NVIDIA H200, driver 580.159"; SIMULATED if it was not hardware.
+        gpus: what was measured, such as "NVIDIA H200, driver 580.159"; SIMULATED if it was not hardware, a
+            replay if it was recorded.
         figures: sections of the file, each of plain JSON values.
         bars: what the figures must reach.
         raw: what was measured one by one, as tables; floats are kept to five digits.
@@ -132,7 +133,7 @@ def finish(name: str, *, gpus: Sequence[str], figures: Figures, bars: Sequence[B
         print(bar)
     head = {
         "benchmark": name,
-        "label": "SIMULATED: no measurement of hardware" if any("SIMULATED" in gpu for gpu in gpus) else "measured",
+        "label": _label(gpus),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "gpus": list(gpus)},
         "versions": _versions(),
@@ -147,6 +148,12 @@ def finish(name: str, *, gpus: Sequence[str], figures: Figures, bars: Sequence[B
     path.write_text(_text(head, raw))
     print(f"\n{head['label']}\n{path.relative_to(_ROOT)} is written")
     return 0 if all(bar.met for bar in bars) else 1
+
+
+def _label(gpus: Sequence[str]) -> str:
+    if any("SIMULATED" in gpu for gpu in gpus):
+        return "SIMULATED: no measurement of hardware"
+    return "replayed: recordings of hardware, with noise added" if any("replay" in gpu for gpu in gpus) else "measured"
 
 
 def sources() -> str:

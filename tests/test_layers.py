@@ -18,6 +18,8 @@ LEVELS = {
     "units": 0,
     # Raises what the error tree holds.
     "_native": 1,
+    # Pure: it knows no device, so nothing of measuring either.
+    "tune": 1,
     # Beside measuring: neither knows the other.
     "config": 2,
     "measure": 2,
@@ -164,6 +166,8 @@ def test_modules_of_a_room_do_not_form_a_circle() -> None:
         ("cli", "def late() -> None:\n    from energy_plugins.testing import simulated_gpus", "which it may not"),
         ("cli", "import torch", "only its own plugin"),
         ("demo", "from energy_plugins.cli.main import main", "not below it"),
+        ("tune", "from energy_plugins.measure.devices import visible_gpus", "not below it"),
+        ("tune", "from energy_plugins import _native", "not below it"),
     ],
 )
 def test_an_import_upward_is_found(room: str, source: str, complaint: str) -> None:

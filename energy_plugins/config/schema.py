@@ -116,7 +116,7 @@ class PowerLimitConfig(_Section):
     )
     fixed: float | None = field(
         default=None,
-        metadata=_key(POSITIVE, "The power limit to set, in watts for each GPU, instead of searching for one."),
+        metadata=_key(POSITIVE, "The power limit to set, in watts for each GPU; none is searched for."),
     )
     knob: str = field(
         default="limit",

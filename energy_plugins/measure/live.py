@@ -77,10 +77,9 @@ class LiveFigures:
         bounds = np.array([(horizon_ns, horizon_ns), *own, *waits, *stalls], np.int64)
         energy = [self._about(row, bounds, segments) for row in range(len(self._settlement.tracks))]
         if self.heard is not None and own:
-            each = np.array([ends - starts for starts, ends in energy]).reshape(len(energy), len(bounds))[
-                :, 1 : len(own) + 1
-            ]
-            self.heard.append(StepBatch(bounds[1 : len(own) + 1, 0], bounds[1 : len(own) + 1, 1], each))
+            each = np.array([ends - starts for starts, ends in energy]).reshape(len(energy), len(bounds))
+            steps = slice(1, len(own) + 1)
+            self.heard.append(StepBatch(bounds[steps, 0], bounds[steps, 1], each[:, steps]))
         spent = sum((ends - starts for starts, ends in energy), np.zeros(len(bounds)))[1:]
         cut = np.cumsum([len(own), len(waits)])
         step_j, wait_j, stall_j = (float(part.sum()) for part in np.split(spent, cut))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from energy_plugins.measure.drivers import current_drivers
-from energy_plugins.training.guard import warn
-from energy_plugins.training.knob import TROUBLE, Knob
+from energy_plugins.training.guard import TROUBLE, warn
+from energy_plugins.training.knob import Knob
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.step_window import Heard, Told
 

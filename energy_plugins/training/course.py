@@ -271,9 +271,7 @@ class Course:
         while True:
             measured = yield from self._window(action.limit, action.seconds, back=task.start)
             if measured is None:
-                self.progress.why = (
-                    self._bench.trouble or "nothing could be measured in three windows, one after another"
-                )
+                self.progress.why = self._bench.trouble or "windows told nothing, one after another"
                 return None
             state, following = step(state, measured)
             if isinstance(following, Done):

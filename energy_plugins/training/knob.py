@@ -8,10 +8,7 @@ from contextlib import ExitStack, suppress
 from energy_plugins.control import Advise, HeldLimit, PowerLimit, Standing
 from energy_plugins.errors import ControlError
 from energy_plugins.measure.devices import Gpu
-from energy_plugins.training.guard import FAILURES
-
-TROUBLE = (*FAILURES, RuntimeWarning)
-"""What may go wrong; a warning may be an error."""
+from energy_plugins.training.guard import TROUBLE
 
 
 class Knob:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from energy_plugins.tune import Measurement, Task
-from energy_plugins.tune.decision import PROMISE
 from energy_plugins.tune.measurement import with_host
 from energy_plugins.tune.outlook import LEAST_FALL
 
@@ -44,7 +43,7 @@ def holds(task: Task, limit: float, measured: Sequence[Measurement]) -> Kept | N
     costs = [task.objective.cost(one.step_time_s, one.step_energy_j) for one in whole]
     slower = ratio(there.step_time_s, before.step_time_s, after.step_time_s)
     dearer = ratio(costs[0], costs[1], costs[2])
-    keeps = _below(task.bound + PROMISE - slower, error(*(one.time_error for one in (there, before, after))))
+    keeps = _below(task.bound + task.promise - slower, error(*(one.time_error for one in (there, before, after))))
     saves = _below(-dearer, error(*(task.objective.error(one) for one in whole)))
     if limit >= task.start or min(keeps, saves) < _ENOUGH:
         return None

@@ -11,7 +11,8 @@ from energy_plugins.measure.limit_part import LimitPart, TriedLimit
 from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.bench import Bench
 from energy_plugins.training.course import Course, Timing, Wanted
-from energy_plugins.training.knob import TROUBLE, Knob
+from energy_plugins.training.guard import TROUBLE
+from energy_plugins.training.knob import Knob
 from energy_plugins.training.limit_check import Kept
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.watch import SumOverRanks

@@ -42,12 +42,12 @@ class Told(NamedTuple):
     @classmethod
     def of(cls, steps: StepBatch, least: int) -> Self:
         """Return what these steps tell, all of them of the window; at least so many."""
-        seconds = (steps.end_ns - steps.start_ns) * 1e-9
+        seconds: NDArray[np.float64] = (steps.end_ns - steps.start_ns) * 1e-9
         keep = _usual(seconds) if len(seconds) else np.zeros(0, bool)
         seconds, joules = seconds[keep], steps.energy_j[:, keep]
         if len(seconds) < least or not np.isfinite(joules).all():
             return cls(1.0)
-        each_j = joules.sum(axis=0)
+        each_j: NDArray[np.float64] = joules.sum(axis=0)
         return cls(
             1.0,
             time_s=float(seconds.mean()),

@@ -15,13 +15,9 @@ from enum import Enum, auto
 import numpy as np
 
 from energy_plugins.tune.measurement import Window
-from energy_plugins.tune.outlook import LEAST_FALL, SURE, Outlook
-from energy_plugins.tune.task import Task
+from energy_plugins.tune.outlook import LEAST_FALL, Outlook
+from energy_plugins.tune.task import SURE, Task
 
-PROMISE = 0.005
-"""The slowdown may be beyond its bound by this share, in one of twenty searches."""
-KNOWN = PROMISE / SURE
-"""The standard error of the slowdown at which that is kept: choices err to both sides of the bound alike."""
 WORTH = 0.005
 """A smaller saving is not looked for."""
 COARSE = 1 / 8
@@ -69,7 +65,7 @@ def leader(task: Task, view: Outlook, caution: float = 0.0) -> int:
 
     With ``caution`` 1 what is known worse than it is promised must be faster by as much.
     """
-    slow = view.time.mean + caution * SURE * np.maximum(view.time.sd - KNOWN, 0.0)
+    slow = view.time.mean + caution * SURE * np.maximum(view.time.sd - task.known, 0.0)
     allowed = np.asarray(slow <= task.bound, dtype=np.bool_)
     if task.must_bind:
         allowed &= view.binds
@@ -85,7 +81,9 @@ def side(task: Task, view: Outlook, place: int, best: int) -> Side:
         return Side.OUTSIDE
     if view.time.high[place] <= task.bound:
         return Side.INSIDE
-    return Side.UNDECIDED if view.time.sd[place] > KNOWN else Side.OUTSIDE
+    if view.time.sd[place] > task.known:
+        return Side.UNDECIDED
+    return Side.INSIDE if view.time.mean[place] + view.time.sd[place] <= task.bound else Side.OUTSIDE
 
 
 def _lower(task: Task, limit: float, stride: float) -> float:
@@ -115,7 +113,7 @@ def _rival(task: Task, view: Outlook, tried: Sequence[float], best: int) -> floa
         for place in places
         if view.time.low[place] <= task.bound
         and view.cost.low[place] < view.cost.mean[best] - WORTH
-        and view.cost.sd[place] > KNOWN
+        and view.cost.sd[place] > task.known
         and not (task.must_bind and view.power.low[place] >= 0)
     ]
     if not possible:
@@ -127,9 +125,9 @@ def _decided(task: Task, view: Outlook, best: int) -> bool:
     """Return whether the best is known well enough: its slowdown where the bound is near, else its cost."""
     if best == 0:
         return True
-    if view.time.high[best] + KNOWN >= task.bound:
-        return bool(view.time.sd[best] <= KNOWN)
-    return bool(view.cost.sd[best] <= 2 * KNOWN)
+    if view.time.high[best] + task.known >= task.bound:
+        return bool(view.time.sd[best] <= task.known)
+    return bool(view.cost.sd[best] <= 2 * task.known)
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class LimitChoice:
     expected_slowdown: float
     """Share by which a step takes longer."""
     confidence: float
-    """Probability, by the errors of the windows, that it saves, or that it keeps the bound to within `PROMISE`: the
+    """Probability, by the errors of the windows, that it saves, or that it keeps the bound to within the task's promise: the
     smaller one."""
     binding: bool
     """Whether it lowers the drawn power; never where the start limit is kept."""
@@ -155,7 +153,7 @@ def choose(task: Task, windows: Sequence[Window], view: Outlook) -> LimitChoice:
     if best == 0 or view.cost.high[best] >= 0:
         return LimitChoice(task.start, 0.0, 0.0, 1.0, binding=False, measurements=tuple(windows))
     binding = bool(view.binds[best])
-    keeps = _below(task.bound + PROMISE, float(view.time.mean[best]), float(view.time.sd[best]))
+    keeps = _below(task.bound + task.promise, float(view.time.mean[best]), float(view.time.sd[best]))
     saves = _below(0.0, float(view.cost.mean[best]), float(view.cost.sd[best]))
     return LimitChoice(
         limit=float(view.limits[best]),

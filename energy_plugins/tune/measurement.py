@@ -67,12 +67,19 @@ class Window:
     measured: Measurement
 
 
-def of_all_ranks(ranks: Sequence[Measurement]) -> Measurement:
-    """Return one measurement of a step that several ranks make together, all under the same limit.
+def of_all_ranks(ranks: Sequence[Measurement], limited: Sequence[int] | None = None) -> Measurement:
+    """Return one measurement of a step that several ranks make together.
 
     The step takes as long as the slowest rank and costs what all of them draw; their errors are independent.
+
+    Args:
+        ranks: what each of them measured.
+        limited: which of them the limit is for, such as those that wait for a slow one; None for all.
+
+    Raises:
+        WindowError: if there are none.
     """
-    if not ranks:
+    if not ranks or (limited is not None and not limited):
         raise WindowError("there is no rank's measurement: pass that of each rank, at least one")
     slowest = max(ranks, key=lambda rank: rank.step_time_s)
     return Measurement(
@@ -80,7 +87,7 @@ def of_all_ranks(ranks: Sequence[Measurement]) -> Measurement:
         step_energy_j=math.fsum(rank.step_energy_j for rank in ranks),
         step_time_sem=slowest.step_time_sem,
         step_energy_sem=math.hypot(*(rank.step_energy_sem for rank in ranks)),
-        drawn_w=max(rank.drawn_w for rank in ranks),
+        drawn_w=max(ranks[place].drawn_w for place in (limited or range(len(ranks)))),
     )
 
 

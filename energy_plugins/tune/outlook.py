@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from energy_plugins.tune.measurement import Window, with_host
 from energy_plugins.tune.smooth import Array, smooth
-from energy_plugins.tune.task import Task
+from energy_plugins.tune.task import SURE, Task
 
 LEAST_FALL = 0.02
 """A limit binds if it lowers the drawn power by more than this share: a sensor is off by up to 1.4 % on an H200."""
-SURE = 1.645
-"""Standard errors within which a value is on one side with a probability of 95 %."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from energy_plugins.tune.decision import KNOWN, LimitChoice, choose, next_limit
+from energy_plugins.tune.decision import LimitChoice, choose, next_limit
 from energy_plugins.tune.measurement import Measurement, Window
 from energy_plugins.tune.outlook import outlook
 from energy_plugins.tune.task import Task
 
 WINDOW_S = 5.0
 """Windows of power readings are stable from here on."""
+REFERENCE = 1.5
+"""A window at the reference is longer by this: it makes no step slower, and saves windows that do."""
 _LOOK_S = 2.5
 """The first window at a limit, which may be far too slow; below 2 s windows are noisy."""
 _LONGEST_S = 60.0
@@ -69,7 +71,7 @@ def step(state: LimitSearch, measured: Measurement) -> tuple[LimitSearch, Action
     window = Window(asked.limit, state.spent_s + seconds / 2, seconds, measured)
     state = replace(state, windows=(*state.windows, window), spent_s=state.spent_s + seconds)
     if asked.limit != task.start:
-        return _measuring(state, Measure(task.start, asked.seconds))
+        return _measuring(state, Measure(task.start, REFERENCE * asked.seconds))
     view = outlook(state.windows, task.candidates(min(one.limit for one in state.windows)), task)
     limit = next_limit(task, state.windows, view)
     if limit is not None:
@@ -86,7 +88,7 @@ def _measuring(state: LimitSearch, action: Measure) -> tuple[LimitSearch, Action
 def _seconds(state: LimitSearch, limit: float) -> float:
     """Return how long to measure: short at first, longer where windows are noisy."""
     last = state.windows[-1]
-    needed = last.seconds * (max(last.measured.time_error, last.measured.energy_error) / KNOWN) ** 2
+    needed = last.seconds * (max(last.measured.time_error, last.measured.energy_error) / state.task.known) ** 2
     seconds = min(max(needed / _PARTS, WINDOW_S), _LONGEST_S)
     is_new = all(window.limit != limit for window in state.windows)
     return max(seconds / 2, _LOOK_S) if is_new else seconds
@@ -97,4 +99,4 @@ def _affordable(state: LimitSearch, following: Measure) -> bool:
     if len(state.windows) >= _MOST_WINDOWS:
         return False
     budget_s = state.task.budget_s
-    return budget_s is None or state.spent_s + 2 * following.seconds <= budget_s
+    return budget_s is None or state.spent_s + (1 + REFERENCE) * following.seconds <= budget_s

@@ -11,6 +11,10 @@ from energy_plugins.errors import ConfigError
 from energy_plugins.tune.objective import Energy, Objective
 from energy_plugins.tune.smooth import Array
 
+SURE = 1.645
+"""Standard errors within which a value is on one side with a probability of 95 %."""
+_PROMISE = (0.002, 0.005)
+"""By how much a slowdown may be beyond its bound in one of twenty searches: half of the bound, but within these."""
 _FINER = 5
 """By which the choice is finer than the limits that are tried; it lies between two of them."""
 
@@ -66,6 +70,17 @@ class Task:
     def bound(self) -> float:
         """The logarithm of the longest step against the reference's."""
         return math.log1p(self.max_slowdown)
+
+    @property
+    def promise(self) -> float:
+        """By which share a step may be longer than the bound in one of twenty searches."""
+        least, most = _PROMISE
+        return min(max(self.max_slowdown / 2, least), most)
+
+    @property
+    def known(self) -> float:
+        """The standard error of the slowdown at which that is kept: choices err to both sides of the bound alike."""
+        return self.promise / SURE
 
     @property
     def lowest(self) -> float:
