@@ -15,7 +15,7 @@ from energy_plugins.config.schema import (
     PowerLimitConfig,
     ReportConfig,
 )
-from energy_plugins.config.sources import OTHER_VARIABLES, VARIABLES, Effective, effective, to_environment
+from energy_plugins.config.sources import OTHER_VARIABLES, VARIABLES, Effective, effective, limit_asked, to_environment
 
 __all__ = [
     "FILE_VARIABLE",
@@ -32,5 +32,6 @@ __all__ = [
     "add_flags",
     "effective",
     "flags_of",
+    "limit_asked",
     "to_environment",
 ]

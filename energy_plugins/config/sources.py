@@ -11,7 +11,17 @@ from types import MappingProxyType
 
 from energy_plugins.config.file import read_file
 from energy_plugins.config.given import Given, refused, unknown
-from energy_plugins.config.schema import FILE_FLAG, FILE_VARIABLE, KEYS, LIMITS, NOT_YET, SECTIONS, EnergyConfig, Key
+from energy_plugins.config.schema import (
+    FILE_FLAG,
+    FILE_VARIABLE,
+    KEYS,
+    LIMITS,
+    NOT_YET,
+    SECTIONS,
+    EnergyConfig,
+    Key,
+    PowerLimitConfig,
+)
 from energy_plugins.config.values import Value, as_text
 from energy_plugins.errors import ConfigError
 
@@ -89,6 +99,15 @@ def merged(*layers: Iterable[Given]) -> Effective:
     origins = {dotted: found[dotted].origin if dotted in found else "default" for dotted in KEYS}
     sections = {section: holder(**values[section]) for section, holder in SECTIONS.items()}  # type: ignore[arg-type] # checked
     return Effective(EnergyConfig(**sections), MappingProxyType(origins))  # type: ignore[arg-type] # the same
+
+
+def limit_asked(**arguments: object) -> PowerLimitConfig:
+    """Return the section ``power_limit`` where code asks for a limit: what it does not give is taken from elsewhere.
+
+    Raises ConfigError.
+    """
+    given = {f"{LIMITS.section}.{name}": value for name, value in arguments.items()}
+    return effective(arguments={LIMITS.dotted: True, **given}).config.power_limit
 
 
 def to_environment(config: EnergyConfig) -> dict[str, str]:

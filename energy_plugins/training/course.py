@@ -196,8 +196,8 @@ class Course:
         """Let the first steps pass, and hear of all ranks what they can do."""
         timing, bench, who = self._timing, self._bench, self._ranks.who
         yield timing.first_steps
+        knob, remembered = bench.knob, _number(self._recall())
         while True:
-            knob = bench.knob
             own = Opening(
                 able=float(not bench.why_not),
                 lowest=knob.lowest if knob is not None else 0.0,
@@ -205,7 +205,7 @@ class Course:
                 elapsed_s=bench.elapsed_s,
                 step_s=self._own_step_s(),
                 left_s=_number(bench.left_s(self._own_step_s())),
-                remembered=_number(self._recall()),
+                remembered=remembered,
                 hosts=float(who.local_rank == 0),
                 most_w=knob.most_w if knob is not None else 0.0,
             )

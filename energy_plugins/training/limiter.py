@@ -14,6 +14,7 @@ from energy_plugins.training.course import Course, Timing, Wanted
 from energy_plugins.training.guard import TROUBLE
 from energy_plugins.training.knob import Knob
 from energy_plugins.training.limit_check import Kept
+from energy_plugins.training.limit_memory import Kind, recall, remember
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.watch import SumOverRanks
 
@@ -35,6 +36,7 @@ class Limiter:
         measured: the run, None if this rank measures nothing: it takes part all the same.
         who: which rank this is.
         sum_over_ranks: collective where there are several.
+        shape: returns what the model and its precision are known by; without it nothing is remembered.
         timing: how long what takes.
     """
 
@@ -45,13 +47,14 @@ class Limiter:
         *,
         who: Rank,
         sum_over_ranks: SumOverRanks,
+        shape: Callable[[], str] | None = None,
         timing: Timing | None = None,
-        recall: Callable[[Sequence[Gpu]], float | None] = lambda _: None,
-        remember: Callable[[Sequence[Gpu], Kept], None] = lambda *_: None,
     ) -> None:
         self._config = config
         self._owner = os.getpid()
         self._measured = measured
+        self._who = who
+        self._shape = shape
         self._gpus = _gpus_of(measured)
         knob = Knob(self._gpus) if self._gpus else None
         self._bench = Bench(knob, measured)
@@ -71,8 +74,8 @@ class Limiter:
             AllRanks(who, sum_over_ranks),
             wanted,
             timing or Timing(),
-            recall=lambda: recall(self._gpus) if who.rank == 0 else None,
-            remember=lambda kept: remember(self._gpus, kept) if who.rank == 0 else None,
+            recall=self._recall,
+            remember=self._remember,
         )
         self._script: Iterator[int] = (
             self._course.searching() if config.fixed is None else self._course.fixed(config.fixed)
@@ -108,6 +111,37 @@ class Limiter:
     def _put_back(self) -> None:
         if self._bench.knob is not None:
             self._bench.knob.close()
+
+    # What is remembered of it, by rank 0.
+
+    def _recall(self) -> float | None:
+        kind = self._kind()
+        return None if kind is None else recall(kind)
+
+    def _remember(self, kept: Kept) -> None:
+        kind = self._kind()
+        if kind is not None and kept.limit < (self._course.progress.found or 0.0):
+            remember(kind, kept)
+
+    def _kind(self) -> Kind | None:
+        """Return what this training is known by, None if nothing is to be remembered here."""
+        if self._who.rank != 0 or self._shape is None or self._measured is None or not self._gpus:
+            return None
+        config = self._config
+        try:
+            shape = self._shape()
+        except TROUBLE:
+            return None
+        return {
+            "gpus": sorted({gpu.name for gpu in self._gpus}),
+            "found": 0.0 if self._bench.knob is None else self._bench.knob.found,
+            "ranks": self._who.world_size,
+            "model": shape,
+            "samples": self._measured.samples,
+            "max_slowdown": config.max_slowdown,
+            "objective": [config.objective, config.eta if config.objective == "zeus" else None],
+            "host_power_w": config.host_power_w,
+        }
 
     # What is said of it.
 

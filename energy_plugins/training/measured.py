@@ -44,6 +44,8 @@ class Measured:
         self.replaced = Replaced()
         self.made = 0
         """Steps."""
+        self.samples: int | None = None
+        """Of the last step."""
         self.drawn_j = 0.0
         self.in_short = ""
         """What a progress bar shows."""

@@ -252,6 +252,7 @@ class Monitor:
         if self.run is not None:
             self.run.steps.close(samples, tokens)
             self.run.made += 1
+            self.run.samples = samples
 
     @guarded
     def drop_step(self) -> None:
@@ -346,12 +347,20 @@ class Monitor:
 
     # The power limit.
 
-    def limit_power(self, who: Rank, sum_over_ranks: SumOverRanks) -> None:
-        """Begin to limit the power of a fit that has just been started, if that is asked for. All ranks call it."""
+    def limit_power(self, who: Rank, sum_over_ranks: SumOverRanks, shape: Callable[[], str]) -> None:
+        """Begin to limit the power of a fit that has just been started, if that is asked for. All ranks call it.
+
+        ``shape`` tells what the model and its precision are known by (`shape_of`).
+        """
         self._stop_limiting()
         if self.config.power_limit.enabled and self.config.measure.enabled:
             self.limiter = Limiter(
-                self.config.power_limit, self.run, who=who, sum_over_ranks=sum_over_ranks, timing=self.timing
+                self.config.power_limit,
+                self.run,
+                who=who,
+                sum_over_ranks=sum_over_ranks,
+                shape=shape,
+                timing=self.timing,
             )
 
     def after_step(self) -> None:

@@ -42,7 +42,7 @@ class Told(NamedTuple):
     @classmethod
     def of(cls, steps: StepBatch, least: int) -> Self:
         """Return what these steps tell, all of them of the window; at least so many."""
-        seconds: NDArray[np.float64] = (steps.end_ns - steps.start_ns) * 1e-9
+        seconds = ((steps.end_ns - steps.start_ns) * 1e-9).astype(np.float64)
         keep = _usual(seconds) if len(seconds) else np.zeros(0, bool)
         seconds, joules = seconds[keep], steps.energy_j[:, keep]
         if len(seconds) < least or not np.isfinite(joules).all():

@@ -140,8 +140,8 @@ class LimitChoice:
     expected_slowdown: float
     """Share by which a step takes longer."""
     confidence: float
-    """Probability, by the errors of the windows, that it saves, or that it keeps the bound to within the task's promise: the
-    smaller one."""
+    """Probability, by the errors of the windows, that it saves, or that it keeps the bound to within the task's
+    promise: the smaller one."""
     binding: bool
     """Whether it lowers the drawn power; never where the start limit is kept."""
     measurements: tuple[Window, ...]
