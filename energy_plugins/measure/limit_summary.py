@@ -31,7 +31,8 @@ def _chosen(part: LimitPart) -> str:
         return f"no limit was kept ({part.asked}): {part.why or 'the search was not over'}"
     if part.chosen == part.found and part.source != "fixed":
         return f"to the {part.found:g} {part.unit} found, for none saves more ({part.asked}){drawn}"
-    return f"to {part.chosen:g} {part.unit}{found}, {_FROM.get(part.source, part.source)} ({part.asked}); {_BINDS[part.binding]}{drawn}"
+    how = f"{_FROM.get(part.source, part.source)} ({part.asked}); {_BINDS[part.binding]}"
+    return f"to {part.chosen:g} {part.unit}{found}, {how}{drawn}"
 
 
 def _expected(part: LimitPart) -> str:

@@ -10,7 +10,7 @@ from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.training.guard import TROUBLE, warn
 from energy_plugins.training.knob import Knob
 from energy_plugins.training.measured import Measured
-from energy_plugins.training.step_window import Heard, Told
+from energy_plugins.training.step_window import Heard, Told, WindowNs
 
 T = TypeVar("T")
 
@@ -56,25 +56,25 @@ class Bench:
         if self.knob is not None and not self.trouble:
             self.knob.open()
 
-    def turn(self, value: float) -> None:
-        """Set the knob; if that fails, this rank says so from now on."""
+    def turn(self, value: float, *, exact: bool = False) -> None:
+        """Set the knob; if that fails, what was found is put back, and this rank says so from now on."""
         if self.knob is not None and not self.trouble:
             knob, began_s = self.knob, time.perf_counter()
-            self._try(lambda: knob.turn(value), None)
+            self._try(lambda: knob.turn(value, exact=exact), None)
             self.turn_s += time.perf_counter() - began_s
         self.turned_ns = self._clock.now_ns()
 
-    def told(self, opened_ns: int, closed_ns: int, least: int) -> Told:
-        """Return what the steps between two times tell, at least so many of them."""
+    def told(self, window: WindowNs, least: int) -> Told:
+        """Return what the steps of a window tell, at least so many of them."""
         run = None if self._measured is None else self._measured.meter.run
         if self.trouble or self._heard is None or run is None:
             return Told(1.0)
         heard = self._heard
-        if run.live().t_ns < closed_ns:
+        if run.live().t_ns < window.closed_ns:
             return Told(0.0)
         if self.knob is not None:
             self._try(self.knob.check, None)
-        told = self._try(lambda: Told.of(heard.between(opened_ns, closed_ns), least), Told(1.0))
+        told = self._try(lambda: Told.of(heard.steps(window), least), Told(1.0))
         if self.trouble:
             return Told(1.0)
         if self._measured is not None and not self._measured.place.counts:
@@ -96,5 +96,7 @@ class Bench:
             return work()
         except TROUBLE as error:
             self.trouble = str(error)
+            if self.knob is not None:
+                self.knob.close()
             warn(f"the power limit is given up, training goes on: {error}")
             return otherwise

@@ -15,7 +15,7 @@ from energy_plugins.errors import WindowError
 from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.bench import Bench
 from energy_plugins.training.limit_check import Kept, holds
-from energy_plugins.training.step_window import Told
+from energy_plugins.training.step_window import Told, WindowNs
 from energy_plugins.tune import Done, LimitChoice, Measurement, Objective, Task, ZeusCost, begin, step
 from energy_plugins.tune.objective import OBJECTIVES
 
@@ -26,6 +26,8 @@ class Timing:
 
     first_steps: int = 10
     """Steps at the beginning that are left out: caches fill, kernels are chosen and compiled."""
+    pace_steps: int = 5
+    """After them, by which it is told how long a step takes."""
     first_s: float = 3.0
     """They last at least so long."""
     settle_s: float = 0.5
@@ -35,6 +37,8 @@ class Timing:
     again_s: float = 0.5
     """Between looks for figures that are not."""
     looks: int = 40
+    shorter: float = 1.0
+    """By which windows of a search are divided: for trials, where nothing is noisy."""
     least_steps: int = 3
     """Of a window: fewer say nothing of their scatter."""
     tries: int = 3
@@ -102,10 +106,8 @@ class Progress:
     why: str = ""
     """Why no limit is kept."""
 
-    @property
-    def search_s(self) -> float:
-        """What windows have taken so far."""
-        return math.fsum(one.seconds for one in self.tried)
+    search_s: float = 0.0
+    """What windows of searches have taken so far, those that told nothing included."""
 
 
 class Course:
@@ -171,9 +173,8 @@ class Course:
 
     def fixed(self, limit: float) -> Iterator[int]:
         """The same for a limit that was given: nothing is decided, so nobody is asked."""
-        self._turn(limit)
-        yield self._timing.first_steps
-        self._step_s = self._own_step_s()
+        self._bench.turn(limit, exact=True)
+        yield from self._first_steps()
         yield from self.looking()
 
     def looking(self) -> Iterator[int]:
@@ -185,7 +186,7 @@ class Course:
     def look(self) -> None:
         """See what this rank's GPUs have drawn since the last look."""
         closed_ns = self._bench.now_ns() - round(self._timing.late_s * 1e9)
-        told = self._bench.told(max(self._opened_ns(), self._closed_ns), closed_ns, self._timing.least_steps)
+        told = self._bench.told(self._until(closed_ns), self._timing.least_steps)
         if told.known:
             self.progress.drawn_w = told.drawn_w
             self._closed_ns = closed_ns
@@ -195,7 +196,7 @@ class Course:
     def _warm_up(self) -> Generator[int, None, list[Opening]]:
         """Let the first steps pass, and hear of all ranks what they can do."""
         timing, bench, who = self._timing, self._bench, self._ranks.who
-        yield timing.first_steps
+        yield from self._first_steps()
         knob, remembered = bench.knob, _number(self._recall())
         while True:
             own = Opening(
@@ -203,8 +204,8 @@ class Course:
                 lowest=knob.lowest if knob is not None else 0.0,
                 found=knob.found if knob is not None else 0.0,
                 elapsed_s=bench.elapsed_s,
-                step_s=self._own_step_s(),
-                left_s=_number(bench.left_s(self._own_step_s())),
+                step_s=self._step_s,
+                left_s=_number(bench.left_s(self._step_s)),
                 remembered=remembered,
                 hosts=float(who.local_rank == 0),
                 most_w=knob.most_w if knob is not None else 0.0,
@@ -269,7 +270,8 @@ class Course:
         self.progress.searches += 1
         state, action = begin(task)
         while True:
-            measured = yield from self._window(action.limit, action.seconds, back=task.start)
+            seconds = action.seconds / self._timing.shorter
+            measured = yield from self._window(action.limit, seconds, back=task.start)
             if measured is None:
                 self.progress.why = self._bench.trouble or "windows told nothing, one after another"
                 return None
@@ -307,27 +309,31 @@ class Course:
             self._turn(limit)
             count = max(math.ceil(seconds / self._step_s), timing.least_steps)
             yield max(self._free_step + count - bench.steps, 1)
-            opened_ns, closed_ns = max(self._opened_ns(), self._closed_ns), bench.now_ns()
-            self._closed_ns, self._free_step = closed_ns, bench.steps
+            window = self._until(bench.now_ns())
+            if back is not None:
+                self.progress.search_s += count * self._step_s
+            self._closed_ns, self._free_step = window.closed_ns, bench.steps
             if back is not None:
                 self._turn(back)
-            words = yield from self._figures(opened_ns, closed_ns)
+            words = yield from self._figures(window)
             measured = _together(words)
-            if measured is not None:
-                self._step_s = measured.step_time_s
+            if measured is None:
+                continue
+            self._step_s = measured.step_time_s
+            if count * measured.step_time_s >= _LONG_ENOUGH * seconds:
                 self.progress.drawn_w = measured.drawn_w
                 if back is not None:
                     self.progress.tried.append(Tried(limit, count * measured.step_time_s, measured))
                 return measured
         return None
 
-    def _figures(self, opened_ns: int, closed_ns: int) -> Generator[int, None, list[Told]]:
+    def _figures(self, window: WindowNs) -> Generator[int, None, list[Told]]:
         """Return what all ranks tell of a window, once their figures reach to its end."""
         wait_s = self._timing.late_s
         words: list[Told] = []
         for _ in range(self._timing.looks):
             yield self._steps_in(wait_s)
-            own = self._bench.told(opened_ns, closed_ns, self._timing.least_steps)
+            own = self._bench.told(window, self._timing.least_steps)
             words = [Told(*word) for word in self._ranks.hear(own)]
             if all(word.covered for word in words):
                 break
@@ -340,16 +346,24 @@ class Course:
             self._bench.turn(limit)
             self._free_step = self._bench.steps + self._steps_in(self._timing.settle_s)
 
-    def _opened_ns(self) -> int:
-        return self._bench.turned_ns + round(self._timing.settle_s * 1e9)
+    def _until(self, closed_ns: int) -> WindowNs:
+        """Return the window from the last one's end, or the last change of the limit, to a time."""
+        return WindowNs(self._closed_ns, closed_ns, self._bench.turned_ns + round(self._timing.settle_s * 1e9))
 
     def _steps_in(self, seconds: float) -> int:
         return max(math.ceil(seconds / self._step_s), 1)
 
-    def _own_step_s(self) -> float:
-        return max(self._bench.elapsed_s / max(self._bench.steps, 1), 1e-6)
+    def _first_steps(self) -> Iterator[int]:
+        """Let them pass, and see how long those after them take."""
+        timing, bench = self._timing, self._bench
+        yield timing.first_steps
+        began_ns = bench.now_ns()
+        yield timing.pace_steps
+        self._step_s = max((bench.now_ns() - began_ns) * 1e-9 / timing.pace_steps, 1e-6)
 
 
+_LONG_ENOUGH = 0.5
+"""Share of what was asked for that a window must last: steps may turn out shorter than they were."""
 _SURELY = 4.0
 """Standard errors that are no accident."""
 

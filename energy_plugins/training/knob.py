@@ -61,10 +61,13 @@ class Knob:
         """What all GPUs together may draw under the limits found."""
         return sum(one.found_w for one in self.held)
 
-    def turn(self, value: float) -> None:
-        """Set a value, on each GPU at most what was found there. Raises what `HeldLimit.set` does, ControlError."""
+    def turn(self, value: float, *, exact: bool = False) -> None:
+        """Set a value, on each GPU at most what was found there; ``exact``: or fail.
+
+        Raises what `HeldLimit.set` does, ControlError.
+        """
         for one in self.held:
-            one.set(min(value, one.found_w))
+            one.set(value if exact else min(value, one.found_w))
         self.check()
 
     def check(self) -> None:

@@ -43,7 +43,7 @@ def recall(kind: Kind) -> float | None:
         warn(f"the power limits that are remembered are not used: {error}")
         return None
     age = _now() - chosen
-    if not timedelta(0) <= age <= OLD:
+    if not -timedelta(days=1) <= age <= OLD:
         warn(f"the power limit that is remembered is {age.days} days old: it is searched for again")
         return None
     return limit

@@ -58,6 +58,14 @@ class Told(NamedTuple):
         )
 
 
+class WindowNs(NamedTuple):
+    """A window in time: the steps that end in it, and began after the last change of the limit had settled."""
+
+    opened_ns: int
+    closed_ns: int
+    settled_ns: int
+
+
 class Heard:
     """The steps of a run that are not judged yet."""
 
@@ -65,17 +73,17 @@ class Heard:
         self._queue = queue
         self._kept: list[StepBatch] = []
 
-    def between(self, opened_ns: int, closed_ns: int) -> StepBatch:
-        """Return the steps that lie wholly between two times, and forget those before."""
+    def steps(self, window: WindowNs) -> StepBatch:
+        """Return those of a window, and forget those before."""
         while self._queue:
             self._kept.append(self._queue.popleft())
-        self._kept = [batch for batch in self._kept if batch.end_ns[-1] >= opened_ns]
+        self._kept = [batch for batch in self._kept if batch.end_ns[-1] > window.opened_ns]
         if not self._kept:
             return StepBatch(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0)))
         start_ns = np.concatenate([batch.start_ns for batch in self._kept])
         end_ns = np.concatenate([batch.end_ns for batch in self._kept])
         energy_j = np.concatenate([batch.energy_j for batch in self._kept], axis=1)
-        inside = (start_ns >= opened_ns) & (end_ns <= closed_ns)
+        inside = (start_ns >= window.settled_ns) & (end_ns > window.opened_ns) & (end_ns <= window.closed_ns)
         return StepBatch(start_ns[inside], end_ns[inside], energy_j[:, inside])
 
 
