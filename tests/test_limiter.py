@@ -75,8 +75,13 @@ class TestWindows:
 def test_ranks_hear_the_same_to_the_last_bit(words: list[list[float]]) -> None:
     """Whatever they say: what is no number stays that of the one who said it."""
     slots: list[tuple[float, ...]] = []
+
+    def keep(own: tuple[float, ...]) -> tuple[float, ...]:
+        slots.append(own)
+        return own
+
     for rank, word in enumerate(words):
-        AllRanks(Rank(rank=rank, world_size=len(words)), lambda own: slots.append(own) or own).hear(word)
+        AllRanks(Rank(rank=rank, world_size=len(words)), keep).hear(word)
     summed = tuple(
         math.fsum(column) if all(map(math.isfinite, column)) else sum(column) for column in zip(*slots, strict=True)
     )

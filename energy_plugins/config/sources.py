@@ -30,6 +30,7 @@ VARIABLES: Mapping[str, Key] = MappingProxyType({key.variable: key for key in KE
 """The keys by the names of their variables."""
 OTHER_VARIABLES = frozenset(
     {
+        "ENERGY_CONTROL_JOURNAL",
         "ENERGY_CUDA_LIBRARY",
         "ENERGY_EVENT_SOURCES_ROOT",
         "ENERGY_NVML_LIBRARY",

@@ -19,7 +19,8 @@ __all__ = ["fresh_state"]
 def test_it_saves_energy_and_leaves_the_gpu_as_found(tmp_path: Path) -> None:
     """Nobody knows when such a loop ends: the search begins once its share of what has passed is enough."""
     reports = []
-    for name, settings in (("plain", {}), ("limited", {"max_slowdown": 0.03, "search_share": SHARE})):
+    both: list[tuple[str, dict[str, Any]]] = [("plain", {}), ("limited", {"max_slowdown": 0.03, "search_share": SHARE})]
+    for name, settings in both:
         with limited_gpu() as simulation:
             training = Training(tmp_path / name, loader(1500, batch_size=1), Model(work(simulation)))
             with attach(training.accelerator, table=False, **settings) as energy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from limiting import (
     FOUND_W,
     OTHER,
     SHARE,
+    STEP,
     STEPS,
     assert_saved,
     limit_w,
@@ -262,7 +263,9 @@ class TestNoPermission:
 
 
 class TestMemory:
-    def twice(self, folder: Path, between: Callable[[], None] = lambda: None, **second: float) -> Report:
+    def twice(
+        self, folder: Path, between: Callable[[], None] = lambda: None, second: Mapping[str, float] = STEP
+    ) -> Report:
         with limited_gpu() as simulation:
             fit(folder / "first", work(simulation), quiet(), tuner())
         between()
@@ -277,7 +280,7 @@ class TestMemory:
         assert part.expected_saving == pytest.approx(0.135, abs=0.02)
 
     def test_one_that_saves_nothing_any_more_is_searched_for_again(self, tmp_path: Path) -> None:
-        part = part_of(self.twice(tmp_path, **OTHER))  # now the clocks are what it waits for
+        part = part_of(self.twice(tmp_path, second=OTHER))  # now the clocks are what it waits for
         assert part.source == "search"
         assert (part.searches, len(part.tried) > 3) == (1, True)
 
