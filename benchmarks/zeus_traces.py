@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from energy_plugins.tune import search_power_limit
 
-SEEDS = (3001, 3002, 3003, 3004, 3005)
+SEEDS = (4001, 4002, 4003, 4004, 4005)
 """Not those that the search was made with."""
 BOUNDS = (0.03, 0.05, 0.10)
 LITTLE_NOISE, MUCH_NOISE = 0.005, 0.02

@@ -22,7 +22,8 @@ class PowerLimitChoice:
     expected_slowdown: float
     """Share by which a step takes longer."""
     confidence: float
-    """Probability, by the errors of the windows, that it saves and keeps the bound to within half a per cent."""
+    """Probability, by the errors of the windows, that it saves and keeps the bound to within half a per cent
+    (half of a bound below 1 %): of the less sure one."""
     binding: bool
     """Whether it lowers the drawn power; never where the limit found is kept."""
     measurements: tuple[Window, ...]
@@ -50,7 +51,7 @@ def search_power_limit(  # noqa: PLR0913 - what may be asked of a search; all bu
         start_w: the limit found. None above it is tried, and it is kept unless another surely saves.
         max_slowdown: 0.03 for 3 %; ``math.inf`` for the least energy whatever it takes.
         objective: "energy", "energy_delay" or a `ZeusCost`; the slowdown is bound whichever it is.
-        resolution_w: limits that are closer are not told apart by trying them; the choice is a fifth as fine.
+        resolution_w: limits that are closer are not told apart on the way down; the choice is a fifth as fine.
         budget_s: the longest that the search may take in all; None for as long as it takes to be sure.
         host_power_w: what the machine draws beside what is measured: slower steps cost it, too.
         must_bind: choose only limits that lower the drawn power. Without it a limit may be chosen that surely costs

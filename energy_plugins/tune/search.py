@@ -90,7 +90,7 @@ def _seconds(state: LimitSearch, limit: float) -> float:
     last = state.windows[-1]
     needed = last.seconds * (max(last.measured.time_error, last.measured.energy_error) / state.task.known) ** 2
     seconds = min(max(needed / _PARTS, WINDOW_S), _LONGEST_S)
-    is_new = all(window.limit != limit for window in state.windows)
+    is_new = all(abs(window.limit - limit) >= state.task.resolution for window in state.windows)
     return max(seconds / 2, _LOOK_S) if is_new else seconds
 
 

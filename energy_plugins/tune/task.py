@@ -16,7 +16,7 @@ SURE = 1.645
 _PROMISE = (0.002, 0.005)
 """By how much a slowdown may be beyond its bound in one of twenty searches: half of the bound, but within these."""
 _FINER = 5
-"""By which the choice is finer than the limits that are tried; it lies between two of them."""
+"""By which the choice is finer than the limits on the way to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Task:
     """By how much longer a step may take, as a share; ``math.inf`` for any."""
     objective: Objective = field(default_factory=Energy)
     resolution: float = 5.0
-    """Limits closer than this are not told apart by trying them."""
+    """Limits closer than this are not told apart on the way down; the choice is a fifth as fine."""
     budget_s: float | None = None
     """Seconds of training that the search may take, those at the start limit included."""
     host_power_w: float = 0.0
