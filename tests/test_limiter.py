@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from energy_plugins.control.held import Held
 from energy_plugins.errors import ControlError
+from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.live import StepBatch
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.training.all_ranks import AllRanks
@@ -126,6 +128,9 @@ class TestCheck:
 class ModelKnob(Knob):
     """A GPU that is only a number."""
 
+    unit = "W"
+    resolution = 5.0
+
     def __init__(self) -> None:
         super().__init__(())
         self.value = FOUND_W
@@ -152,6 +157,12 @@ class ModelKnob(Knob):
 
     def check(self) -> None:
         pass
+
+    def binding(self, drawn_w: float | None) -> bool | None:
+        return None
+
+    def _holding(self, gpu: Gpu) -> Held:
+        raise NotImplementedError
 
     def close(self) -> None:
         self.value = FOUND_W

@@ -21,10 +21,12 @@ class Bench:
     Args:
         knob: of its GPUs; None if it has none of its own.
         measured: the run; None if nothing is measured.
+        other: makes the knob to take where the first cannot do anything; None if there is no other.
     """
 
-    def __init__(self, knob: Knob | None, measured: Measured | None) -> None:
+    def __init__(self, knob: Knob | None, measured: Measured | None, other: Callable[[], Knob] | None = None) -> None:
         self.knob = knob
+        self._other = other
         self.trouble = "" if measured is not None else "nothing is measured"
         """Why this rank can neither turn nor tell; empty if it can."""
         self.steps = 0
@@ -54,6 +56,14 @@ class Bench:
     def open(self) -> None:
         """Find the limits."""
         if self.knob is not None and not self.trouble:
+            self.knob.open()
+
+    def take_other(self) -> None:
+        """Let go of the knob, and take the other one, if there is one."""
+        other, self._other = self._other, None
+        if other is not None and self.knob is not None and not self.trouble:
+            self.knob.close()
+            self.knob = other()
             self.knob.open()
 
     def turn(self, value: float, *, exact: bool = False) -> None:

@@ -64,7 +64,6 @@ class Opening(NamedTuple):
     found: float
     elapsed_s: float
     step_s: float
-    left_s: float
     remembered: float
     hosts: float
     """1 from the first rank of each machine."""
@@ -82,6 +81,8 @@ class Wanted:
     search_share: float
     host_power_w: float
     resolution: float
+    auto: bool = False
+    """Whether to take another knob where limits cannot bind, or may not be set."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class Course:
         self._timing = timing
         self._recall = recall
         self._remember = remember
-        self._limit = math.nan
+        self._limit: float | None = None
+        self._remembered: float | None = None
         self._free_step = 0
         """From which on steps may be counted."""
         self._closed_ns = bench.now_ns()
@@ -149,6 +151,8 @@ class Course:
     def searching(self) -> Iterator[int]:
         """Yield for how many steps to go on as things are: the whole course of a search."""
         words = yield from self._warm_up()
+        if self._wanted.auto:
+            words = yield from self._better_knob(words)
         progress, bench = self.progress, self._bench
         if any(word.able != 1.0 for word in words):
             progress.why = bench.why_not or "another rank measures nothing, or may not change its GPU"
@@ -195,28 +199,42 @@ class Course:
 
     def _warm_up(self) -> Generator[int, None, list[Opening]]:
         """Let the first steps pass, and hear of all ranks what they can do."""
-        timing, bench, who = self._timing, self._bench, self._ranks.who
+        timing, bench = self._timing, self._bench
         yield from self._first_steps()
-        knob, remembered = bench.knob, _number(self._recall())
         while True:
-            own = Opening(
-                able=float(not bench.why_not),
-                lowest=knob.lowest if knob is not None else 0.0,
-                found=knob.found if knob is not None else 0.0,
-                elapsed_s=bench.elapsed_s,
-                step_s=self._step_s,
-                left_s=_number(bench.left_s(self._step_s)),
-                remembered=remembered,
-                hosts=float(who.local_rank == 0),
-                most_w=knob.most_w if knob is not None else 0.0,
-            )
-            words = [Opening(*word) for word in self._ranks.hear(own)]
+            words = self._openings()
             self._step_s = max(word.step_s for word in words)
             elapsed_s = min(word.elapsed_s for word in words)
             if elapsed_s >= timing.first_s:
                 self._free_step, self._closed_ns = bench.steps, bench.now_ns()
                 return words
             yield self._steps_in(timing.first_s - elapsed_s)
+
+    def _openings(self) -> list[Opening]:
+        bench, knob = self._bench, self._bench.knob
+        if self._remembered is None:
+            self._remembered = _number(self._recall())
+        own = Opening(
+            able=float(not bench.why_not),
+            lowest=knob.lowest if knob is not None else 0.0,
+            found=knob.found if knob is not None else 0.0,
+            elapsed_s=bench.elapsed_s,
+            step_s=self._step_s,
+            remembered=self._remembered,
+            hosts=float(self._ranks.who.local_rank == 0),
+            most_w=knob.most_w if knob is not None else 0.0,
+        )
+        return [Opening(*word) for word in self._ranks.hear(own)]
+
+    def _better_knob(self, words: list[Opening]) -> Generator[int, None, list[Opening]]:
+        """Have all ranks take the other knob if the first is refused, or if the GPUs draw less than its lowest."""
+        if all(word.able == 1.0 for word in words):
+            drawn = yield from self._window(self._limit, self._timing.check_s, back=None)
+            if drawn is None or drawn.drawn_w > _CAN_BIND * max(word.lowest for word in words):
+                return words
+        self._bench.take_other()
+        self._remembered = None
+        return self._openings()
 
     def _task(self, words: Sequence[Opening]) -> Generator[int, None, Task | None]:
         """Return what to search for once there is time to, None if there will be none."""
@@ -238,6 +256,7 @@ class Course:
             if budget_s >= timing.unplanned_s:
                 break
             yield self._steps_in(timing.watch_s)
+            self._closed_ns, self._free_step = self._bench.now_ns(), self._bench.steps
         found = max(word.found for word in words)
         return Task(
             limits=(min(max(word.lowest for word in words), found), found),
@@ -302,11 +321,14 @@ class Course:
 
     # Windows.
 
-    def _window(self, limit: float, seconds: float, *, back: float | None) -> Generator[int, None, Measurement | None]:
+    def _window(
+        self, limit: float | None, seconds: float, *, back: float | None
+    ) -> Generator[int, None, Measurement | None]:
         """Measure steps at a limit for about so long; then go ``back``, if anywhere. None if nobody knows of any."""
         timing, bench = self._timing, self._bench
         for _ in range(timing.tries):
-            self._turn(limit)
+            if limit is not None:
+                self._turn(limit)
             count = max(math.ceil(seconds / self._step_s), timing.least_steps)
             yield max(self._free_step + count - bench.steps, 1)
             window = self._until(bench.now_ns())
@@ -322,7 +344,7 @@ class Course:
             self._step_s = measured.step_time_s
             if count * measured.step_time_s >= _LONG_ENOUGH * seconds:
                 self.progress.drawn_w = measured.drawn_w
-                if back is not None:
+                if back is not None and limit is not None:
                     self.progress.tried.append(Tried(limit, count * measured.step_time_s, measured))
                 return measured
         return None
@@ -364,6 +386,8 @@ class Course:
 
 _LONG_ENOUGH = 0.5
 """Share of what was asked for that a window must last: steps may turn out shorter than they were."""
+_CAN_BIND = 1.02
+"""A limit is lower than the power drawn by more than this, or it could not be told to bind."""
 _SURELY = 4.0
 """Standard errors that are no accident."""
 

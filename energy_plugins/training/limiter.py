@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from energy_plugins.measure.limit_part import LimitPart, TriedLimit
@@ -12,7 +13,7 @@ from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.bench import Bench
 from energy_plugins.training.course import Course, Timing, Wanted
 from energy_plugins.training.guard import TROUBLE
-from energy_plugins.training.knob import Knob
+from energy_plugins.training.knob import ClockKnob, Knob, LimitKnob
 from energy_plugins.training.limit_check import Kept
 from energy_plugins.training.limit_memory import Kind, recall, remember
 from energy_plugins.training.measured import Measured
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from energy_plugins.config import PowerLimitConfig
     from energy_plugins.measure.devices import Gpu
     from energy_plugins.measure.rank_part import Rank
-
-_RESOLUTION_W = 5.0
 
 
 class Limiter:
@@ -56,8 +55,8 @@ class Limiter:
         self._who = who
         self._shape = shape
         self._gpus = _gpus_of(measured)
-        knob = Knob(self._gpus) if self._gpus else None
-        self._bench = Bench(knob, measured)
+        knob, other = _knobs(config, self._gpus)
+        self._bench = Bench(knob, measured, other)
         if measured is not None and knob is None and measured.place.counts:
             self._bench.lose("no GPU is measured")
         self._bench.open()
@@ -67,7 +66,8 @@ class Limiter:
             eta=config.eta,
             search_share=config.search_share,
             host_power_w=config.host_power_w,
-            resolution=_RESOLUTION_W,
+            resolution=5.0 if knob is None else knob.resolution,
+            auto=other is not None and config.fixed is None,
         )
         self._course = Course(
             self._bench,
@@ -134,7 +134,7 @@ class Limiter:
             return None
         return {
             "gpus": sorted({gpu.name for gpu in self._gpus}),
-            "found": 0.0 if self._bench.knob is None else self._bench.knob.found,
+            "found": None if self._bench.knob is None else [self._bench.knob.found, self._bench.knob.unit],
             "ranks": self._who.world_size,
             "model": shape,
             "samples": self._measured.samples,
@@ -155,6 +155,7 @@ class Limiter:
         knob, kept = bench.knob, progress.kept
         part = LimitPart(
             asked=_asked(config),
+            unit="W" if knob is None else knob.unit,
             back_end="" if knob is None else knob.back_end,
             found=progress.found if knob is None or not knob.found else knob.found,
             drawn_w=progress.drawn_w,
@@ -201,11 +202,11 @@ class Limiter:
         if knob is None or not knob.remedy:
             return ""
         drawn = "" if drawn_w is None else f" and draws {drawn_w:.0f} W in steps"
-        told = f"a GPU may draw {knob.found:g} W{drawn}"
+        told = f"a GPU may draw {knob.most_w / len(self._gpus):g} W{drawn}"
         fixed_w = self._config.fixed
         if fixed_w is not None and drawn_w is not None:
             told += f": a limit of {fixed_w:g} W would {'' if fixed_w < drawn_w else 'not '}bind"
-        elif drawn_w is not None:
+        elif drawn_w is not None and knob.unit == "W":
             told += f": only limits below {min(drawn_w, knob.found):.0f} W would bind"
         return f"{told}; to have one set: {knob.remedy}"
 
@@ -214,6 +215,16 @@ def _gpus_of(measured: Measured | None) -> Sequence[Gpu]:
     """Return the GPUs that this rank limits: those that no other rank does."""
     run = None if measured is None else measured.meter.run
     return () if run is None or measured is None or not measured.place.counts else run.gpus
+
+
+def _knobs(config: PowerLimitConfig, gpus: Sequence[Gpu]) -> tuple[Knob | None, Callable[[], Knob] | None]:
+    """Return what is to be turned, and what makes another to try if that is of no use."""
+    if not gpus:
+        return None, None
+    clocks = partial(ClockKnob, gpus, assume_unlocked=config.clocks_unlocked)
+    if config.knob == "clocks" and config.fixed is None:
+        return clocks(), None
+    return LimitKnob(gpus), clocks if config.knob == "auto" and config.clocks_unlocked else None
 
 
 def _asked(config: PowerLimitConfig) -> str:

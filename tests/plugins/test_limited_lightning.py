@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from torch.utils.data import DataLoader
 from energy_plugins.errors import ConfigError
 from energy_plugins.lightning import EnergyMonitor, PowerLimitTuner
 from energy_plugins.measure.report import Report
-from energy_plugins.testing import NoPermission
+from energy_plugins.testing import H200, NoPermission
 
 
 def fit(folder: Path, step: Callable[[int], None], *callbacks: Callback, steps: int = STEPS, **settings: Any) -> Report:
@@ -260,6 +261,39 @@ class TestNoPermission:
         assert f"a GPU may draw {FOUND_W:g} W and draws 689 W in steps" in part.advice
         assert "run as root" in part.advice
         assert ("a limit of 500 W would bind" if settings else "only limits below") in part.advice
+
+
+class TestClocks:
+    def test_they_are_searched_and_unlocked_again(self, tmp_path: Path) -> None:
+        with limited_gpu() as simulation:
+            report = fit(tmp_path, work(simulation), quiet(), tuner(knob="clocks", clocks_unlocked=True))
+            after = fit(tmp_path / "after", work(simulation), quiet(), steps=40)
+        part = part_of(report)
+        assert (part.unit, part.found, part.source) == ("MHz", 1980, "search")
+        assert part.chosen is not None
+        assert part.chosen < 1200
+        assert part.expected_saving is not None
+        assert part.expected_saving > 0.1
+        assert part.put_back == "the clocks are unlocked again"
+        assert after.gpu_states[0].sm_clock_mhz is not None
+        assert after.gpu_states[0].sm_clock_mhz > part.chosen + 100
+
+    def test_without_the_users_word_they_are_not_locked(self, tmp_path: Path) -> None:
+        with limited_gpu() as simulation:
+            report = fit(tmp_path, work(simulation), quiet(), tuner(knob="clocks"), steps=40)
+        assert "NVML does not tell whether somebody has locked the clocks" in part_of(report).why
+        assert part_of(report).chosen is None
+
+    @pytest.mark.parametrize(("ops", "unit"), [({}, "W"), ({"ops": 4e13}, "MHz")])
+    def test_where_no_limit_binds_auto_takes_them(self, tmp_path: Path, ops: dict[str, float], unit: str) -> None:
+        """Work that draws less than the lowest limit, which a power limit cannot touch."""
+        profile = replace(H200, min_limit_w=500.0)
+        with limited_gpu(profile=profile) as simulation:
+            step = work(simulation, **(ops and {"ops": 4e13, "bytes": 2.15e12}))
+            report = fit(tmp_path, step, quiet(), tuner(knob="auto", clocks_unlocked=True))
+            assert limit_w() == FOUND_W
+        part = part_of(report)
+        assert (part.unit, part.source) == (unit, "search")
 
 
 class TestMemory:
