@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from energy_plugins.control.held import Held
 from energy_plugins.errors import ControlError
 from energy_plugins.measure.devices import Gpu
+from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.live import StepBatch
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.training.all_ranks import AllRanks
@@ -24,6 +28,7 @@ from energy_plugins.training.bench import Bench
 from energy_plugins.training.course import Course, Progress, Timing, Wanted
 from energy_plugins.training.knob import Knob
 from energy_plugins.training.limit_check import Kept, holds
+from energy_plugins.training.limit_memory import recall, remember, store_path
 from energy_plugins.training.step_window import Heard, Told, WindowNs
 from energy_plugins.tune import Measurement, Task
 
@@ -123,6 +128,66 @@ class TestCheck:
     )
     def test_one_that_does_not(self, there: Measurement, limit: float) -> None:
         assert self.check(there, limit) is None
+
+
+KIND: dict[str, JSON] = {"gpus": ["a GPU"], "model": "0123", "samples": 4}
+KEPT = Kept(limit=450.0, saving=0.1, slowdown=0.02, confidence=0.99, binding=True, source="search")
+
+
+class TestMemory:
+    def test_each_kind_of_training_has_its_own(self, cache_home: Path) -> None:
+        assert recall(KIND) is None
+        remember(KIND, KEPT)
+        remember({**KIND, "samples": 8}, replace(KEPT, limit=300.0))
+        remember(KIND, replace(KEPT, limit=460.0))
+        assert recall(KIND) == 460.0
+        assert recall({**KIND, "samples": 8}) == 300.0
+        assert recall({**KIND, "samples": 16}) is None
+        assert store_path().parent.parent == cache_home
+        assert store_path().stat().st_mode & 0o777 == 0o600
+
+    def test_the_oldest_are_forgotten(self) -> None:
+        for samples in range(203):
+            remember({**KIND, "samples": samples}, KEPT)
+        assert [recall({**KIND, "samples": samples}) for samples in (2, 3, 202)] == [None, 450.0, 450.0]
+
+    @pytest.mark.parametrize(
+        ("harm", "complaint"),
+        [
+            ("others may write", "may be written by others"),
+            ("a link", "are not used"),
+            ("nonsense", "is no JSON"),
+            ("another version", "version is not 1"),
+            ({"limit": -300}, "is none, or its date is"),
+            ({"limit": "450"}, "must be a number"),
+            ({"chosen": "yesterday"}, "are not used"),
+            ({"chosen": "2001-01-01T00:00:00"}, "is none, or its date is"),
+            ({"chosen": "2001-01-01T00:00:00+00:00"}, "days old"),
+            ({"chosen": "2101-01-01T00:00:00+00:00"}, "days old"),
+        ],
+    )
+    def test_what_cannot_be_trusted_is_left_aside(
+        self, harm: str | dict[str, JSON], complaint: str, tmp_path: Path
+    ) -> None:
+        remember(KIND, KEPT)
+        path = store_path()
+        values = json.loads(path.read_text())
+        (entry,) = values["limits"].values()
+        match harm:
+            case "others may write":
+                path.chmod(0o622)
+            case "a link":
+                path.rename(tmp_path / "elsewhere")
+                path.symlink_to(tmp_path / "elsewhere")
+            case "nonsense":
+                path.write_text("{")
+            case "another version":
+                path.write_text(json.dumps(values | {"version": 2}))
+            case dict():
+                entry |= harm
+                path.write_text(json.dumps(values))
+        with pytest.warns(RuntimeWarning, match=complaint):
+            assert recall(KIND) is None
 
 
 class ModelKnob(Knob):

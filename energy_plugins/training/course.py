@@ -326,10 +326,12 @@ class Course:
     ) -> Generator[int, None, Measurement | None]:
         """Measure steps at a limit for about so long; then go ``back``, if anywhere. None if nobody knows of any."""
         timing, bench = self._timing, self._bench
-        for _ in range(timing.tries):
+        for attempt in range(timing.tries):
             if limit is not None:
                 self._turn(limit)
-            count = max(math.ceil(seconds / self._step_s), timing.least_steps)
+            # The GPU may still be at work on the last of them when the window is closed: where it is behind by more,
+            # more steps are needed.
+            count = (max(math.ceil(seconds / self._step_s), timing.least_steps) + 1) * 2**attempt
             yield max(self._free_step + count - bench.steps, 1)
             window = self._until(bench.now_ns())
             if back is not None:

@@ -52,8 +52,5 @@ def test_ranks_choose_alike(tmp_path: Path, one_may_not: bool) -> None:
         return
     first, second = parts
     assert (first.chosen, first.tried, first.source) == (second.chosen, second.tried, "search")
-    assert first.binding
+    assert len({one.limit for one in first.tried}) > 1
     assert first.chosen is not None
-    assert first.chosen < FOUND_W
-    assert first.expected_saving is not None
-    assert first.expected_saving > 0.05
