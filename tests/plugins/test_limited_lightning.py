@@ -333,9 +333,7 @@ class TestAfterwards:
 
             def step(number: int) -> None:
                 seen.append(limit_w())
-                gpu.launch(
-                    **({"ops": 2e14, "bytes": 2.15e12} if number < 500 else {"ops": 4e14, "bytes": 4e11}), wait=True
-                )
+                gpu.launch(**(STEP if number < 250 else OTHER), wait=True)
 
             report = fit(tmp_path, step, quiet(), tuner(), steps=750)
             assert limit_w() == FOUND_W
@@ -353,9 +351,7 @@ class TestAfterwards:
 
             def step(number: int) -> None:
                 seen.append(limit_w())
-                gpu.launch(
-                    **({"ops": 2e14, "bytes": 2.15e12} if number < 500 else {"ops": 4e14, "bytes": 4e11}), wait=True
-                )
+                gpu.launch(**(STEP if number < 250 else OTHER), wait=True)
 
             report = fit(tmp_path, step, quiet(), tuner(search_share=0.07), steps=500)
         assert min(seen[:250]) < FOUND_W
