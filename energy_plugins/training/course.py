@@ -264,7 +264,7 @@ class Course:
             max_slowdown=wanted.max_slowdown,
             objective=self._objective(words),
             resolution=wanted.resolution,
-            budget_s=budget_s,
+            budget_s=budget_s * timing.shorter,
             host_power_w=wanted.host_power_w * math.fsum(word.hosts for word in words),
         )
 
