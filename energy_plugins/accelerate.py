@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,14 @@ from energy_plugins.training.loop import Loop
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
+from energy_plugins.training.shape import shape_of
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from torch.optim import Optimizer
 
+    from energy_plugins.measure.rank_part import Rank
     from energy_plugins.measure.report import Report
     from energy_plugins.training.measured import Measured
 
@@ -71,12 +73,20 @@ class EnergyPlugin:
     name: str | None = _option("report.name")
     log: bool | None = _option("report.log")
     table: bool | None = _option("report.table")
+    limit_power: bool | None = _option("power_limit.enabled")
+    max_slowdown: float | None = _option("power_limit.max_slowdown")
+    objective: str | None = _option("power_limit.objective")
+    eta: float | None = _option("power_limit.eta")
+    fixed_limit_w: float | None = _option("power_limit.fixed")
+    knob: str | None = _option("power_limit.knob")
+    clocks_unlocked: bool | None = _option("power_limit.clocks_unlocked")
+    search_share: float | None = _option("power_limit.search_share")
+    host_power_w: float | None = _option("power_limit.host_power_w")
 
     def __post_init__(self) -> None:
-        names = {name: one.metadata["key"] for name, one in self.__dataclass_fields__.items()}
-        given = {dotted: getattr(self, name) for name, dotted in names.items()}
+        given = {dotted: getattr(self, name) for name, dotted in _OPTIONS.items()}
         self._config = effective(arguments=given).config
-        for name, dotted in names.items():
+        for name, dotted in _OPTIONS.items():
             section, _, key = dotted.partition(".")
             setattr(self, name, getattr(getattr(self._config, section), key))
 
@@ -84,6 +94,9 @@ class EnergyPlugin:
     def config(self) -> EnergyConfig:
         """What counts, with the keys that have no field here."""
         return self._config
+
+
+_OPTIONS = {name: one.metadata["key"] for name, one in EnergyPlugin.__dataclass_fields__.items()}
 
 
 def attach(
@@ -124,6 +137,8 @@ def attach(
         print(energy.report)
 
     """
+    if plugin is not None and any(str(_OPTIONS.get(name)).startswith("power_limit.") for name in settings):
+        settings = {"limit_power": True, **settings}  # the plugin's is what it was without them
     plugin = EnergyPlugin(**settings) if plugin is None else replace(plugin, **settings)
     before = attached(accelerator)
     if before is not None:
@@ -151,12 +166,16 @@ class Attached:
         """Models and loaders, which are held until the end."""
         self._is_loading = False
         self._logged = 0
+        self._pacemaker: object = self._named
+        """The optimizer whose steps the power limit counts."""
+        self._unpace = ExitStack()
         # Checkpoints may be written after the loop is over.
         self._hooks = [
             accelerator.register_save_state_pre_hook(self._save),
             accelerator.register_load_state_pre_hook(self._load),
         ]
         self._start()
+        self._limit_power()
 
     @property
     def report(self) -> Report | None:
@@ -192,6 +211,7 @@ class Attached:
 
     def _finish(self, *, failed: bool) -> Report | None:
         self._loop.settle()
+        self._unpace.close()
         return self._monitor.finish(failed=failed)
 
     def detach(self) -> None:
@@ -199,6 +219,7 @@ class Attached:
         if self._loop.steps:
             self.finish()
         else:
+            self._unpace.close()
             self._monitor.discard()
         for hook in self._hooks:
             hook.remove()
@@ -236,7 +257,7 @@ class Attached:
             facts["steps"] = f"not marked: {accelerator.distributed_type.value} steps where no optimizer of torch does"
             warn(f"steps are {facts['steps']}; the run is measured as a whole")
         run = self._monitor.start(
-            who=rank_of(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index),
+            who=_who(accelerator),
             parent=Path(accelerator.project_dir or Path.cwd()) / "energy",
             devices=own_gpu(accelerator.device),
             facts=facts,
@@ -246,6 +267,27 @@ class Attached:
             self._watch_accelerator(run)
         if run is not None and is_seen:
             self._watch_loop(run)
+
+    def _limit_power(self) -> None:
+        """Begin to limit the power, if that is asked for: on all ranks, whether they measure or not."""
+        accelerator = self._accelerator
+        if accelerator.distributed_type in _OUTSIDE:
+            return
+        self._monitor.limit_power(
+            _who(accelerator),
+            partial(_sum_over_ranks, accelerator),
+            lambda: f"{shape_of(accelerator._models)} {accelerator.mixed_precision}",  # noqa: SLF001
+        )
+        if self._monitor.limiter is not None:
+            # A hook of its own: those of a rank that measures no more are gone.
+            self._unpace.callback(register_optimizer_step_post_hook(self._pace).remove)
+
+    def _pace(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002 - a hook's signature
+        """Count a step of one optimizer, the same on all ranks. Not guarded: it is collective now and then."""
+        if self._counts(optimizer):
+            self._pacemaker = self._pacemaker or optimizer
+            if optimizer is self._pacemaker:
+                self._monitor.after_step()
 
     def _watch_accelerator(self, run: Measured) -> None:
         accelerator, over = self._accelerator, run.replaced.replace
@@ -481,6 +523,17 @@ def _with_batches(loader: object, batches: Callable[[Iterator[object]], Iterator
             _CLASS.__set__(loader, plain)
 
     return put_back
+
+
+def _who(accelerator: Accelerator) -> Rank:
+    return rank_of(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
+
+
+def _sum_over_ranks(accelerator: Accelerator, numbers: tuple[float, ...]) -> tuple[float, ...]:
+    if accelerator.num_processes == 1:
+        return numbers
+    summed = accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=accelerator.device), reduction="sum")
+    return tuple(summed.tolist())
 
 
 def _state_file(accelerator: Accelerator, folder: str) -> Path:

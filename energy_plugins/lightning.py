@@ -1,4 +1,4 @@
-"""Joules for Lightning: `EnergyMonitor` turns a trainer's hooks into marks, and a meter's figures into logs."""
+"""Joules for Lightning: `EnergyMonitor` turns hooks into marks and figures into logs; `PowerLimitTuner` saves some."""
 
 # ruff: noqa: ARG002 - hooks take what Lightning gives them
 
@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("Lightning is missing: pip install energy-plugins[lightning]") from error
 
-from energy_plugins.config import effective
+from energy_plugins.config import effective, limit_asked
 from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.json_section import JSON
@@ -29,6 +30,7 @@ from energy_plugins.training.guard import guard, warn
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
+from energy_plugins.training.shape import shape_of
 from energy_plugins.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Timer
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+    from energy_plugins.config import PowerLimitConfig
+    from energy_plugins.measure.rank_part import Rank
     from energy_plugins.measure.report import Report
 else:
 
@@ -55,7 +59,7 @@ else:
     Timer = _lightning.callbacks.Timer
     MisconfigurationException = _lightning.utilities.exceptions.MisconfigurationException
 
-__all__ = ["EnergyMonitor"]
+__all__ = ["EnergyMonitor", "PowerLimitTuner"]
 
 _guarded = guard(MisconfigurationException)
 
@@ -142,6 +146,10 @@ class EnergyMonitor(Callback):
         """End the measurement because of ``error``, with one warning; the training goes on."""
         self._monitor.give_up(error)
 
+    def limit_power(self, limit: PowerLimitConfig) -> None:
+        """Have the power limited in fits to come, see `PowerLimitTuner`."""
+        self._monitor.config = replace(self._monitor.config, power_limit=limit)
+
     # Runs: one fit, validate, test or predict.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -154,6 +162,11 @@ class EnergyMonitor(Callback):
         self._start(trainer)
         budget = self._monitor.budget
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        self._monitor.limit_power(
+            _who(trainer),
+            partial(_sum_over_ranks, trainer),
+            shape=lambda: f"{shape_of([pl_module])} {trainer.precision}",
+        )
         if budget is not None:
             watch = self._monitor.watch_budget(
                 budget,
@@ -229,6 +242,7 @@ class EnergyMonitor(Callback):
     ) -> None:
         """Close the step, log if this is a logging step, and end the fit when its budget is spent."""
         self._close_step(trainer, pl_module, batch)
+        self._monitor.after_step()
         watch, step = self._monitor.watch, trainer.global_step
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
         if watch is not None and watch.due(step):
@@ -317,7 +331,7 @@ class EnergyMonitor(Callback):
         if bracket is None:
             facts["data_wait"] = "not measured: this version of Lightning does not call out around a fetch"
         run = self._monitor.start(
-            who=rank_of(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.num_devices),
+            who=_who(trainer),
             parent=_parent(trainer),
             devices=own_gpu(trainer.strategy.root_device),
             facts=facts,
@@ -380,6 +394,82 @@ class EnvironmentMonitor(EnergyMonitor):
             vars(trainer)["callbacks"] = others  # the old list is being gone through
         else:
             super().setup(trainer, pl_module, stage)
+
+
+class PowerLimitTuner(Callback):
+    """Finds the power limit at which a fit draws least energy while its steps take hardly longer, and keeps it.
+
+    It uses the `EnergyMonitor` of the trainer, or adds one. The limit is searched for in windows of training steps,
+    is watched afterwards, and is put back to what was found, however the fit ends. Where nobody may set limits the fit
+    goes on, and the report (`Report.power_limit`) says what would be needed. docs/power_limits.md has the rest.
+
+    What is not given here is taken from the configuration (`energy_plugins.config`): the environment, or its file.
+
+    Args:
+        max_slowdown: By what share a step may take longer than at the limit found, of 0.03 if not given.
+        objective: "energy", "energy_delay" or "zeus".
+        fixed: A limit to set, in watts for each GPU; none is searched for.
+        knob: "limit", "clocks" (locked ones), or "auto".
+        clocks_unlocked: You assert that nobody has locked the clocks, which cannot be read; clocks need it.
+        search_share: The most of the planned fit that may pass while limits are tried, as a share: 0.05 if not given.
+        host_power_w: What each machine draws beside its GPUs: slower steps cost that, too.
+        eta: The weight of energy in the cost of Zeus.
+
+    Raises:
+        ConfigError: If a value is not allowed, here or in the configuration. It is a ValueError.
+
+    Example::
+
+        from lightning import Trainer
+        from energy_plugins.lightning import PowerLimitTuner
+
+        trainer = Trainer(callbacks=[PowerLimitTuner(max_slowdown=0.03)])
+
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - each is a flag of LightningCLI
+        self,
+        max_slowdown: float | None = None,
+        objective: str | None = None,
+        fixed: float | None = None,
+        knob: str | None = None,
+        clocks_unlocked: bool | None = None,  # noqa: FBT001 - LightningCLI's convention
+        search_share: float | None = None,
+        host_power_w: float | None = None,
+        eta: float | None = None,
+    ) -> None:
+        self._limit = limit_asked(
+            max_slowdown=max_slowdown,
+            objective=objective,
+            fixed=fixed,
+            knob=knob,
+            clocks_unlocked=clocks_unlocked,
+            search_share=search_share,
+            host_power_w=host_power_w,
+            eta=eta,
+        )
+        self._monitor: EnergyMonitor | None = None
+
+    @property
+    def report(self) -> Report | None:
+        """The report of the last run that ended in this process."""
+        return None if self._monitor is None else self._monitor.report
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have the monitor limit the power of a fit."""
+        if stage != "fit":
+            return
+        everyone: list[Callback] = vars(trainer)["callbacks"]
+        self._monitor = next((callback for callback in everyone if isinstance(callback, EnergyMonitor)), None)
+        if self._monitor is None:
+            self._monitor = EnergyMonitor()
+            vars(trainer)["callbacks"] = [*everyone, self._monitor]  # the old list is being gone through
+            self._monitor.setup(trainer, pl_module, stage)
+        self._monitor.limit_power(self._limit)
+
+
+def _who(trainer: Trainer) -> Rank:
+    return rank_of(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.num_devices)
 
 
 def _parent(trainer: Trainer) -> Path:

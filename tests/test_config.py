@@ -27,14 +27,26 @@ from energy_plugins.config import (
     EnergyConfig,
     Key,
     MeasureConfig,
+    PowerLimitConfig,
     ReportConfig,
     add_flags,
     effective,
     flags_of,
     to_environment,
 )
-from energy_plugins.config.schema import FILE_VARIABLE
-from energy_plugins.config.values import COUNT, DEVICES, POSITIVE, TEXT, YES_NO, Kind, Value, as_text
+from energy_plugins.config.schema import FILE_VARIABLE, KNOB, OBJECTIVE
+from energy_plugins.config.values import (
+    COUNT,
+    DEVICES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    YES_NO,
+    Kind,
+    Value,
+    as_text,
+)
 from energy_plugins.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +57,10 @@ VALUES: Mapping[Kind, st.SearchStrategy[Value]] = {
     YES_NO: st.booleans(),
     COUNT: st.integers(0, 10**12),
     POSITIVE: st.floats(0, exclude_min=True, allow_infinity=False),
+    NOT_NEGATIVE: st.floats(0, allow_infinity=False).map(abs),
+    SHARE: st.floats(0, 1).map(abs),
+    OBJECTIVE: st.sampled_from(["energy", "energy_delay", "zeus"]),
+    KNOB: st.sampled_from(["limit", "clocks", "auto"]),
     TEXT: LINE,
     DEVICES: st.lists(st.integers(0, 99) | st.from_regex(r"GPU-[0-9a-f]{1,8}", fullmatch=True), min_size=1).map(tuple),
 }
@@ -129,6 +145,34 @@ def test_many_words_are_true(text: str) -> None:
 def test_many_words_are_false(text: str, tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text(f"report: {{log: {text}, table: '{text}'}}")
     assert effective(tmp_path / "e.yaml", {}).config.report == ReportConfig(log=False, table=False)
+
+
+class TestAskingForALimit:
+    """The section, or any value in it, asks for a limit; nothing else does."""
+
+    @pytest.mark.parametrize("text", ["power_limit:", "power_limit: {}", "power_limit: {max_slowdown: 0.03}"])
+    def test_a_file_asks(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "e.yaml").write_text(text)
+        found = effective(tmp_path / "e.yaml", {})
+        assert found.config.power_limit == PowerLimitConfig(enabled=True)
+        assert found.origins["power_limit.enabled"] == f"{tmp_path / 'e.yaml'} line 1"
+
+    def test_every_source_asks(self) -> None:
+        assert effective(environ={"ENERGY_POWER_LIMIT_FIXED": "450"}).config.power_limit.enabled
+        assert effective(environ={}, flags=["--energy-power-limit-max-slowdown", "0"]).config.power_limit.enabled
+        assert effective(environ={}, arguments={"power_limit.knob": "auto"}).config.power_limit.enabled
+        assert EnergyArguments(energy_power_limit_eta=0.7).config({}).power_limit.enabled
+
+    def test_nothing_else_does(self) -> None:
+        assert not effective(environ={"ENERGY_MEASURE_ACTIVITY": "1"}).config.power_limit.enabled
+        assert not effective(environ={}, arguments={"power_limit.fixed": None}).config.power_limit.enabled
+
+    def test_saying_no_counts(self, tmp_path: Path) -> None:
+        (tmp_path / "e.yaml").write_text("power_limit: {fixed: 450}")
+        off = {"ENERGY_POWER_LIMIT_ENABLED": "false"}
+        assert effective(tmp_path / "e.yaml", off).config.power_limit == PowerLimitConfig(fixed=450)
+        (tmp_path / "e.yaml").write_text("power_limit: {enabled: false, fixed: 450}")
+        assert not effective(tmp_path / "e.yaml", {}).config.power_limit.enabled
 
 
 def test_which_file_is_read(tmp_path: Path) -> None:
@@ -233,8 +277,8 @@ HOSTILE = [
     ("a control character", b"report:\n  name: \x01\n", 2, "expected YAML"),
     ("latin-1", "report:\n  name: Größe\n".encode("latin-1"), 2, "0xf6 is not UTF-8"),
     ("utf-16", "report: {}\n".encode("utf-16"), 1, "0xff is not UTF-8"),
-    ("a section to come", b"\npower_limit:\n  watts: 300\n", 2, "power_limit cannot be configured: this version"),
-    ("another", b"micro_batch: {}\n", 1, "micro_batch cannot be configured: this version"),
+    ("a section to come", b"micro_batch: {}\n", 1, "micro_batch cannot be configured: this version"),
+    ("of power", b"\npower_limit:\n  watts: 300\n", 3, "the key 'power_limit.watts' is not known; the nearest that is"),
 ]
 
 
@@ -301,7 +345,7 @@ def test_no_file_raises_anything_else(content: bytes, tmp_path: Path) -> None:
         ({"ENERGY_MEASURE_DEVICES": "0,,1"}, "is '0,,1'; expected CUDA ordinals or UUIDs"),
         ({"ENERGY_MEASURE_DEVICES": "-1"}, "is '-1'; expected CUDA ordinals or UUIDs"),
         ({"ENERGY_MEASURE_DEVICES": "cuda:0"}, "is 'cuda:0'; expected CUDA ordinals or UUIDs"),
-        ({"ENERGY_POWER_LIMIT_WATTS": "300"}, "environment ENERGY_POWER_LIMIT_WATTS: power_limit cannot be configured"),
+        ({"ENERGY_POWER_LIMIT_WATTS": "300"}, "environment: the variable 'ENERGY_POWER_LIMIT_WATTS' is not known"),
         ({"ENERGY_MICRO_BATCH": "8"}, "environment ENERGY_MICRO_BATCH: micro_batch cannot be configured"),
     ],
 )
@@ -333,7 +377,7 @@ def test_the_packages_other_variables_are_known() -> None:
         (["--energy-report-log", "--energy-report-table=1"], "flag --energy-report-log: its value is missing"),
         (["--energy-config"], "flag --energy-config: its value is missing; expected a YAML file"),
         (["--energy_report_log", "2"], "report.log is '2'; expected true or false"),
-        (["--energy-power-limit-watts=300"], "flag --energy-power-limit-watts: power_limit cannot be configured"),
+        (["--energy-micro-batch=300"], "flag --energy-micro-batch: micro_batch cannot be configured"),
         (["train.py"], "'train.py' is not known"),
     ],
 )
@@ -395,6 +439,7 @@ def hf_parser() -> Any:
 
 def test_every_key_is_an_argument_of_transformers(hf_parser: Any, tmp_path: Path) -> None:
     samples: dict[Kind, Value] = {YES_NO: False, COUNT: 7, POSITIVE: 1.5, TEXT: "a b", DEVICES: (0, "GPU-1")}
+    samples |= {NOT_NEGATIVE: 0.5, SHARE: 0.25, OBJECTIVE: "zeus", KNOB: "auto"}
     values = {dotted: samples[key.kind] for dotted, key in KEYS.items()}
     expected = effective(environ={}, arguments=values).config
     words = [word for dotted, value in values.items() for word in (KEYS[dotted].flag, as_text(value))]

@@ -6,8 +6,16 @@ Where several are given the strongest counts: arguments in code, then flags, the
 """
 
 from energy_plugins.config.arguments import EnergyArguments, add_flags, flags_of
-from energy_plugins.config.schema import FILE_VARIABLE, KEYS, EnergyConfig, Key, MeasureConfig, ReportConfig
-from energy_plugins.config.sources import OTHER_VARIABLES, VARIABLES, Effective, effective, to_environment
+from energy_plugins.config.schema import (
+    FILE_VARIABLE,
+    KEYS,
+    EnergyConfig,
+    Key,
+    MeasureConfig,
+    PowerLimitConfig,
+    ReportConfig,
+)
+from energy_plugins.config.sources import OTHER_VARIABLES, VARIABLES, Effective, effective, limit_asked, to_environment
 
 __all__ = [
     "FILE_VARIABLE",
@@ -19,9 +27,11 @@ __all__ = [
     "EnergyConfig",
     "Key",
     "MeasureConfig",
+    "PowerLimitConfig",
     "ReportConfig",
     "add_flags",
     "effective",
     "flags_of",
+    "limit_asked",
     "to_environment",
 ]

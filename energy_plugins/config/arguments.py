@@ -79,6 +79,15 @@ class EnergyArguments:
     energy_report_log: bool | None = field(default=None, metadata=_of("report.log"))
     energy_report_progress_bar: bool | None = field(default=None, metadata=_of("report.progress_bar"))
     energy_report_table: bool | None = field(default=None, metadata=_of("report.table"))
+    energy_power_limit_enabled: bool | None = field(default=None, metadata=_of("power_limit.enabled"))
+    energy_power_limit_max_slowdown: float | None = field(default=None, metadata=_of("power_limit.max_slowdown"))
+    energy_power_limit_objective: str | None = field(default=None, metadata=_of("power_limit.objective"))
+    energy_power_limit_eta: float | None = field(default=None, metadata=_of("power_limit.eta"))
+    energy_power_limit_fixed: float | None = field(default=None, metadata=_of("power_limit.fixed"))
+    energy_power_limit_knob: str | None = field(default=None, metadata=_of("power_limit.knob"))
+    energy_power_limit_clocks_unlocked: bool | None = field(default=None, metadata=_of("power_limit.clocks_unlocked"))
+    energy_power_limit_search_share: float | None = field(default=None, metadata=_of("power_limit.search_share"))
+    energy_power_limit_host_power_w: float | None = field(default=None, metadata=_of("power_limit.host_power_w"))
 
     def __post_init__(self) -> None:
         flagged = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energy_plugins.config.given import Given, refused, unknown
-from energy_plugins.config.schema import KEYS, NOT_YET, SECTIONS, Key
+from energy_plugins.config.schema import KEYS, LIMITS, NOT_YET, SECTIONS, Key
 from energy_plugins.config.values import shown
 from energy_plugins.errors import ConfigError
 
@@ -101,9 +101,10 @@ def _section(path: str | Path, name: Node, node: Node) -> Iterator[Given]:
         raise refused(section, _where(path, name))
     if section not in SECTIONS:
         raise unknown(section, f"{_where(path, name)}: the key", [*SECTIONS, *KEYS])
-    if node.tag == _NULL:
-        return
-    for word, value in _entries(path, section, node):
+    entries = [] if node.tag == _NULL else list(_entries(path, section, node))
+    if section == LIMITS.section and not any(word.value == LIMITS.name for word, _ in entries):
+        yield Given(LIMITS, True, _where(path, name))
+    for word, value in entries:
         dotted = f"{section}.{word.value}"
         if dotted not in KEYS:
             raise unknown(dotted, f"{_where(path, word)}: the key", KEYS)

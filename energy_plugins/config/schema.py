@@ -7,7 +7,19 @@ from dataclasses import Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
-from energy_plugins.config.values import COUNT, DEVICES, POSITIVE, TEXT, YES_NO, Kind, Value, shown
+from energy_plugins.config.values import (
+    COUNT,
+    DEVICES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    YES_NO,
+    Kind,
+    Value,
+    one_of,
+    shown,
+)
 from energy_plugins.errors import ConfigError
 
 
@@ -80,6 +92,49 @@ class ReportConfig(_Section):
     table: bool = field(default=True, metadata=_key(YES_NO, "Whether to print the report as a table at the end."))
 
 
+OBJECTIVE = one_of("energy", "energy_delay", "zeus")
+KNOB = one_of("limit", "clocks", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerLimitConfig(_Section):
+    """Whether the power of the GPUs is limited during a training, and how. Raises ConfigError as `MeasureConfig`."""
+
+    enabled: bool = field(
+        default=False,
+        metadata=_key(YES_NO, "Whether to limit the GPUs' power; if not given, as soon as another of these keys is."),
+    )
+    max_slowdown: float = field(
+        default=0.03, metadata=_key(NOT_NEGATIVE, "By what share a step may take longer than at the limit found.")
+    )
+    objective: str = field(
+        default="energy",
+        metadata=_key(OBJECTIVE, "What to make small: joules, joules times seconds, or the cost of Zeus."),
+    )
+    eta: float = field(
+        default=0.5, metadata=_key(SHARE, "The weight of energy in the cost of Zeus; that of time is the rest.")
+    )
+    fixed: float | None = field(
+        default=None,
+        metadata=_key(POSITIVE, "The power limit to set, in watts for each GPU; none is searched for."),
+    )
+    knob: str = field(
+        default="limit",
+        metadata=_key(KNOB, "What to turn: the power limit, locked clocks, or these where no limit binds."),
+    )
+    clocks_unlocked: bool = field(
+        default=False,
+        metadata=_key(YES_NO, "You assert that nobody has locked the clocks, which cannot be read; clocks need it."),
+    )
+    search_share: float = field(
+        default=0.05, metadata=_key(SHARE, "The most of the planned training that may pass while limits are tried.")
+    )
+    host_power_w: float = field(
+        default=0.0,
+        metadata=_key(NOT_NEGATIVE, "What each machine draws beside its GPUs, in watts: slower steps cost that, too."),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnergyConfig:
     """How a training is measured and reported.
@@ -87,10 +142,12 @@ class EnergyConfig:
     Attributes:
         measure: what is measured, and how.
         report: where the figures go.
+        power_limit: whether the power of the GPUs is limited, and how.
     """
 
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    power_limit: PowerLimitConfig = field(default_factory=PowerLimitConfig)
 
     def values(self) -> Iterator[tuple[Key, Value | None]]:
         """Yield every key with its value."""
@@ -129,8 +186,8 @@ class Key:
         return f"--{self.argument.replace('_', '-')}"
 
 
-SECTIONS: Mapping[str, type[MeasureConfig | ReportConfig]] = MappingProxyType(
-    {"measure": MeasureConfig, "report": ReportConfig}
+SECTIONS: Mapping[str, type[MeasureConfig | ReportConfig | PowerLimitConfig]] = MappingProxyType(
+    {"measure": MeasureConfig, "report": ReportConfig, "power_limit": PowerLimitConfig}
 )
 
 KEYS: Mapping[str, Key] = MappingProxyType(
@@ -143,9 +200,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
 )
 """By their dotted names."""
 
+LIMITS = KEYS["power_limit.enabled"]
+"""Asked for by naming its section, or any other of the section's keys."""
+
 NOT_YET: Mapping[str, str] = MappingProxyType(
     {
-        "power_limit": "this version of energy-plugins does not set power limits yet",
         "micro_batch": "this version of energy-plugins does not choose micro-batches yet",
     }
 )

@@ -11,7 +11,17 @@ from types import MappingProxyType
 
 from energy_plugins.config.file import read_file
 from energy_plugins.config.given import Given, refused, unknown
-from energy_plugins.config.schema import FILE_FLAG, FILE_VARIABLE, KEYS, NOT_YET, SECTIONS, EnergyConfig, Key
+from energy_plugins.config.schema import (
+    FILE_FLAG,
+    FILE_VARIABLE,
+    KEYS,
+    LIMITS,
+    NOT_YET,
+    SECTIONS,
+    EnergyConfig,
+    Key,
+    PowerLimitConfig,
+)
 from energy_plugins.config.values import Value, as_text
 from energy_plugins.errors import ConfigError
 
@@ -20,6 +30,7 @@ VARIABLES: Mapping[str, Key] = MappingProxyType({key.variable: key for key in KE
 """The keys by the names of their variables."""
 OTHER_VARIABLES = frozenset(
     {
+        "ENERGY_CONTROL_JOURNAL",
         "ENERGY_CUDA_LIBRARY",
         "ENERGY_EVENT_SOURCES_ROOT",
         "ENERGY_NVML_LIBRARY",
@@ -80,12 +91,24 @@ def effective(
 def merged(*layers: Iterable[Given]) -> Effective:
     """Return the configuration that layers make, a later one above those before it."""
     found = {given.key.dotted: given for layer in layers for given in layer}
+    asking = [given for given in found.values() if given.key.section == LIMITS.section and given.value is not None]
+    if asking and LIMITS.dotted not in found:
+        found[LIMITS.dotted] = Given(LIMITS, True, asking[0].origin)
     values: dict[str, dict[str, Value | None]] = {section: {} for section in SECTIONS}
     for given in found.values():
         values[given.key.section][given.key.name] = given.value
     origins = {dotted: found[dotted].origin if dotted in found else "default" for dotted in KEYS}
     sections = {section: holder(**values[section]) for section, holder in SECTIONS.items()}  # type: ignore[arg-type] # checked
     return Effective(EnergyConfig(**sections), MappingProxyType(origins))  # type: ignore[arg-type] # the same
+
+
+def limit_asked(**arguments: object) -> PowerLimitConfig:
+    """Return the section ``power_limit`` where code asks for a limit: what it does not give is taken from elsewhere.
+
+    Raises ConfigError.
+    """
+    given = {f"{LIMITS.section}.{name}": value for name, value in arguments.items()}
+    return effective(arguments={LIMITS.dotted: True, **given}).config.power_limit
 
 
 def to_environment(config: EnergyConfig) -> dict[str, str]:

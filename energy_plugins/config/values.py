@@ -53,14 +53,35 @@ def _count(given: object) -> int:
     raise ValueError
 
 
-def _positive(given: object) -> float:
+def _number(given: object) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ValueError  # noqa: TRY004 - a value that is not allowed, whatever its type
     try:
         number = float(given)
     except OverflowError as error:
         raise ValueError from error
-    if not 0 < number < math.inf:
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _positive(given: object) -> float:
+    number = _number(given)
+    if number <= 0:
+        raise ValueError
+    return number
+
+
+def _not_negative(given: object) -> float:
+    number = _number(given)
+    if number < 0:
+        raise ValueError
+    return abs(number)  # -0.0 is 0
+
+
+def _share(given: object) -> float:
+    number = _not_negative(given)
+    if number > 1:
         raise ValueError
     return number
 
@@ -97,8 +118,21 @@ def _device(given: object) -> int | str:
 YES_NO = Kind("true or false (or yes/no, on/off, 1/0)", _yes_no, "true|false")
 COUNT = Kind("a whole number, 0 or more", _count, "N")
 POSITIVE = Kind("a positive number", _positive, "NUMBER")
+NOT_NEGATIVE = Kind("a number, 0 or more", _not_negative, "NUMBER")
+SHARE = Kind("a number from 0 to 1", _share, "SHARE")
 TEXT = Kind("one line of text, not empty", _text, "TEXT")
 DEVICES = Kind("CUDA ordinals or UUIDs of GPUs, one at least, such as 0,1 or GPU-1234", _devices, "0,1,...")
+
+
+def one_of(*words: str) -> Kind:
+    """Return the kind of a value that is one of some words."""
+
+    def read(given: object) -> str:
+        if not isinstance(given, str) or given.strip() not in words:
+            raise ValueError
+        return given.strip()
+
+    return Kind(f"one of {', '.join(words)}", read, "|".join(words))
 
 
 def as_text(value: Value) -> str:

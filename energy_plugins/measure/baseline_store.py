@@ -6,24 +6,19 @@ left aside, with the reason. It is replaced as a whole, so a reader never sees h
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
-import stat
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.json_section import Section, parse
+from energy_plugins.measure.private_file import alone_with, cache_folder, read_private, replace_private
 
 OLD = timedelta(days=30)
 """A baseline older than this is used, with a warning: dust, fans and drivers change what an idle card draws."""
-_MOST_BYTES = 1 << 20
 _MOST_W = 10_000.0
 """No GPU draws as much; a file that says so is wrong."""
 
@@ -95,10 +90,7 @@ class Remembered:
 
 def store_path() -> Path:
     """Return where the baselines of this user are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative path is to be ignored (XDG Base Directory Specification).
-    folder = Path(cache) if cache.startswith("/") else Path.home() / ".cache"
-    return folder / "energy-plugins" / "baselines.json"
+    return cache_folder() / "baselines.json"
 
 
 def recall(uuids: Iterable[str]) -> Remembered:
@@ -126,8 +118,7 @@ def remember(idle: Iterable[IdlePower]) -> Path:
         RuntimeError: this user has no home folder.
     """
     path = store_path()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone(path.with_suffix(".lock")):
+    with alone_with(path):
         try:
             nodes = _read(path)
         except ReportError:
@@ -138,56 +129,17 @@ def remember(idle: Iterable[IdlePower]) -> Path:
         mine = known.setdefault(platform.node(), {})
         for one in idle:
             mine[one.uuid] = {name: value for name, value in asdict(one).items() if name != "uuid"}
-        _replace(path, json.dumps({"version": 1, "nodes": known}, indent=1) + "\n")
+        replace_private(path, json.dumps({"version": 1, "nodes": known}, indent=1) + "\n")
     return path
 
 
 def _read(path: Path) -> dict[str, dict[str, Section]]:
     """Return the entries by node and GPU, none if there is no file. Raises ReportError, OSError."""
-    try:
-        # Not to be waited for, should it be a pipe.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
+    content = read_private(path)
+    if content is None:
         return {}
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ReportError(f"{path} is no ordinary file")
-        if found.st_uid != os.geteuid():
-            raise ReportError(f"{path} belongs to user {found.st_uid}, not to you")
-        if found.st_mode & 0o022:
-            raise ReportError(f"{path} may be written by others: chmod 600 it, if what it says is yours")
-        if found.st_size > _MOST_BYTES:
-            raise ReportError(f"{path} is too large to be a file of baselines")
-        content = os.read(descriptor, _MOST_BYTES)
-    finally:
-        os.close(descriptor)
     section = parse(content, str(path))
     if section.count("version") != 1:
         raise section.error("version", "is not 1: it was written by another version of energy-plugins")
     nodes = section.section_by_name("nodes")
     return {node: {uuid: entries.section(uuid) for uuid in entries.values} for node, entries in nodes.items()}
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=".baselines-", dir=path.parent)  # for its owner's eyes only
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        Path(temporary).replace(path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Keep other processes of this user, such as other ranks, from changing the file at the same time."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

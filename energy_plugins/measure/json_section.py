@@ -87,6 +87,10 @@ class Section:
         value = self._value(key)
         return value if isinstance(value, bool) else self._refuse(key, "true or false")
 
+    def maybe_flag(self, key: str) -> bool | None:
+        """Read true or false, or null."""
+        return None if self._value(key) is None else self.flag(key)
+
     def count(self, key: str) -> int:
         """Read a whole number that is not negative."""
         value = self._value(key)
@@ -192,6 +196,7 @@ _READERS: Mapping[str, Callable[[Section, str], object]] = {
     "str": Section.text,
     "str | None": Section.maybe_text,
     "bool": Section.flag,
+    "bool | None": Section.maybe_flag,
     "int": Section.count,
     "int | None": Section.maybe_count,
     "float": Section.number,

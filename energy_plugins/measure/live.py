@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,16 @@ class Live:
         return sum(joules for joules in self.gpu_j if not math.isnan(joules))
 
 
+@dataclass(frozen=True)
+class StepBatch:
+    """Steps whose figures became known together, one column each."""
+
+    start_ns: NDArray[np.int64]
+    end_ns: NDArray[np.int64]
+    energy_j: NDArray[np.float64]
+    """By GPU and step."""
+
+
 class LiveFigures:
     """Keeps `live` up to date as a run settles."""
 
@@ -50,6 +61,8 @@ class LiveFigures:
         self.live = Live(settlement.start_ns, (0.0,) * gpus, (float("nan"),) * gpus)
         self.fresh: list[Step] = []
         """Closed steps that the figures do not hold yet."""
+        self.heard: deque[StepBatch] | None = None
+        """Where steps go one by one, if somebody listens."""
         self._settlement = settlement
 
     def publish(self, segments: Segments, drained_ns: int) -> None:
@@ -63,6 +76,10 @@ class LiveFigures:
         own: list[Interval] = [(step.start_ns, step.end_ns) for step in ready]
         bounds = np.array([(horizon_ns, horizon_ns), *own, *waits, *stalls], np.int64)
         energy = [self._about(row, bounds, segments) for row in range(len(self._settlement.tracks))]
+        if self.heard is not None and own:
+            each = np.array([ends - starts for starts, ends in energy]).reshape(len(energy), len(bounds))
+            steps = slice(1, len(own) + 1)
+            self.heard.append(StepBatch(bounds[steps, 0], bounds[steps, 1], each[:, steps]))
         spent = sum((ends - starts for starts, ends in energy), np.zeros(len(bounds)))[1:]
         cut = np.cumsum([len(own), len(waits)])
         step_j, wait_j, stall_j = (float(part.sum()) for part in np.split(spent, cut))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from energy_plugins.measure.cpu_estimate import CpuEstimate
     from energy_plugins.measure.devices import Gpu
     from energy_plugins.measure.json_section import JSON
+    from energy_plugins.measure.limit_part import LimitPart
     from energy_plugins.measure.live import Live
     from energy_plugins.measure.progress import Progress
     from energy_plugins.measure.rank_part import Rank
@@ -248,6 +249,11 @@ class EnergyMeter:
         """Have the report say why the training was ended early."""
         if self.run is not None:
             self.run.stopped = reason
+
+    def limited(self, power_limit: LimitPart) -> None:
+        """Have the report say what became of the power limit."""
+        if self.run is not None:
+            self.run.power_limit = power_limit
 
     def report(self) -> Report:
         """Return the report: of the window that was closed last, or of what has been settled of the open one.

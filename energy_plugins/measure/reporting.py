@@ -17,6 +17,7 @@ from energy_plugins.measure.collector import Collector
 from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
+from energy_plugins.measure.limit_part import LimitPart
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.power_sensors import COUNTER
 from energy_plugins.measure.rank_part import Rank
@@ -83,6 +84,7 @@ class State:
     warnings: tuple[str, ...]
     neighbours: Neighbours
     stopped: str
+    power_limit: LimitPart | None = None
 
 
 def compose(facts: Facts, collector: Collector, state: State) -> Report:
@@ -163,6 +165,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         config=facts.config,
         warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9, collector, plan),
         stopped=state.stopped,
+        power_limit=state.power_limit,
         rank=facts.rank,
         extra={"shared_gpu_j": shared} if shared else {},
     )

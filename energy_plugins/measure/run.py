@@ -7,6 +7,7 @@ import os
 import platform
 import threading
 import uuid
+from collections import deque
 from datetime import UTC, datetime
 from functools import partial
 from numbers import Integral
@@ -17,10 +18,12 @@ from energy_plugins.measure.activity import plan_activity
 from energy_plugins.measure.baseline_store import recall
 from energy_plugins.measure.collector import Collector
 from energy_plugins.measure.cpu import CpuMeter, plan_cpu
+from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.lanes import Lanes
-from energy_plugins.measure.live import Live
+from energy_plugins.measure.limit_part import LimitPart
+from energy_plugins.measure.live import Live, StepBatch
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.notices import Notices
 from energy_plugins.measure.opening import await_plan, open_marks, silent_driver, start_sampler
@@ -48,6 +51,8 @@ _HEADER_PERIOD_NS = 30_000_000_000
 appended every few seconds."""
 _MOST_COUNTED = 2**63 - 1
 """The largest count that a mark carries."""
+_MOST_BATCHES = 1024
+"""Of steps with figures of their own; there is one each 1.3 s."""
 _MOST_AHEAD_NS = 5_000_000_000
 """How far what was drawn is guessed beyond what is known of it."""
 
@@ -89,6 +94,8 @@ class Run:
         self._note_doubts()
         self.stopped = ""
         """Why the training was ended early: for framework modules."""
+        self.power_limit: LimitPart | None = None
+        """What is to be said of the power limit: for framework modules."""
         lanes = Lanes(self._plan, self._activity)
         self._neighbours = Neighbours(self.uuids, drivers)
         self._neighbours.begin()
@@ -166,6 +173,22 @@ class Run:
                 self._sampler.drain_every(LIVE_DRAIN_PERIOD_NS)
         return self._collector.live
 
+    def listen_to_steps(self) -> deque[StepBatch]:
+        """Return a queue to which the late figures of each step go from now on, before `live` says that it has them.
+
+        Of those that nobody takes away, the oldest are dropped.
+        """
+        figures = self._collector.figures
+        if figures.heard is None:
+            figures.heard = deque(maxlen=_MOST_BATCHES)
+        self.live()
+        return figures.heard
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs that are measured, without slices."""
+        return self._plan.gpus
+
     def drawn_j(self) -> float:
         """Return about what was drawn until now, a finite number of joules.
 
@@ -238,6 +261,7 @@ class Run:
             warnings=self._notices.texts,
             neighbours=self._neighbours,
             stopped=self.stopped,
+            power_limit=self.power_limit,
         )
         return compose(self._facts, self._collector, state)
 

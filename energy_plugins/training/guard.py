@@ -21,6 +21,9 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 """What may go wrong in measuring, and in what a framework of another version no longer has."""
 
+TROUBLE: tuple[type[Exception], ...] = (*FAILURES, RuntimeWarning)
+"""The same where a warning may be an error."""
+
 
 class GivesUp(Protocol):
     """Whoever can stop measuring in the middle of a training."""

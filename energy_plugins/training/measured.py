@@ -44,6 +44,8 @@ class Measured:
         self.replaced = Replaced()
         self.made = 0
         """Steps."""
+        self.samples: int | None = None
+        """Of the last step."""
         self.drawn_j = 0.0
         self.in_short = ""
         """What a progress bar shows."""
@@ -68,6 +70,13 @@ class Measured:
         limits, position = self._outlook()
         left = batches_left(limits, position)
         return self._pace.forecast(left, made=self.made, seconds_left=limits.seconds_left)
+
+    def left_s(self, step_s: float) -> float | None:
+        """Return how long this run will still take at ``step_s`` for a step, None if its end is not known."""
+        limits, position = self._outlook()
+        left = batches_left(limits, position)
+        known = [limits.seconds_left, None if left is None else left * step_s]
+        return min((seconds for seconds in known if seconds is not None), default=None)
 
     def prospects(self, earlier_j: float) -> dict[str, float]:
         """Return the forecast by the keys under which it is logged, and have the progress bar show it."""

@@ -18,6 +18,7 @@ from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.figures import TOTALS
 from energy_plugins.training.guard import FAILURES, guarded, warn
+from energy_plugins.training.limiter import Limiter
 from energy_plugins.training.measured import Measured, Outlook
 from energy_plugins.training.place import Devices, Place
 from energy_plugins.training.watch import SumOverRanks, Watch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from energy_plugins.config import EnergyConfig
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.report import Report
+    from energy_plugins.training.course import Timing
 
 
 class Monitor:
@@ -43,6 +45,10 @@ class Monitor:
         self.run: Measured | None = None
         self.watch: Watch | None = None
         """The budget of the fit that runs. The plugin looks at it, unguarded: that is collective."""
+        self.limiter: Limiter | None = None
+        """The power limit of the fit that runs. The plugin calls it after each step, unguarded, as it does `watch`."""
+        self.timing: Timing | None = None
+        """Other times for the limiter than its own."""
         self.report: Report | None = None
         self.earlier_j = 0.0
         """What this rank's earlier runs of the same training drew."""
@@ -53,7 +59,7 @@ class Monitor:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in this process only."""
-        return {**self.__dict__, "run": None, "watch": None, "report": None}
+        return {**self.__dict__, "run": None, "watch": None, "limiter": None, "report": None}
 
     @property
     def budget(self) -> Budget | None:
@@ -142,6 +148,7 @@ class Monitor:
 
     @guarded
     def _finish(self, *, show: bool, failed: bool) -> None:
+        self._stop_limiting()
         run, self.run = self.run, None
         watch, self.watch = self.watch, None
         if watch is not None:
@@ -163,6 +170,7 @@ class Monitor:
     @guarded
     def discard(self) -> None:
         """Stop measuring and leave nothing: another measures this training."""
+        self._stop_limiting()
         run, self.run = self.run, None
         if run is not None:
             atexit.unregister(self._at_exit)
@@ -172,6 +180,8 @@ class Monitor:
 
     def give_up(self, error: Exception) -> None:
         """End the measurement because of ``error``; its joules so far still count."""
+        if self.limiter is not None:
+            self.limiter.lose(f"measuring failed: {error}")
         run, self.run = self.run, None
         if run is not None:
             atexit.unregister(self._at_exit)
@@ -184,6 +194,11 @@ class Monitor:
         if not self._warned:
             self._warned = True
             warn(f"measuring failed, training goes on: {error}")
+
+    def _stop_limiting(self) -> None:
+        limiter, self.limiter = self.limiter, None
+        if limiter is not None:
+            limiter.close()
 
     def _keep_drawn(self, run: Measured) -> None:
         """Count what a fit drew that is not measured to its end."""
@@ -237,6 +252,7 @@ class Monitor:
         if self.run is not None:
             self.run.steps.close(samples, tokens)
             self.run.made += 1
+            self.run.samples = samples
 
     @guarded
     def drop_step(self) -> None:
@@ -328,6 +344,29 @@ class Monitor:
         earlier_j = self.earlier_j * ranks if self.earlier_fit_j is None else self.earlier_fit_j
         self.watch = Watch(budget, earlier_j, ranks=ranks, speaks=speaks, sum_over_ranks=sum_over_ranks)
         return self.watch
+
+    # The power limit.
+
+    def limit_power(self, who: Rank, sum_over_ranks: SumOverRanks, shape: Callable[[], str]) -> None:
+        """Begin to limit the power of a fit that has just been started, if that is asked for. All ranks call it.
+
+        ``shape`` tells what the model and its precision are known by (`shape_of`).
+        """
+        self._stop_limiting()
+        if self.config.power_limit.enabled and self.config.measure.enabled:
+            self.limiter = Limiter(
+                self.config.power_limit,
+                self.run,
+                who=who,
+                sum_over_ranks=sum_over_ranks,
+                shape=shape,
+                timing=self.timing,
+            )
+
+    def after_step(self) -> None:
+        """Let the limiter do what is due after a step. Not guarded: it is collective now and then."""
+        if self.limiter is not None:
+            self.limiter.after_step()
 
 
 def _fit_state(fit_j: float | None) -> dict[str, float]:

@@ -17,11 +17,12 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 17
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from energy_plugins.transformers.callback import EnergyCallback, attach
+from energy_plugins.transformers.power_limit import PowerLimitCallback
 
 if TYPE_CHECKING:
     from energy_plugins.config import EnergyArguments
 
-__all__ = ["EnergyArguments", "EnergyCallback", "attach"]
+__all__ = ["EnergyArguments", "EnergyCallback", "PowerLimitCallback", "attach"]
 
 # What `report_to` may name; transformers has no public way to add to it.
 INTEGRATION_TO_CALLBACK.setdefault("energy", EnergyCallback)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl, TrainerState
     from transformers.training_args import TrainingArguments
 
-    from energy_plugins.config import EnergyArguments, EnergyConfig
+    from energy_plugins.config import EnergyArguments, EnergyConfig, PowerLimitConfig
     from energy_plugins.measure.report import Report
 
 
@@ -120,6 +120,10 @@ class EnergyCallback(TrainerCallback, ExportableState):
     def report(self) -> Report | None:
         """The report of the last training that ended in this process."""
         return self._fits.monitor.report
+
+    def limit_power(self, limit: PowerLimitConfig, trainer: Trainer | None, args: TrainingArguments) -> None:
+        """Have the power limited, see `PowerLimitCallback`."""
+        self._fits.ask_for_limit(limit, trainer, args)
 
     def attach(self, trainer: Trainer) -> Self:
         """Add this to a trainer, in the place of any other of its kind."""

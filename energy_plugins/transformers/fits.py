@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +19,18 @@ from energy_plugins.training.guard import guarded
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
+from energy_plugins.training.shape import shape_of
 from energy_plugins.training.watch import Watch
 from energy_plugins.transformers.inside import Inside
-from energy_plugins.transformers.trainers import facts_of, sum_over_ranks, trainer_above
+from energy_plugins.transformers.trainers import facts_of, precision_of, sum_over_ranks, trainer_above
 from energy_plugins.units import j_to_kwh
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
     from transformers.trainer_callback import TrainerControl, TrainerState
     from transformers.training_args import TrainingArguments
+
+    from energy_plugins.config import PowerLimitConfig
 
 _FINAL = {"train_runtime", "train_loss", "total_flos"}
 """The last log of a training holds all of these; others may hold some."""
@@ -66,6 +70,7 @@ class Fits:
         self._start(trainer, args, state, saved)
         budget = self.monitor.budget
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        self._limit_power(trainer, args)
         if budget is not None:
             watch = self.monitor.watch_budget(
                 budget,
@@ -76,6 +81,16 @@ class Fits:
             watch.begin(state.global_step)
             if watch.spent:
                 self._end_training(watch, state, control)
+
+    def ask_for_limit(self, limit: PowerLimitConfig, trainer: Trainer | None, args: TrainingArguments) -> None:
+        """Have the power limited: from now on, if a training has begun, else in the next one."""
+        self.monitor.config = replace(self.monitor.config, power_limit=limit)
+        if self.monitor.run is not None and self.monitor.limiter is None:
+            self._limit_power(trainer, args)
+
+    def _limit_power(self, trainer: Trainer | None, args: TrainingArguments) -> None:
+        who = rank_of(args.process_index, args.world_size, args.local_process_index)
+        self.monitor.limit_power(who, partial(sum_over_ranks, args), partial(_shape, trainer, args))
 
     @guarded
     def _start(
@@ -139,6 +154,7 @@ class Fits:
     def end_step(self, state: TrainerState, control: TrainerControl) -> None:
         """Close the step, and end the training when its budget is spent."""
         self.monitor.close_step(*self._inside.work.taken())
+        self.monitor.after_step()
         watch, step = self.monitor.watch, state.global_step
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
         if watch is not None and watch.due(step):
@@ -190,6 +206,12 @@ class Fits:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                 callback.training_bar.set_postfix_str(run.in_short, refresh=False)
+
+
+def _shape(trainer: Trainer | None, args: TrainingArguments) -> str:
+    """Return what the model and its precision are known by."""
+    models = [] if trainer is None or trainer.model is None else [trainer.model]
+    return f"{shape_of(models)} {precision_of(args)} {args.gradient_accumulation_steps}"
 
 
 def _is_not_of_training(key: str) -> bool:

@@ -44,12 +44,17 @@ def saved_joules(state: TrainerState, name: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
+def precision_of(args: TrainingArguments) -> str:
+    """Return in what precision is trained."""
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else "32"
+
+
 def facts_of(trainer: Trainer | None, args: TrainingArguments, state: TrainerState) -> dict[str, JSON]:
     """Return what a reader of the report needs to know of the training."""
     facts: dict[str, JSON] = {
         "stage": "fit",
         "trainer": "" if trainer is None else type(trainer).__name__,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "32",
+        "precision": precision_of(args),
         "rank": args.process_index,
         "world_size": args.world_size,
         "train_batch_size": state.train_batch_size,

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from measuring import POWER_W, Simulated
 
 from energy_plugins.measure.columns import Columns, Schema
+from energy_plugins.measure.limit_part import LimitPart, TriedLimit
 from energy_plugins.measure.rank_part import Backward, GpuPart, Rank, RankPart
 from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report import Report
@@ -146,6 +147,7 @@ ANY = {
     "str": texts | names,
     "str | None": st.none() | names,
     "bool": st.booleans(),
+    "bool | None": st.none() | st.booleans(),
     "int": counts,
     "int | None": st.none() | counts,
     "float": numbers,
@@ -236,6 +238,7 @@ def any_report() -> st.SearchStrategy[Report]:
         observer=built(Observer),
         devices=few(built(DeviceInfo, others=others, idle_measured=names | st.datetimes().map(datetime.isoformat))),
         warnings=st.lists(texts, max_size=12).map(tuple),
+        power_limit=st.none() | built(LimitPart, tried=few(built(TriedLimit))),
         rank=st.none() | ranks,
         ranks=st.none() | st.lists(parts, max_size=3).map(lambda some: Ranks.merge(some, 3)),
         extra=st.dictionaries(names.map("x_".__add__), json_values, max_size=2),

@@ -24,7 +24,8 @@ class TestSettings:
     def test_fields_are_keys_of_the_configuration(self) -> None:
         for one in fields(EnergyPlugin):
             assert one.metadata["help"] == KEYS[one.metadata["key"]].help
-            assert one.metadata["key"].endswith(f".{one.name}")
+            named = {"limit_power": "enabled", "fixed_limit_w": "fixed"}.get(one.name, one.name)
+            assert one.metadata["key"].endswith(f".{named}")
         missing = KEYS.keys() - {one.metadata["key"] for one in fields(EnergyPlugin)}
         assert missing == {"measure.energy_budget_kwh", "report.progress_bar"}
 
