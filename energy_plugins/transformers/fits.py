@@ -13,14 +13,14 @@ from transformers.trainer_callback import ProgressCallback
 from energy_plugins.config import EnergyConfig
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.spans import Kind
-from energy_plugins.training.guard import guarded
+from energy_plugins.training.guard import guarded, warn
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
 from energy_plugins.training.watch import Watch
 from energy_plugins.transformers.attempts import Attempts
 from energy_plugins.transformers.inside import Inside
-from energy_plugins.transformers.trainers import facts_of, sum_over_ranks, trainer_above
+from energy_plugins.transformers.trainers import DEEPSPEED, facts_of, steps_in_backward, sum_over_ranks, trainer_above
 from energy_plugins.units import j_to_kwh
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Fits:
         self.monitor = Monitor(config)
         self._inside = Inside(self.monitor)
         self._attempts = Attempts(self.monitor)
+        self._has_optimizer_phase = True
 
     def give_up(self, error: Exception) -> None:
         """End the measurement because of ``error``, with one warning; the training goes on."""
@@ -96,8 +97,12 @@ class Fits:
                 Position(epochs=int(state.epoch), batches=0, optimizer_steps=state.global_step),
             ),
         )
-        if run is not None and trainer is not None:
-            self._inside.enter(run, trainer)
+        if run is None or trainer is None:
+            return
+        self._inside.enter(run, trainer)
+        if self._has_optimizer_phase and steps_in_backward(trainer):
+            warn(f"{DEEPSPEED}; steps are measured as ever")
+        self._has_optimizer_phase = not steps_in_backward(trainer)
 
     def end(self) -> None:
         """Stop measuring if the last log has not done so: a trial that is pruned has none."""
@@ -113,7 +118,8 @@ class Fits:
 
     def optimize(self) -> None:
         """Begin the optimizer phase, which the end of the step ends."""
-        self.monitor.enter(Kind.OPTIMIZER)
+        if self._has_optimizer_phase:
+            self.monitor.enter(Kind.OPTIMIZER)
 
     def end_step(self, state: TrainerState, control: TrainerControl) -> None:
         """Close the step, and end the training when its budget is spent."""

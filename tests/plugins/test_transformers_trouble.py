@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from outcomes import load, our_warnings
+from outcomes import counts, load, our_warnings
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers_training import Model, Rows, make_trainer
@@ -228,6 +228,27 @@ class TestTrouble:
         assert ["not kept on disk" in text for text in texts] == [True]
         assert callback.report is not None
         assert callback.report.steps.rows == 3
+
+    def test_deepspeed_has_no_optimizer_phase_and_that_is_said_once(
+        self, simulation: Simulation, tmp_path: Path
+    ) -> None:
+        class Pretends(TrainerCallback):
+            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+                trainer.is_deepspeed_enabled = True
+
+            def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+                trainer.is_deepspeed_enabled = False  # the trainer would call the library, which is not here
+
+        trainer = make_trainer(tmp_path, Pretends(), EnergyCallback(phases_every_n_steps=1))
+        with our_warnings() as texts:
+            for _ in range(2):
+                trainer.train()
+        assert ["DeepSpeed" in text for text in texts] == [True]
+        for report in (load(tmp_path), load(tmp_path, 2)):
+            assert texts == [f"energy: {report.config['phases']}; steps are measured as ever"]
+            found = counts(report)
+            assert (report.steps.rows, found["forward"], found["backward"]) == (3, 3, 3)
+            assert "optimizer" not in found
 
     def test_a_loop_that_is_no_trainer(self, simulation: Simulation, tmp_path: Path) -> None:
         callback = EnergyCallback(folder=str(tmp_path / "energy"))
