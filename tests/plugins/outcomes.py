@@ -22,7 +22,7 @@ _SYNCHRONISING = (
     "aten::nonzero",
 )  # fmt: skip
 """What a profile calls that waits for the device; torch's own operations are the same ones on a CPU."""
-_WAITING = [
+_WAITING: list[tuple[Any, str]] = [
     (torch.cuda, "synchronize"),
     (torch.cuda.Event, "synchronize"),
     (torch.cuda.Event, "query"),
