@@ -111,6 +111,14 @@ def step_rows(steps: Windows) -> dict[str, NDArray[np.generic]]:
     }
 
 
+def shared_rows(steps: Windows) -> dict[str, NDArray[np.generic]]:
+    """Return which run each step is of and its length, in `ROW_UNIT_S`: every plan measures the same steps."""
+    return {
+        "run": steps.run.astype(np.uint16),
+        "length": np.rint(steps.length_s / ROW_UNIT_S).astype(np.uint32),
+    }
+
+
 SLOW_MS = (250, 500, 1000, 2000)
 QUICK_MS = (10, 20, 25, 50, 100, 137, 200)
 
@@ -202,8 +210,10 @@ def main() -> int:
         bars.append(Bar(f"{name}: steps whose bound holds", held, at_least=0.95, at_most=0.995))
         slug = name.replace(",", "").replace(" ", "_")
         raw |= {f"{slug}_totals": totals.table(), f"{slug}_windows": windows.table()}
-        rows |= {"run": steps.run.astype(np.uint8)}
-        rows |= {"length": np.rint(steps.length_s / ROW_UNIT_S).astype(np.uint16)}
+        shared = shared_rows(steps)
+        for column, values in shared.items():
+            assert np.array_equal(rows.get(column, values), values), f"{name}: other steps than the plans before"
+        rows |= shared
         rows |= {f"{slug}_{column}": values for column, values in step_rows(steps).items()}
     for name, sensors in WITHOUT_COUNTER.items():
         if options.only not in name:

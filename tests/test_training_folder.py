@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 from energy_plugins.measure.patience import within
-from energy_plugins.training.folder import new_folder
+from energy_plugins.training.folder import first_free, new_folder
 
 
 def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     parent = tmp_path / "there" / "energy"
     assert [new_folder(parent, "run") for _ in range(3)] == [parent / f"run-{number}" for number in (1, 2, 3)]
+
+
+def test_the_first_free_of_other_names(tmp_path: Path) -> None:
+    (tmp_path / "b").symlink_to("nowhere")
+    assert [first_free(tmp_path, iter("abcd")).name for _ in range(3)] == ["a", "c", "d"]
 
 
 @pytest.mark.parametrize("inside", ["", "deeper"])

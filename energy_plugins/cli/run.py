@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import click
 
 from energy_plugins.cli import child
 from energy_plugins.errors import EnergyError, ReportError
+from energy_plugins.training.folder import first_free
 
 if TYPE_CHECKING:
     import signal
@@ -94,17 +95,11 @@ def _new_folder(name: str) -> Path:
     """Make a folder of its own for a run that starts now. Raises ReportError."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60]
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain}"
-    folder = REPORTS
     try:
-        REPORTS.mkdir(parents=True, exist_ok=True)  # not in the loop: a link to nowhere exists, too
-        for number in count(1):
-            folder = REPORTS / (stem if number == 1 else f"{stem}-{number}")
-            with suppress(FileExistsError):
-                folder.mkdir()
-                return folder
+        return first_free(REPORTS, chain([stem], (f"{stem}-{number}" for number in count(2))))
     except OSError as error:
+        folder = error.filename or REPORTS
         raise ReportError(f"cannot make {folder}: {error.strerror}; name a folder with --output") from error
-    raise AssertionError  # the numbers do not end
 
 
 def _say(text: str) -> None:

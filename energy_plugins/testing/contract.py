@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,15 @@ class PlannedError(Exception):
     """Raised by `Plan.step` in a training that is meant to fail."""
 
 
+class Wait(Enum):
+    """A way in which a training may wait for its device."""
+
+    NUMBER = "a number is read, as by `Tensor.item`"
+    COPY = "a tensor is copied to the host"
+    EVENT = "an event is waited for"
+    DEVICE = "all that the device has to do is waited for"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A training small enough to be checked row by row."""
@@ -48,6 +58,8 @@ class Plan:
     resume_from: Path | None = None
     """The checkpoint of an earlier training to go on from, for as many steps again."""
     with_plugin: bool = True
+    waits: tuple[Wait, ...] = ()
+    """How a hook of the training's own, of the kind that a plugin uses, waits for the device once in every step."""
     lose_gpu_at: int | None = None
     ranks: int = 1
     """How many processes train together, each for as many steps; then each has torchrun's variables."""
@@ -88,7 +100,9 @@ class Trained:
     hosts: tuple[object, ...] = ()
     """Objects of the framework in which a plugin might have left something."""
     synchronisations: Counter[str] = field(default_factory=Counter)
-    """Names of runtime events that wait for the device, such as ``cudaStreamSynchronize``, and how often they came."""
+    """Names of what waits for the device, such as ``cudaStreamSynchronize``, and how often it came. On a CPU these are
+    the calls that would have waited, and the operations of torch behind them, such as ``aten::_local_scalar_dense``.
+    """
 
 
 class PluginContract(ABC):
@@ -156,9 +170,18 @@ class PluginContract(ABC):
     def test_no_synchronisation_is_added(self, tmp_path: Path) -> None:
         """The training waits for the device as often as it does without the plugin."""
         with simulated_gpus() as simulation:
-            plan = Plan(folder=tmp_path / "with", gpu=simulation.gpus[0])
-            plain = self.train(replace(plan, folder=tmp_path / "without", with_plugin=False))
-            assert self.train(plan).synchronisations == plain.synchronisations
+            plan = Plan(folder=tmp_path / "with", gpu=simulation.gpus[0], waits=tuple(Wait))
+            plain = self.train(replace(plan, folder=tmp_path / "without", with_plugin=False)).synchronisations
+            assert plain.total() >= plan.steps * len(plan.waits)
+            assert self.train(plan).synchronisations == plain
+
+    def test_a_synchronisation_would_be_seen(self, tmp_path: Path) -> None:
+        """If the plugin waited in its hooks, in whatever way, the test above would fail."""
+        plan = Plan(folder=tmp_path, steps=5, with_plugin=False)
+        plain = self.train(plan).synchronisations
+        for way in Wait:
+            added = self.train(replace(plan, folder=tmp_path / way.name, waits=(way,))).synchronisations - plain
+            assert plan.steps in added.values(), way
 
     def test_nothing_survives_the_run(self, tmp_path: Path) -> None:
         """No thread of ours is left, and no function of ours in the framework's objects."""

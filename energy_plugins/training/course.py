@@ -266,6 +266,7 @@ class Course:
             resolution=wanted.resolution,
             budget_s=budget_s * timing.shorter,
             host_power_w=wanted.host_power_w * math.fsum(word.hosts for word in words),
+            must_bind=True,  # one that binds in no way has saved by chance, and may bind in other work
         )
 
     def _objective(self, words: Sequence[Opening]) -> Objective:

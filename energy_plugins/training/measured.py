@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from energy_plugins.measure.drivers import current_drivers
@@ -12,6 +13,7 @@ from energy_plugins.measure.forecast import Forecast, Limits, Pace, Position, ba
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.figures import figures
+from energy_plugins.training.guard import FAILURES
 from energy_plugins.training.place import Place
 from energy_plugins.training.replaced import Replaced
 from energy_plugins.training.steps import Steps
@@ -89,6 +91,11 @@ class Measured:
             "energy/forecast_kwh": j_to_kwh(forecast.energy_j + earlier_j),
             "energy/forecast_s": forecast.left_s,
         }
+
+    def note_drawn(self) -> None:
+        """Look what was drawn until now; if that fails, what was seen last counts."""
+        with suppress(*FAILURES):
+            self.drawn_j = self.meter.drawn_j()
 
     def finish(self, *, failed: bool) -> Report:
         """Put everything back, stop the meter and return its report; on rank 0 with those of all ranks.

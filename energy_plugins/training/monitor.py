@@ -158,7 +158,12 @@ class Monitor:
         if run is None or run.owner != os.getpid():  # a forked child that exits leaves the run to its parent
             return
         atexit.unregister(self._at_exit)
-        self.report = report = run.finish(failed=failed)
+        run.note_drawn()
+        try:
+            self.report = report = run.finish(failed=failed)
+        except BaseException:
+            self._keep_drawn(run, watch)
+            raise
         if report.total_j is not None and run.fitting:
             self.earlier_j += report.total_j
             self.earlier_fit_j = None if watch is None else watch.total_j(report.total_j)
@@ -185,12 +190,10 @@ class Monitor:
         run, self.run = self.run, None
         if run is not None:
             atexit.unregister(self._at_exit)
-            with suppress(*FAILURES):
-                run.drawn_j = run.meter.drawn_j()
+            run.note_drawn()
             with suppress(*FAILURES):
                 run.drop()
-            if run.fitting:
-                self._keep_drawn(run)
+            self._keep_drawn(run, self.watch)
         if not self._warned:
             self._warned = True
             warn(f"measuring failed, training goes on: {error}")
@@ -200,10 +203,12 @@ class Monitor:
         if limiter is not None:
             limiter.close()
 
-    def _keep_drawn(self, run: Measured) -> None:
+    def _keep_drawn(self, run: Measured, watch: Watch | None) -> None:
         """Count what a fit drew that is not measured to its end."""
+        if not run.fitting:
+            return
         self.earlier_j += run.drawn_j
-        if (watch := self.watch) is not None:
+        if watch is not None:
             watch.own_j = run.drawn_j if run.place.counts else watch.own_j
             self.earlier_fit_j = watch.total_j(watch.own_j)
 

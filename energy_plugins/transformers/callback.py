@@ -199,7 +199,7 @@ class EnergyCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Stop measuring if the last log has not done so: a trial that is pruned has none."""
-        self._fits.monitor.finish()
+        self._fits.end()
 
 
 def attach(trainer: Trainer, **settings: Any) -> EnergyCallback:  # noqa: ANN401 - those of EnergyCallback

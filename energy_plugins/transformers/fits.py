@@ -9,20 +9,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers.trainer_callback import ProgressCallback
 
 from energy_plugins.config import EnergyConfig
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.spans import Kind
-from energy_plugins.training.guard import guarded
+from energy_plugins.training.guard import guarded, warn
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
 from energy_plugins.training.shape import shape_of
 from energy_plugins.training.watch import Watch
+from energy_plugins.transformers.attempts import Attempts
 from energy_plugins.transformers.inside import Inside
-from energy_plugins.transformers.trainers import facts_of, precision_of, sum_over_ranks, trainer_above
+from energy_plugins.transformers.trainers import (
+    DEEPSPEED,
+    facts_of,
+    precision_of,
+    steps_in_backward,
+    sum_over_ranks,
+    trainer_above,
+)
 from energy_plugins.units import j_to_kwh
 
 if TYPE_CHECKING:
@@ -47,12 +54,8 @@ class Fits:
     def __init__(self, config: EnergyConfig) -> None:
         self.monitor = Monitor(config)
         self._inside = Inside(self.monitor)
-        self._wasted_j = 0.0
-        """Drawn by attempts of this training whose batch did not fit."""
-        self._before_j = 0.0
-        """What the monitor had counted when the present attempt began."""
-        self._did_not_fit: int | None = None
-        """The batch size of the attempt before the present one."""
+        self._attempts = Attempts(self.monitor)
+        self._has_optimizer_phase = True
 
     def give_up(self, error: Exception) -> None:
         """End the measurement because of ``error``, with one warning; the training goes on."""
@@ -102,43 +105,31 @@ class Fits:
     ) -> None:
         monitor = self.monitor
         monitor.finish(failed=True)  # what an exception left open where it was not seen
-        batch_size: int | None = getattr(trainer, "_train_batch_size", None)
-        if self._did_not_fit is None or batch_size is None or batch_size >= self._did_not_fit:
-            self._wasted_j = 0.0  # those were of another training
-        self._did_not_fit = None
-        monitor.forget()
-        if saved is not None:
-            monitor.load(saved)
-        monitor.earlier_j += self._wasted_j
-        self._before_j = monitor.earlier_j
+        self._attempts.begin(trainer, args, saved)
         if not monitor.config.measure.enabled:
             return
+        wasted_j = self._attempts.wasted_j
         run = monitor.start(
             who=rank_of(args.process_index, args.world_size, args.local_process_index),
             parent=Path(args.output_dir or ".") / "energy",
             devices=None if args.n_gpu > 1 else own_gpu(args.device),
-            facts=facts_of(trainer, args, state) | ({"wasted_j": self._wasted_j} if self._wasted_j else {}),
+            facts=facts_of(trainer, args, state) | ({"wasted_j": wasted_j} if wasted_j else {}),
             outlook=lambda: (
                 Limits(optimizer_steps=state.max_steps),
                 Position(epochs=int(state.epoch), batches=0, optimizer_steps=state.global_step),
             ),
         )
-        if run is not None and trainer is not None:
-            self._inside.enter(run, trainer, partial(self._failed, args, batch_size))
+        if run is None or trainer is None:
+            return
+        self._inside.enter(run, trainer)
+        if self._has_optimizer_phase and steps_in_backward(trainer):
+            warn(f"{DEEPSPEED}; steps are measured as ever")
+        self._has_optimizer_phase = not steps_in_backward(trainer)
 
-    @guarded
-    def _failed(self, args: TrainingArguments, batch_size: int | None, error: BaseException) -> None:
-        """Keep the report of what was done; if it was because the batch did not fit, a smaller one is tried next."""
-        fits = not (args.auto_find_batch_size and isinstance(error, Exception) and should_reduce_batch_size(error))
-        if not fits:
-            self.monitor.note_stop(f"a batch of {batch_size} did not fit the GPU's memory")
-        if self.monitor.run is not None:
-            self.monitor.finish(show=fits, failed=True)
-        if not fits:
-            # What was counted, not what a report says: an attempt whose measuring failed has none.
-            self._wasted_j += self.monitor.earlier_j - self._before_j
-            self._before_j = self.monitor.earlier_j
-            self._did_not_fit = batch_size
+    def end(self) -> None:
+        """Stop measuring if the last log has not done so: a trial that is pruned has none."""
+        self.monitor.finish()
+        self._attempts.end()
 
     # Steps.
 
@@ -149,7 +140,8 @@ class Fits:
 
     def optimize(self) -> None:
         """Begin the optimizer phase, which the end of the step ends."""
-        self.monitor.enter(Kind.OPTIMIZER)
+        if self._has_optimizer_phase:
+            self.monitor.enter(Kind.OPTIMIZER)
 
     def end_step(self, state: TrainerState, control: TrainerControl) -> None:
         """Close the step, and end the training when its budget is spent."""
@@ -196,7 +188,8 @@ class Fits:
         if report is None or report.total_j is None:
             return {}
         energy_j = self.monitor.earlier_j  # with that of the report by now
-        wasted = {"train_wasted_j": self._wasted_j} if self._wasted_j else {}
+        wasted_j = self._attempts.wasted_j
+        wasted = {"train_wasted_j": wasted_j} if wasted_j else {}
         return {"train_energy_j": energy_j, "train_energy_kwh": j_to_kwh(energy_j), **wasted}
 
     def _show_in_bar(self) -> None:

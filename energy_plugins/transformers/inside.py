@@ -1,4 +1,4 @@
-"""What happens inside a Trainer and has no event: fetching, forward and backward, evaluating, saving, failing."""
+"""What happens inside a Trainer and has no event: fetching, forward and backward, evaluating, saving."""
 
 from __future__ import annotations
 
@@ -33,13 +33,12 @@ class Inside:
         """End the measurement because of ``error``."""
         self._monitor.give_up(error)
 
-    def enter(self, run: Measured, trainer: object, failed: Callable[[BaseException], None]) -> None:
+    def enter(self, run: Measured, trainer: object) -> None:
         """Do so until ``run`` is over.
 
         Args:
             run: the run.
             trainer: a Trainer; of a function that it does not have, there will be no news.
-            failed: told of what ends the training, for which there is no event either.
         """
         ours: dict[str, Original] = {
             "get_batch_samples": self._fetching,
@@ -47,7 +46,6 @@ class Inside:
             "compute_loss": self._in_forward,
             "evaluate": self._in_evaluation,
             "_save_checkpoint": self._saving,
-            **dict.fromkeys(("_run_epoch", "_evaluate", "_finalize_training"), partial(_failing, failed)),
         }
         for name, function in ours.items():
             if (original := getattr(trainer, name, None)) is not None:
@@ -98,11 +96,3 @@ class Inside:
             yield
         finally:
             self._monitor.end(kind)
-
-
-def _failing(failed: Callable[[BaseException], None], original: Original, /, *args: object, **kwargs: object) -> object:
-    try:
-        return original(*args, **kwargs)
-    except BaseException as error:
-        failed(error)
-        raise

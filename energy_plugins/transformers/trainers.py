@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from energy_plugins.measure.json_section import JSON
 
+DEEPSPEED = "with DeepSpeed the optimizer steps inside of backward, and is part of it"
+
 
 def trainer_above() -> Trainer | None:
     """Return the trainer whose event is being handled: callbacks are not told, but its own frame is above them."""
@@ -49,6 +51,11 @@ def precision_of(args: TrainingArguments) -> str:
     return "bf16" if args.bf16 else "fp16" if args.fp16 else "32"
 
 
+def steps_in_backward(trainer: Trainer | None) -> bool:
+    """Tell whether the optimizer steps inside of backward, where no event is: so it does with DeepSpeed."""
+    return bool(getattr(trainer, "is_deepspeed_enabled", False))
+
+
 def facts_of(trainer: Trainer | None, args: TrainingArguments, state: TrainerState) -> dict[str, JSON]:
     """Return what a reader of the report needs to know of the training."""
     facts: dict[str, JSON] = {
@@ -60,6 +67,8 @@ def facts_of(trainer: Trainer | None, args: TrainingArguments, state: TrainerSta
         "train_batch_size": state.train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
     }
+    if steps_in_backward(trainer):
+        facts["phases"] = DEEPSPEED
     if state.trial_params is not None:
         facts["trial_params"] = json.loads(json.dumps(state.trial_params, default=str))
     return facts

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from energy_plugins.measure.report import Report
+from energy_plugins.testing.contract import Wait
 
-_SYNCHRONISING = ("Synchronize", "cudaMemcpy", "cudaEventQuery")
+_SYNCHRONISING = (
+    "Synchronize", "cudaMemcpy", "cudaEventQuery",  # where there is a GPU
+    "aten::_local_scalar_dense",  # item(), float(), bool()
+    "aten::resolve_conj",  # numpy(), tolist()
+    "aten::nonzero",
+)  # fmt: skip
+"""What a profile calls that waits for the device; torch's own operations are the same ones on a CPU."""
+_WAITING: list[tuple[Any, str]] = [
+    (torch.cuda, "synchronize"),
+    (torch.cuda.Event, "synchronize"),
+    (torch.cuda.Event, "query"),
+    (torch.cuda.Stream, "synchronize"),
+    (torch.accelerator, "synchronize"),
+    (torch.Tensor, "cpu"),
+    (torch.Tensor, "to"),
+]
+"""What no profile of a CPU shows, or not apart from what waits for nothing."""
+_ON_HOST = "_asked_for_on_the_host"
 
 
 def load(folder: Path, number: int = 1) -> Report:
@@ -27,9 +47,66 @@ def counts(report: Report) -> dict[str, int]:
     return {phase.kind: phase.count for phase in report.phases}
 
 
-def synchronisations(profile: torch.profiler.profile) -> Counter[str]:
-    """Count the calls that wait for the device, or copy to or from it."""
-    return Counter(event.name for event in profile.events() or () if any(name in event.name for name in _SYNCHRONISING))
+@contextmanager
+def synchronisations() -> Iterator[Counter[str]]:
+    """Count the calls that wait for the device, or copy to or from it, or would if there were one."""
+    found: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for owner, name in _WAITING:
+            original = getattr(owner, name)
+            stack.callback(partial(_put_back, owner, name, vars(owner).get(name)))
+            setattr(owner, name, _counting(found, f"{owner.__name__}.{name}", original))
+        stack.callback(partial(_put_back, torch, "tensor", torch.tensor))
+        torch.tensor = _noting_the_host(torch.tensor)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            yield found
+    names = [event.name for event in profile.events() or ()]
+    found.update(name for name in names if any(part in name for part in _SYNCHRONISING))
+
+
+def _counting(found: Counter[str], name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    is_possible = name.startswith("Tensor") or torch.cuda.is_available()
+
+    @wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        found[name] += not any(getattr(arg, _ON_HOST, False) for arg in args[:1])
+        return original(*args, **kwargs) if is_possible else None
+
+    return call
+
+
+def _noting_the_host(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Tell tensors that are asked for on the host: whatever a training uses, they are there, and nobody waits."""
+
+    @wraps(original)
+    def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made = original(*args, **kwargs)
+        setattr(made, _ON_HOST, str(kwargs.get("device")) == "cpu")
+        return made
+
+    return tensor
+
+
+def _put_back(owner: Any, name: str, before: Any) -> None:
+    if before is None:  # inherited
+        delattr(owner, name)
+    else:
+        setattr(owner, name, before)
+
+
+def wait_for(tensor: torch.Tensor, ways: Sequence[Wait]) -> None:
+    """Wait for the device in each of some ways."""
+    for way in ways:
+        match way:
+            case Wait.NUMBER:
+                tensor.sum().item()
+            case Wait.COPY:
+                tensor.detach().cpu()
+            case Wait.EVENT:
+                event: Any = torch.cuda.Event() if torch.cuda.is_available() else object()
+                torch.cuda.Event.synchronize(event)
+            case Wait.DEVICE:
+                torch.cuda.synchronize()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate_training import Batches, Model, Rows, Training, loader
-from outcomes import counts, load, load_if_any, synchronisations
+from outcomes import counts, load, load_if_any, synchronisations, wait_for
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -37,8 +37,10 @@ class TestContract(PluginContract):
             AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this was forked from
         data = loader(plan.ranks * plan.steps * plan.batch_size, plan.wait_s, plan.batch_size)
         training = Training(plan.folder, data, Model(plan.step))
+        first = next(training.model.parameters())
+        training.optimizer.optimizer.register_step_post_hook(lambda *_: wait_for(first, plan.waits))  # as ours is
         failure = energy = None
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with synchronisations() as waited:
             try:
                 if plan.with_plugin:
                     energy = attach(training.accelerator, table=False)
@@ -59,7 +61,7 @@ class TestContract(PluginContract):
             checkpoint=checkpoint,
             failure=failure,
             hosts=(training.accelerator, training.model, training.optimizer, training.loader, type(training.loader)),
-            synchronisations=synchronisations(profile),
+            synchronisations=waited,
         )
 
 

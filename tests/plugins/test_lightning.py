@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from outcomes import counts, load, load_if_any, our_warnings, synchronisations
+from outcomes import counts, load, load_if_any, our_warnings, synchronisations, wait_for
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from energy_plugins.errors import ConfigError
@@ -28,7 +28,7 @@ from energy_plugins.measure.drivers import Drivers, use_drivers
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import Simulation
-from energy_plugins.testing.contract import Plan, PluginContract, Trained
+from energy_plugins.testing.contract import Plan, PluginContract, Trained, Wait
 
 
 class Rows(Dataset[torch.Tensor]):
@@ -112,16 +112,26 @@ def make_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer
     return Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **settings})
 
 
+class Waits(Callback):
+    """A callback that waits for the device, as ours must not."""
+
+    def __init__(self, ways: Sequence[Wait]) -> None:
+        self.ways = ways
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        wait_for(outputs["loss"], self.ways)
+
+
 class TestContract(PluginContract):
     def train(self, plan: Plan) -> Trained:
         monitor = EnergyMonitor(log=False, progress_bar=False, table=False)
         among = {"strategy": "ddp", "devices": plan.ranks} if plan.ranks > 1 else {}
-        callbacks = [monitor] if plan.with_plugin else []
+        callbacks = [Waits(plan.waits), *([monitor] if plan.with_plugin else [])]
         trainer = make_trainer(plan.folder, *callbacks, max_epochs=1 if plan.resume_from is None else 2, **among)
         model = Model(plan.step)
         hosts = (trainer, trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.strategy, model)
         failure = None
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with synchronisations() as waited:
             try:
                 data = loader(plan.ranks * plan.steps * plan.batch_size, plan.wait_s, plan.batch_size)
                 trainer.fit(model, data, ckpt_path=plan.resume_from)
@@ -138,7 +148,7 @@ class TestContract(PluginContract):
             checkpoint=checkpoint,
             failure=failure,
             hosts=hosts,
-            synchronisations=synchronisations(profile),
+            synchronisations=waited,
         )
 
 

@@ -7,21 +7,31 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from outcomes import counts, load, load_if_any, synchronisations
+from outcomes import counts, load, load_if_any, synchronisations, wait_for
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers_training import Model, Rows, make_trainer
 
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import Simulation
-from energy_plugins.testing.contract import Plan, PluginContract, Trained
+from energy_plugins.testing.contract import Plan, PluginContract, Trained, Wait
 from energy_plugins.transformers import EnergyCallback
+
+
+class Waits(TrainerCallback):
+    """A callback that waits for the device, as ours must not."""
+
+    def __init__(self, ways: Sequence[Wait]) -> None:
+        self.ways = ways
+
+    def on_step_end(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+        wait_for(next(model.parameters()), self.ways)
 
 
 class TestContract(PluginContract):
@@ -30,11 +40,11 @@ class TestContract(PluginContract):
         steps = plan.steps if plan.resume_from is None else 2 * plan.steps
         data = Rows(plan.ranks * (steps + 1) * plan.batch_size, plan.wait_s, plan.batch_size)
         model = Model(plan.step)
-        callbacks = [EnergyCallback(table=False)] if plan.with_plugin else []
+        callbacks = [Waits(plan.waits), *([EnergyCallback(table=False)] if plan.with_plugin else [])]
         trainer = make_trainer(plan.folder, *callbacks, model=model, data=data, max_steps=steps)
         hosts = (trainer, trainer.callback_handler, trainer.accelerator, model)
         failure = None
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with synchronisations() as waited:
             try:
                 trainer.train(resume_from_checkpoint=str(plan.resume_from) if plan.resume_from else None)
             except Exception as error:  # noqa: BLE001 - the contract judges it
@@ -48,7 +58,7 @@ class TestContract(PluginContract):
             checkpoint=plan.folder / f"checkpoint-{trainer.state.global_step}",
             failure=failure,
             hosts=hosts,
-            synchronisations=synchronisations(profile),
+            synchronisations=waited,
         )
 
 

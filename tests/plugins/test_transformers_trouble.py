@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from outcomes import load, our_warnings
+from outcomes import counts, load, our_warnings
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers_training import Model, Rows, make_trainer
 
 from energy_plugins.measure.meter import EnergyMeter
+from energy_plugins.measure.report import Report
 from energy_plugins.testing import Simulation
 from energy_plugins.transformers import EnergyCallback
 
@@ -25,6 +27,30 @@ class DoesNotFit(Model):
         if len(input_ids) > 5:
             raise RuntimeError("CUDA out of memory.")
         return found
+
+
+def break_once(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Have the next call of a method of a meter fail."""
+    works = getattr(EnergyMeter, method)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        monkeypatch.setattr(EnergyMeter, method, works)
+        raise RuntimeError("the meter broke")
+
+    monkeypatch.setattr(EnergyMeter, method, fail)
+
+
+def attempted(folder: Path, callback: EnergyCallback, model: Model, *others: TrainerCallback) -> dict[str, Any]:
+    """Train with batches of 8, 7, 6 and 5, where the meter breaks once; return the metrics and what is left."""
+    trainer = make_trainer(
+        folder, callback, *others, model=model, data=Rows(20), per_device_train_batch_size=8, auto_find_batch_size=True
+    )
+    with our_warnings() as texts:
+        metrics: dict[str, Any] = trainer.train().metrics
+    assert [text for text in texts if "broke" in text] == [
+        "energy: measuring failed, training goes on: the meter broke"
+    ]
+    return {**metrics, "left": vars(trainer).keys()}
 
 
 class TestAttempts:
@@ -55,31 +81,63 @@ class TestAttempts:
         assert "wasted_j" not in load(tmp_path, 5).config
         assert trainer.state.log_history[-1]["train_energy_j"] == load(tmp_path, 5).total_j
 
-    def test_measuring_that_fails_in_one_forgets_none(self, simulation: Simulation, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("at_its_end", [False, True])
+    def test_measuring_that_fails_in_one_forgets_none(
+        self, simulation: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_its_end: bool
+    ) -> None:
         callback = EnergyCallback()
+        measured_j: list[float] = []
 
         class BreaksTheMeter(DoesNotFit):
             def forward(self, input_ids: torch.Tensor, return_loss: bool = True) -> dict[str, torch.Tensor]:
-                if len(input_ids) == 7:
+                if len(input_ids) != 7:
+                    return super().forward(input_ids)
+                begin_ns = time.monotonic_ns()
+                simulation.gpus[0].launch(ops=2e15, wait=True)  # long enough for figures
+                measured_j.append(simulation.gpus[0].true_energy_j(begin_ns, time.monotonic_ns()))
+                if at_its_end:
+                    break_once(monkeypatch, "end")
+                else:
                     callback._fits.monitor.give_up(RuntimeError("the meter broke"))  # as every hook's guard does
                 return super().forward(input_ids)
 
-        trainer = make_trainer(
-            tmp_path, callback, model=BreaksTheMeter(lambda _: simulation.gpus[0].launch(ops=8e13, wait=True)),
-            data=Rows(20), per_device_train_batch_size=8, auto_find_batch_size=True,
-        )  # fmt: skip
-        with our_warnings() as texts:
-            metrics: Any = trainer.train().metrics
-        assert len([text for text in texts if "the meter broke" in text]) == 1
+        metrics = attempted(
+            tmp_path, callback, BreaksTheMeter(lambda _: simulation.gpus[0].launch(ops=8e13, wait=True))
+        )
         first, third, last = (load(tmp_path, number) for number in (1, 3, 4))
         assert first.total_j
         assert third.total_j
         assert last.total_j
+        (second_j,) = measured_j
         wasted_j = third.config["wasted_j"]
         assert isinstance(wasted_j, float)
-        assert wasted_j >= first.total_j
-        assert metrics["train_wasted_j"] >= first.total_j + third.total_j
+        assert wasted_j == pytest.approx(first.total_j + second_j, rel=0.1)
+        assert metrics["train_wasted_j"] == pytest.approx(wasted_j + third.total_j)
         assert metrics["train_energy_j"] == pytest.approx(metrics["train_wasted_j"] + last.total_j)
+
+    @pytest.mark.parametrize("before_its_first_step", [False, True])
+    def test_one_that_is_not_measured_forgets_none_before(
+        self, simulation: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before_its_first_step: bool
+    ) -> None:
+        callback = EnergyCallback()
+
+        class Breaks(TrainerCallback):
+            def on_train_begin(self, args: Any, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+                if state.train_batch_size == 8 and not before_its_first_step:
+                    break_once(monkeypatch, "start")  # of the next attempt
+                elif state.train_batch_size == 7 and before_its_first_step:
+                    callback._fits.monitor.give_up(RuntimeError("the meter broke"))
+
+        model = DoesNotFit(lambda _: simulation.gpus[0].launch(ops=8e13, wait=True))
+        metrics = attempted(tmp_path, callback, model, Breaks())
+        reports = [Report.load(path.parent) for path in sorted(tmp_path.rglob("report.json"))]
+        first, third, last = (report for report in reports if report.config["train_batch_size"] != 7)
+        assert [report.config["train_batch_size"] for report in (first, third, last)] == [8, 6, 5]
+        assert first.total_j
+        assert third.total_j
+        assert third.config["wasted_j"] == pytest.approx(first.total_j, rel=1e-3)
+        assert metrics["train_wasted_j"] == pytest.approx(first.total_j + third.total_j, rel=1e-3)
+        assert not {"_run_epoch", "_evaluate", "_finalize_training"} & metrics["left"]
 
     def test_another_failure_is_none(self, simulation: Simulation, tmp_path: Path) -> None:
         def fail(step: int) -> None:
@@ -170,6 +228,28 @@ class TestTrouble:
         assert ["not kept on disk" in text for text in texts] == [True]
         assert callback.report is not None
         assert callback.report.steps.rows == 3
+
+    def test_deepspeed_has_no_optimizer_phase_and_that_is_said_once(
+        self, simulation: Simulation, tmp_path: Path
+    ) -> None:
+        class Pretends(TrainerCallback):
+            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+                trainer.is_deepspeed_enabled = True
+
+            def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+                trainer.is_deepspeed_enabled = False  # the trainer would call the library, which is not here
+
+        trainer = make_trainer(tmp_path, Pretends(), EnergyCallback(phases_every_n_steps=1))
+        with our_warnings() as texts:
+            for _ in range(2):
+                trainer.callback_handler.callbacks.sort(key=lambda one: not isinstance(one, Pretends))  # ours moves up
+                trainer.train()
+        assert ["DeepSpeed" in text for text in texts] == [True]
+        for report in (load(tmp_path), load(tmp_path, 2)):
+            assert texts == [f"energy: {report.config['phases']}; steps are measured as ever"]
+            found = counts(report)
+            assert (report.steps.rows, found["forward"], found["backward"]) == (3, 3, 3)
+            assert "optimizer" not in found
 
     def test_a_loop_that_is_no_trainer(self, simulation: Simulation, tmp_path: Path) -> None:
         callback = EnergyCallback(folder=str(tmp_path / "energy"))
