@@ -31,6 +31,7 @@ VARIABLES: Mapping[str, Key] = MappingProxyType({key.variable: key for key in KE
 OTHER_VARIABLES = frozenset(
     {
         "ENERGY_CONTROL_JOURNAL",
+        "ENERGY_POWERD_SOCKET",
         "ENERGY_CUDA_LIBRARY",
         "ENERGY_EVENT_SOURCES_ROOT",
         "ENERGY_NVML_LIBRARY",
