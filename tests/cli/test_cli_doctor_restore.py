@@ -31,11 +31,6 @@ def leave_behind(simulation: Simulation) -> str:
     return gpu.uuid
 
 
-def limit_w() -> float:
-    pynvml.nvmlInit()
-    return float(pynvml.nvmlDeviceGetPowerManagementLimit(pynvml.nvmlDeviceGetHandleByIndex(0))) / 1e3
-
-
 def test_what_was_left_changed_is_said_and_put_back(simulated: Simulated) -> None:
     simulation = simulated()
     uuid = leave_behind(simulation)
