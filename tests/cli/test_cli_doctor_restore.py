@@ -8,6 +8,7 @@ import os
 import pynvml
 import pytest
 from commands import NO_DRIVER, Simulated, call
+from controlling import limit_w
 from doctoring import doctor, status
 
 from energy_plugins import visible_gpus

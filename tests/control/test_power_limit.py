@@ -170,7 +170,8 @@ def test_a_peak_does_not_bind_for_good(gpu: Gpu, simulation: Simulation) -> None
     with PowerLimit(gpu, look_every_s=0.02).at(watts=450) as limit:
         work_for(simulation, 0.8, ops=STEP_OPS)
         assert limit.binding(drawn_w=440).binds
-        work_for(simulation, 0.8, ops=STEP_OPS / 100, nbytes=2e9)
+        simulation.gpus[0].synchronize()
+        time.sleep(0.8)
         assert limit.binding(drawn_w=120).binds is False
 
 
@@ -361,14 +362,17 @@ def test_where_the_driver_hangs_as_it_begins_a_training_goes_on_with_advice(gpu:
         assert limit.binding().binds is None
         assert "nan" not in str(limit.advice())
         simulation.gpus[0].heal()
-        seconds_until(lambda: (journal_of(simulation), watchdogs(os.getpid())) == ([], []))
-    assert limit_w() == FOUND_W
+        assert_late_work_is_undone(simulation)
     simulation.gpus[0].inject(Hang("nvmlDeviceGetPowerManagementLimit", 60))
     with pytest.raises(ControlError, match="not answered"), PowerLimit(gpu, back_ends=(DirectNvml(),)).at(watts=450):
         pass
     simulation.gpus[0].heal()
-    seconds_until(lambda: (journal_of(simulation), watchdogs(os.getpid())) == ([], []))
-    assert limit_w() == FOUND_W
+    assert_late_work_is_undone(simulation)
+
+
+def assert_late_work_is_undone(simulation: Simulation) -> None:
+    seconds_until(lambda: all(thread.name != "energy-aside" for thread in threading.enumerate()))
+    assert (limit_w(), journal_of(simulation), watchdogs(os.getpid())) == (FOUND_W, [], [])
 
 
 @pytest.mark.slow
