@@ -236,8 +236,8 @@ class Held:
             self.restored = Restored(self.gpu.uuid, self._request.knob, Ending.KEPT, _NO_ANSWER)
         self._status = Status(standing=Standing.ENDED, why=self.restored.why)
         told = {
-            Ending.KEPT: "it stays in the journal; the watchdog tries again when this process ends, and then "
-            "`energy-plugins doctor --restore` does",
+            Ending.KEPT: "it stays in the journal; the watchdog tries it again every 2 s and when this process "
+            "ends, and so does `energy-plugins doctor --restore`",
             Ending.FOREIGN: "it is not put back",
         }.get(self.restored.ending)
         if told is not None:
