@@ -78,13 +78,16 @@ class RefusedError(ControlError):
 
     Attributes:
         remedy: What would be needed.
+        unsafe: Whether nobody else should change it either: what it has now may not be what is to be put back.
     """
 
     remedy: str
+    unsafe: bool
 
-    def __init__(self, message: str, *, remedy: str = "") -> None:
+    def __init__(self, message: str, *, remedy: str = "", unsafe: bool = False) -> None:
         super().__init__(message)
         self.remedy = remedy
+        self.unsafe = unsafe
 
 
 class OwnedError(ControlError):

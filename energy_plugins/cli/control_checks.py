@@ -24,6 +24,7 @@ JOURNAL = "journal"
 SET_BY = "limits set by"
 LEFT = "changed by us"
 _RESTORE = "energy-plugins doctor --restore"
+_NOT_NEEDED_TO_MEASURE = f"nothing, to measure; to change limits, {AS_ROOT}"
 _STATUSES = {
     Ending.RESTORED: Status.OK,
     Ending.DROPPED: Status.OK,
@@ -35,7 +36,7 @@ _STATUSES = {
 
 def control_checks(gpu: Gpu) -> Iterator[Check]:
     """Yield which back end changes the limits of a GPU, and what of it is not as it was found. Nothing is tried."""
-    why, remedy, entries = "", "", list[Entry]()
+    why, remedy, entries, unsafe = "", "", list[Entry](), False
     try:
         with Journal(journal_folder(), create=False) as journal:
             entries = [entry for knob in Knob if (entry := journal.read(gpu.uuid, knob)) is not None]
@@ -43,13 +44,14 @@ def control_checks(gpu: Gpu) -> Iterator[Check]:
         pass  # nothing was ever changed
     except JournalError as error:
         why, remedy = str(error), f"{_RESTORE}; remove the journal if it is not yours and no training runs"
-    if not has_capability(CAP_SYS_ADMIN):
-        why, remedy = "setting limits needs CAP_SYS_ADMIN, which this process lacks", AS_ROOT
+        unsafe = True  # what the GPU has now may be what a dead trainer set, so nobody else is asked
+    if not unsafe and not has_capability(CAP_SYS_ADMIN):
+        why, remedy = "setting limits needs CAP_SYS_ADMIN, which this process lacks", _NOT_NEEDED_TO_MEASURE
     if gpu.mig is not None:
         why, remedy = why_not_a_slice()
     if not _has_pidfds():
         why, remedy = "the watchdog needs pidfds, which this kernel or this Python does not have", "Linux 5.3 or newer"
-    powerd = _powerd_says(gpu) if why else ""
+    powerd = _powerd_says(gpu) if why and not unsafe else ""
     if powerd:
         yield Check(SET_BY, Status.OK, f"powerd; {powerd}", gpu=gpu.visible_uuid)
     elif why:
@@ -79,10 +81,17 @@ def _has_pidfds() -> bool:
 
 def _left(entry: Entry, gpu: Gpu) -> Check:
     what = f"its {entry.knob.value}" + ("" if entry.found is None else f", found at {entry.found:g} W")
-    if entry.owner.life() is Life.ALIVE:
+    if not entry.released and _lives(entry):
         return Check(LEFT, Status.OK, f"{what}, by process {entry.owner.pid}, which runs", gpu=gpu.visible_uuid)
     why = f"process {entry.owner.pid}, which changed it, has not put it back"
     return Check(LEFT, Status.WARNING, what, why, _RESTORE, gpu.visible_uuid)
+
+
+def _lives(entry: Entry) -> bool:
+    try:
+        return entry.owner.life() is Life.ALIVE
+    except OSError:  # /proc does not show it: it is there
+        return True
 
 
 def restored_checks(say: Say) -> Iterator[Check]:

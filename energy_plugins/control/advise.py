@@ -11,6 +11,7 @@ class Advise:
     """Leases everything and changes nothing."""
 
     name = "advice"
+    changes = False
 
     def take(self, request: Request) -> AdvisedLease:
         """Lease a knob, for show. Never refuses."""

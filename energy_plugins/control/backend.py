@@ -50,6 +50,8 @@ class Request:
     knob: Knob
     assume_unlocked: bool = False
     """The user, or the site's configuration, asserts that nobody else has locked the clocks."""
+    allow_above_found: bool = False
+    """Whether a power limit may be higher than the one found."""
 
 
 class Lease(Protocol):
@@ -74,6 +76,8 @@ class BackEnd(Protocol):
     """A way to change GPUs."""
 
     name: str
+    changes: bool
+    """Whether its leases change the GPU."""
 
     def take(self, request: Request) -> Lease:
         """Lease a knob.
@@ -95,7 +99,7 @@ class Taken:
 
 
 def take_first(back_ends: Sequence[BackEnd], request: Request) -> Taken:
-    """Lease a knob from the first back end that does not refuse.
+    """Lease a knob from the first back end that does not refuse; from one that changes nothing after an unsafe refusal.
 
     Raises:
         RefusedError: All refuse; what the last one says.
@@ -104,6 +108,8 @@ def take_first(back_ends: Sequence[BackEnd], request: Request) -> Taken:
     """
     refusals: list[RefusedError] = []
     for back_end in back_ends:
+        if back_end.changes and any(refusal.unsafe for refusal in refusals):
+            continue
         try:
             return Taken(back_end.take(request), back_end.name, tuple(refusals))
         except RefusedError as error:

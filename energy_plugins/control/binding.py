@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from energy_plugins.control.nvml import POWER_CAP_REASON
+
+_LASTING_SHARE = 1 / 3
+"""Of looks: a limit that slows a GPU for less of the time saves next to nothing, and single looks catch peaks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +22,19 @@ class Binding:
     why: str
 
 
+def lasting(looks: Sequence[int]) -> int | None:
+    """Return the power cap's bit if it was seen in a third of the looks, 0 if not, None if there was none."""
+    if not looks:
+        return None
+    share = sum(bool(bits & POWER_CAP_REASON) for bits in looks) / len(looks)
+    return POWER_CAP_REASON if share >= _LASTING_SHARE else 0
+
+
 def judge(*, drawn_w: float | None, limit_w: float | None, enforced_w: float | None, reasons: int | None) -> Binding:
     """Tell whether ``limit_w`` binds.
 
     It does when the GPU draws as much, or lowers its clocks because of the power (``reasons``, bits of
-    nvmlClocksEventReasons seen while it was in force); not when another limiter is stricter (``enforced_w``).
+    nvmlClocksEventReasons that lasted while it was in force); not when another limiter is stricter (``enforced_w``).
     """
     binds: bool | None
     capped = bool(reasons & POWER_CAP_REASON) if reasons is not None else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,12 +33,16 @@ _NOT_HERE = {
     NOT_SUPPORTED: "nothing: this GPU does not let it be changed",
     FUNCTION_NOT_FOUND: "update the driver",
 }
+_held: set[tuple[Path, str, Knob]] = set()
+"""What this process controls now, by journal: an entry of its own that is not here belongs to nobody any more."""
+os.register_at_fork(after_in_child=_held.clear)
 
 
 class DirectNvml:
     """Changes GPUs through the driver library in force, with a journal and a watchdog that undo it."""
 
     name = "NVML"
+    changes = True
 
     def take(self, request: Request) -> DirectLease:
         """Lease a knob; what a dead process left is put back first. As `BackEnd.take`."""
@@ -53,12 +59,15 @@ class DirectNvml:
                 with tools.journal.alone(request.gpu.uuid):
                     entry = _begin(tools, request, undo)
             except JournalError as error:
-                raise RefusedError(f"what is found could not be put back: {error}", remedy=_remedy(folder)) from error
+                why = f"what is found could not be put back: {error}"
+                raise RefusedError(why, remedy=_remedy(folder), unsafe=True) from error
             except LibraryError:
                 raise
             except OSError as error:
-                raise RefusedError(f"this process cannot be told apart: {error}", remedy="mount /proc") from error
-            return DirectLease(tools, entry, undo.pop_all())
+                why = f"processes cannot be told apart: {error}"
+                raise RefusedError(why, remedy="mount /proc", unsafe=True) from error
+            highest_w = math.inf if request.allow_above_found or entry.found is None else entry.found
+            return DirectLease(tools, entry, highest_w, undo.pop_all())
 
 
 def why_not_a_slice() -> tuple[str, str]:
@@ -109,6 +118,7 @@ def _begin(tools: _Tools, request: Request, undo: ExitStack) -> Entry:
         if error.code in _NOT_HERE:
             raise RefusedError(f"the driver refuses: {error}", remedy=_NOT_HERE[error.code]) from error
         raise
+    _held.add((tools.journal.folder, gpu.uuid, knob))
     return entry
 
 
@@ -119,14 +129,18 @@ def _clear_the_way(tools: _Tools, request: Request) -> bool:
         entry = tools.journal.read(request.gpu.uuid, knob)
         if entry is None:
             continue
+        mine = entry.owner == Owner.current()
+        if mine and (tools.journal.folder, entry.uuid, knob) not in _held:
+            entry = replace(entry, released=True)  # of a block that is over, or of what this process ran before an exec
         restored = settle(tools.journal, entry, tools.nvml.card)
         if restored.ending not in {Ending.KEPT, Ending.IN_USE}:
             unlocked = unlocked or (knob is Knob.CLOCKS and restored.ending is Ending.RESTORED)
-        elif entry.owner != Owner.current():
+        elif not mine or entry.released:
             life, pid = entry.owner.life(), entry.owner.pid
-            if life in {Life.ALIVE, Life.ELSEWHERE}:
+            if not entry.released and life in {Life.ALIVE, Life.ELSEWHERE}:
                 raise OwnedError(f"GPU {entry.uuid}: {restored.why}; one process at a time", pid=pid)
-            raise RefusedError(f"what process {pid} left cannot be put back: {restored.why}", remedy="restore it first")
+            why = f"what process {pid} left cannot be put back: {restored.why}"
+            raise RefusedError(why, remedy="restore it first: energy-plugins doctor --restore", unsafe=True)
         elif knob is request.knob:
             raise OwnedError(f"this process controls the {knob.value} of GPU {entry.uuid} already", pid=entry.owner.pid)
     return unlocked
@@ -137,17 +151,21 @@ class DirectLease:
 
     changes = True
 
-    def __init__(self, tools: _Tools, entry: Entry, undo: ExitStack) -> None:
+    def __init__(self, tools: _Tools, entry: Entry, highest_w: float, undo: ExitStack) -> None:
         self.found = entry.found
+        self._highest_w = highest_w
         self._tools = tools
         self._undo = undo
         self._mutex = threading.Lock()  # guards what follows, and the GPU between a read and a write of ours
         self._entry = entry
         self._foreign = ""
+        self._taken_over = False  # the entry of this knob is another process's
 
     def set(self, value: float) -> Status:
         """As `Lease.set`."""
         journal, card = self._tools.journal, self._tools.card
+        if value > self._highest_w:
+            raise ControlError(f"GPU {self._entry.uuid} had {self._highest_w:g} W: it is not given {value:g} W")
         with self._mutex, journal.alone(self._entry.uuid):
             self._see()
             if self._foreign:
@@ -160,6 +178,8 @@ class DirectLease:
             else:
                 card.set_limit_w(value)
                 self._verify(value)
+            if self._foreign:
+                return self._status()
             self._entry = replace(self._entry, ours=(value,))
             journal.write(self._entry)
             return self._status()
@@ -169,31 +189,49 @@ class DirectLease:
         with self._mutex:
             try:
                 self._tools.guard.keep()
-                self._see()
+                with self._tools.journal.alone(self._entry.uuid):
+                    self._see()
                 return self._status()
             except EnergyError as error:
                 return Status(standing=Standing.LOST, why=str(error))
 
     def release(self) -> Restored:
-        """As `Lease.release`; what cannot be put back now the watchdog tries again when this process has ended."""
+        """As `Lease.release`; what cannot be put back now the watchdog, or the next lease, tries again.
+
+        What was found is remembered here as well: a journal that others have spoiled keeps nothing from being put back.
+        """
         with self._mutex:
-            try:
-                with self._tools.journal.alone(self._entry.uuid):
-                    restored = self._put_back()
-            except EnergyError as error:
-                restored = self._ended(Ending.KEPT, str(error))
+            restored = self._put_back()
             if restored.ending is not Ending.KEPT:
                 self._undo.close()
             return restored
 
     def _put_back(self) -> Restored:
-        self._see_the_journal()
-        restored = self._ended(Ending.FOREIGN, self._foreign)
-        if not self._foreign:
-            restored = put_back(self._entry, self._tools.card)
-        if restored.ending is not Ending.KEPT and self._stored() is not None:
-            self._tools.journal.remove(self._entry)
-        return restored
+        with ExitStack() as alone:
+            trouble = ""
+            try:
+                alone.enter_context(self._tools.journal.alone(self._entry.uuid))
+                self._see_who_controls_it()
+            except JournalError as error:
+                trouble = f"; {error}"
+            restored = self._ended(Ending.FOREIGN, self._foreign)
+            if not self._foreign:
+                restored = put_back(self._entry, self._tools.card)
+            if not self._taken_over:
+                trouble += self._close_the_entry(restored.ending)
+            _held.discard((self._tools.journal.folder, self._entry.uuid, self._entry.knob))
+            return replace(restored, why=restored.why + trouble)
+
+    def _close_the_entry(self, ending: Ending) -> str:
+        """Remove our entry, or leave it to others; return what hinders that."""
+        try:
+            if ending is Ending.KEPT:
+                self._tools.journal.write(replace(self._entry, released=True))
+            else:
+                self._tools.journal.remove(self._entry)
+        except JournalError as error:
+            return f"; {error}"
+        return ""
 
     def _see(self) -> None:
         """Notice what others did. Raises NvmlError, JournalError."""
@@ -203,31 +241,50 @@ class DirectLease:
         present_w = self._tools.card.limit_w()
         untouched = not self._entry.ours and abs(present_w - self._entry.found) <= SAME_W
         if not untouched and not self._entry.is_ours(present_w):
-            self._foreign = f"others changed the limit to {present_w:g} W: it is neither set again nor put back"
-            self._entry = replace(self._entry, ours=())
-            self._tools.journal.write(self._entry)
+            self._leave_to_others(present_w)
 
     def _see_the_journal(self) -> None:
+        """Notice who controls the GPU, and write our entry again if somebody has removed or spoiled it."""
+        try:
+            there = self._see_who_controls_it()
+        except JournalError:
+            there = False
+        if not there and not self._taken_over:
+            self._tools.journal.write(self._entry)
+
+    def _see_who_controls_it(self) -> bool:
+        """Return whether there is an entry. Raises JournalError if it cannot be read."""
         stored = self._tools.journal.read(self._entry.uuid, self._entry.knob)
         if stored is not None and stored.owner != self._entry.owner:
             self._foreign = f"process {stored.owner.pid} controls the GPU now"
-
-    def _stored(self) -> Entry | None:
-        """Return our entry in the journal."""
-        stored = self._tools.journal.read(self._entry.uuid, self._entry.knob)
-        return stored if stored is not None and stored.owner == self._entry.owner else None
+            self._taken_over = True
+        return stored is not None
 
     def _verify(self, asked_w: float) -> None:
-        """Raise ControlError, with the limit found put back, if the GPU does not say what it was asked for."""
+        """Raise ControlError, with the limit found put back, if the GPU has not taken what it was asked for.
+
+        A value that is neither the one found nor one of ours is somebody else's, who was quicker than the reading.
+        """
         now_w = self._tools.card.limit_w()
         if abs(now_w - asked_w) <= SAME_W:
             return
-        self._entry = replace(self._entry, ours=(now_w,))
+        if not self._is_found_or_ours(now_w):
+            self._leave_to_others(now_w)
+            return
         restored = put_back(self._entry, self._tools.card)
         if restored.ending is Ending.RESTORED:
             self._entry = replace(self._entry, ours=())
         self._tools.journal.write(self._entry)
         raise ControlError(f"GPU {self._entry.uuid} was asked for {asked_w:g} W and says {now_w:g} W; {restored.why}")
+
+    def _is_found_or_ours(self, present_w: float) -> bool:
+        found_w = self._entry.found
+        return self._entry.is_ours(present_w) or (found_w is not None and abs(present_w - found_w) <= SAME_W)
+
+    def _leave_to_others(self, present_w: float) -> None:
+        self._foreign = f"others changed the limit to {present_w:g} W: it is neither set again nor put back"
+        self._entry = replace(self._entry, ours=())
+        self._tools.journal.write(self._entry)
 
     def _status(self) -> Status:
         standing = Standing.FOREIGN if self._foreign else Standing.HELD

@@ -40,6 +40,8 @@ class Entry:
     ours: tuple[float, ...] = ()
     """The values that the GPU may have from us: the one set, and while it changes the next one; none once it is not
     ours to restore."""
+    released: bool = False
+    """Whether its owner has done with it, and could not put it back: others may, though the owner lives."""
 
     def is_ours(self, present: float) -> bool:
         """Whether a value read from the GPU is one that we set."""
@@ -75,10 +77,14 @@ def _entry(values: dict[str, Any]) -> Entry:
     ours = values["ours"]
     if not isinstance(ours, list) or len(ours) > 2:
         raise ValueError("ours must be a list of at most two values")
+    released = values.get("released", False)
+    if not isinstance(released, bool):
+        raise TypeError("released must be true or false")
     whose = Owner(
         _count(owner["pid"]), _count(owner["start_ticks"]), str(owner["boot_id"]), _count(owner["pid_namespace"])
     )
-    return Entry(uuid=uuid, knob=knob, owner=whose, found=found, ours=tuple(map(_number, ours)))
+    ours = tuple(map(_number, ours))
+    return Entry(uuid=uuid, knob=knob, owner=whose, found=found, ours=ours, released=released)
 
 
 def _number(value: object) -> float:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from energy_plugins.control.owner import Owner
+from energy_plugins.control.owner import Owner, is_stopped
 from energy_plugins.control.watchdog import READY
 from energy_plugins.errors import RefusedError
 
@@ -54,15 +54,20 @@ class Watchdog:
             word, _, pid = answer.partition(" ")
             if word != READY:
                 raise RefusedError(_failed(answer or "it ended without a word"), remedy="see what the message names")
-            self._pidfd = os.pidfd_open(int(pid))
+            self._pid = int(pid)
+            self._pidfd = os.pidfd_open(self._pid)
         except (OSError, ValueError, TypeError) as error:
             raise RefusedError(_failed(str(error)), remedy="Linux 5.3 or newer with /proc, and a Python") from error
         self._poll = select.poll()
         self._poll.register(self._pidfd, select.POLLIN)
 
     def alive(self) -> bool:
-        """Whether it still watches."""
-        return not self._poll.poll(0)
+        """Whether it still watches: one that somebody has stopped does not."""
+        try:
+            stopped = is_stopped(self._pid)
+        except OSError:  # not shown to us
+            stopped = False
+        return not stopped and not self._poll.poll(0)
 
     def end(self) -> None:
         """End it: nothing is left to put back."""

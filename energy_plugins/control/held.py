@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -30,6 +32,18 @@ _SETTLED_S = 0.3
 """After a change, until what the driver says of clocks is of the time since: it refreshes every 100 ms on an H200."""
 _PATIENCE_S = 10.0
 _NO_ANSWER = f"the driver has not answered for {_PATIENCE_S:g} s"
+RECENT_LOOKS = 12
+"""What a judgement rests on: a minute of looks."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A block that has begun: a lease, how it stands, and the driver, if that answered."""
+
+    taken: Taken
+    status: Status
+    nvml: Nvml | None = None
+    card: Card | None = None
 
 
 class Held:
@@ -45,6 +59,7 @@ class Held:
         self._look_every_s = look_every_s
         self._status = Status(standing=Standing.ENDED, why="it has not begun")
         self._taken: Taken | None = None
+        self._card: Card | None = None  # None where the driver did not answer
         self._undo = ExitStack()
         self._pid = 0
         self._turned_ns = 0
@@ -71,14 +86,12 @@ class Held:
         return self._status.standing
 
     def look(self) -> Status:
-        """Ask the driver how it stands, now."""
-        status = self._lease().look()
-        if status.standing is Standing.ADVISED:
-            why = "; ".join(str(refusal) for refusal in self.refusals)
-            status = Status(standing=Standing.ADVISED, why=why)
-        if self.restored is None:  # the watch may come back late, from a driver that hung
-            self._status = status
-        return status
+        """Ask the driver how it stands, now; LOST if it does not answer within 10 s."""
+        lease = self._lease()
+        try:
+            return self._note(self._patiently(lease.look))
+        except TimeoutError:
+            return self._note(Status(standing=Standing.LOST, why=_NO_ANSWER))
 
     def __enter__(self) -> Self:
         if self._taken is not None or self.restored is not None:
@@ -87,13 +100,14 @@ class Held:
         self._clock = drivers.clock
         self._pid = os.getpid()
         with self._undo as undo:
-            self._card = undo.enter_context(Nvml(drivers.nvml)).card(self.gpu.uuid)
-            self._taken = take_first(self._back_ends, self._request)
+            begun = self._begin_in_time(drivers.nvml)
+            self._taken, self._card = begun.taken, begun.card
+            if begun.nvml is not None:
+                undo.callback(self._close, begun.nvml)
             undo.callback(self._release)
-            self._allow(self._card)
-            self.look()
-            if self._first is not None:
-                self._turn(self._first)
+            self._turned_ns = self._clock.now_ns()
+            self._note(begun.status)
+            self._warn_of_others()
             watch = Watch(self._look_aside, self._look_every_s, self._clock)
             watch.begin()
             undo.callback(watch.end)
@@ -119,14 +133,68 @@ class Held:
             except TimeoutError as error:
                 raise ControlError(f"GPU {self.gpu.uuid}: {_NO_ANSWER}") from error
             self._turned_ns = self._clock.now_ns()
-            if self._status.standing is Standing.FOREIGN:
-                warnings.warn(f"energy: GPU {self.gpu.uuid}: {self._status.why}", RuntimeWarning, stacklevel=3)
+            self._warn_of_others()
         return self._status
+
+    def _warn_of_others(self) -> None:
+        if self._status.standing is Standing.FOREIGN:
+            warnings.warn(f"energy: GPU {self.gpu.uuid}: {self._status.why}", RuntimeWarning, stacklevel=4)
+
+    def _begin_in_time(self, library: str) -> _Begun:
+        """Begin; where the driver hangs, with advice. What comes back late is undone. Raises what `_begin` does."""
+        over = threading.Lock()  # of whoever gets it first: the work that is done, or who no longer waits for it
+        if not self._clock.threaded:
+            return self._begin(library, over)
+        work = Aside(lambda: self._begin(library, over))
+        try:
+            return work.within(_PATIENCE_S)
+        except TimeoutError:
+            if not over.acquire(blocking=False):
+                return work.within(_PATIENCE_S)  # it was done at that moment
+        except BaseException:
+            if not over.acquire(blocking=False):
+                work.within(_PATIENCE_S).taken.lease.release()
+            raise
+        refusal = RefusedError(_NO_ANSWER, remedy="see whether nvidia-smi answers", unsafe=True)
+        try:
+            taken = take_first([one for one in self._back_ends if not one.changes], self._request)
+        except RefusedError:
+            raise ControlError(f"GPU {self.gpu.uuid}: {_NO_ANSWER}") from None
+        return _Begun(replace(taken, refusals=(refusal,)), taken.lease.look())
+
+    def _begin(self, library: str, over: threading.Lock) -> _Begun:
+        """Lease the knob and set the first value, all of which asks the driver."""
+        with ExitStack() as undo:
+            nvml = undo.enter_context(Nvml(library))
+            card = nvml.card(self.gpu.uuid)
+            taken = take_first(self._back_ends, self._request)
+            lease = taken.lease
+            undo.callback(lease.release)
+            first = self._allow(card, lease)
+            if over.locked():
+                raise TimeoutError(_NO_ANSWER)
+            status = lease.look() if first is None or not lease.changes else lease.set(first)
+            if not over.acquire(blocking=False):
+                raise TimeoutError(_NO_ANSWER)
+            undo.pop_all()
+            return _Begun(taken, status, nvml, card)
+
+    def _close(self, nvml: Nvml) -> None:
+        if self.restored is None or self.restored.why != _NO_ANSWER:
+            with suppress(TimeoutError):
+                self._patiently(nvml.close)
+
+    def _note(self, status: Status) -> Status:
+        if status.standing is Standing.ADVISED:
+            status = replace(status, why="; ".join(str(refusal) for refusal in self.refusals))
+        if self.restored is None:  # the watch may come back late, from a driver that hung
+            self._status = status
+        return status
 
     def _look_aside(self) -> None:
         with suppress(ControlError):  # the block has ended meanwhile
             self._observe_if_settled()
-            self.look()
+            self._note(self._lease().look())
 
     def _observe_if_settled(self) -> None:
         if self._clock.now_ns() - self._turned_ns >= _SETTLED_S * 1e9:
@@ -135,13 +203,16 @@ class Held:
     def _observe(self) -> None:
         """Note what can be seen only while the value is in force; called with each look."""
 
-    def _allow(self, card: Card) -> None:
-        """Raise ControlError if the first value is out of range; nothing has been changed yet."""
+    def _allow(self, card: Card, lease: Lease) -> float | None:  # noqa: ARG002 - for those who do
+        """Return the first value as it may be set; raise ControlError if it may not. Nothing has been changed yet."""
+        return self._first
 
-    def _ask(self, read: Callable[[], T]) -> T | None:
+    def _ask(self, read: Callable[[Card], T]) -> T | None:
         """Return a reading of the GPU, None if the driver does not tell."""
+        if self._card is None:
+            return None
         try:
-            return read()
+            return read(self._card)
         except NvmlError:
             return None
 
@@ -165,8 +236,8 @@ class Held:
             self.restored = Restored(self.gpu.uuid, self._request.knob, Ending.KEPT, _NO_ANSWER)
         self._status = Status(standing=Standing.ENDED, why=self.restored.why)
         told = {
-            Ending.KEPT: "it stays in the journal; the watchdog tries again when this process ends, and then "
-            "`energy-plugins doctor --restore` does",
+            Ending.KEPT: "it stays in the journal; the watchdog tries it again every 2 s and when this process "
+            "ends, and so does `energy-plugins doctor --restore`",
             Ending.FOREIGN: "it is not put back",
         }.get(self.restored.ending)
         if told is not None:

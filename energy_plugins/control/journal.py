@@ -52,6 +52,7 @@ class Journal:
             FileNotFoundError: It is not there, and ``create`` is False.
         """
         self.folder = folder
+        self._create = create
         try:
             if create:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,6 +66,20 @@ class Journal:
         except JournalError:
             self.close()
             raise
+
+    def follow(self) -> None:
+        """Go on in the folder that has this name now: somebody may have removed the one that was opened.
+
+        Raises:
+            JournalError: As the constructor.
+            FileNotFoundError: As the constructor.
+        """
+        with suppress(FileNotFoundError):
+            now, opened = os.lstat(self.folder), os.fstat(self._folder)
+            if (now.st_dev, now.st_ino) == (opened.st_dev, opened.st_ino):
+                return
+        with Journal(self.folder, create=self._create) as fresh:
+            os.dup2(fresh._folder, self._folder, inheritable=False)
 
     def close(self) -> None:
         """Close the folder."""
@@ -92,7 +107,8 @@ class Journal:
             raise JournalError(f"another thread holds the journal {self.folder}")
         try:
             try:
-                lock = self._open(f"{uuid}.lock", os.O_RDWR | os.O_CREAT)
+                self.follow()
+                lock = self._open(f"{uuid}.lock", os.O_RDWR | os.O_CREAT, mend=True)
             except OSError as error:
                 raise JournalError(f"{self.folder / uuid}.lock cannot be opened: {error.strerror}") from error
             try:
@@ -153,10 +169,13 @@ class Journal:
         knobs = {f"{knob.value}.json": knob for knob in Knob}
         return [(uuid, knobs[rest]) for uuid, _, rest in parts if is_gpu(uuid) and rest in knobs]
 
-    def _open(self, name: str, flags: int) -> int:
+    def _open(self, name: str, flags: int, *, mend: bool = False) -> int:
+        """Open a file of the folder. A file of ours that says nothing is closed to others again (``mend``)."""
         # Not to be waited for, should it be a pipe.
         file = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
         try:
+            if mend and os.fstat(file).st_uid == os.geteuid():
+                os.fchmod(file, 0o600)
             found = os.fstat(file)
             _check(found, str(self.folder / name), kind=stat.S_IFREG)
         except JournalError:

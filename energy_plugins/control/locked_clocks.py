@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from energy_plugins.control.backend import BackEnd, Request, Status
+from energy_plugins.control.backend import BackEnd, Lease, Request, Status
 from energy_plugins.control.entry import Knob
-from energy_plugins.control.held import BACK_ENDS, LOOK_EVERY_S, Held
+from energy_plugins.control.held import BACK_ENDS, LOOK_EVERY_S, RECENT_LOOKS, Held
 from energy_plugins.control.nvml import IDLE_REASON, Card
 from energy_plugins.errors import ControlError
 from energy_plugins.measure.devices import Gpu
@@ -41,7 +42,7 @@ class HeldClocks(Held):
         request = Request(gpu=clocks.gpu, knob=Knob.CLOCKS, assume_unlocked=clocks.assume_unlocked)
         super().__init__(request, float(mhz), clocks.back_ends, clocks.look_every_s)
         self._mhz = mhz
-        self._seen_mhz: int | None = None
+        self._clocks = deque[int](maxlen=RECENT_LOOKS)  # at work, since the lock
         self.highest_mhz = 0
         """The highest SM clock of this GPU (MHz)."""
 
@@ -49,26 +50,37 @@ class HeldClocks(Held):
         """Lock another clock (MHz), and return how it stands. Raises what `HeldLimit.set` does."""
         self._check_range(mhz)
         self._holding()
-        self._mhz, self._seen_mhz = mhz, None
-        return self._turn(float(mhz))
+        self._mhz = mhz
+        try:
+            return self._turn(float(mhz))
+        finally:
+            self._clocks = deque(maxlen=RECENT_LOOKS)  # a look that is under way adds to the former
 
     def obeyed(self) -> bool | None:
-        """Tell whether the GPU keeps to the lock, by its highest clock seen at work; None if it was idle ever since.
+        """Tell whether the GPU keeps to the lock, by its highest clock in the last looks at work (12 at most).
 
-        A clock above the lock means that the lock is not there: somebody took it away, or set another.
+        None if it was idle in all of them, if the driver does not answer, and where locking is only advised. A clock
+        above the lock means that the lock is not there: somebody took it away, or set another.
         """
-        self._lease()
-        self._observe_if_settled()
-        return None if self._seen_mhz is None else self._seen_mhz <= self._mhz + _STEP_MHZ
+        if not self._lease().changes:
+            return None
+        try:
+            self._patiently(self._observe_if_settled)
+        except TimeoutError:
+            return None
+        clocks = list(self._clocks)
+        return max(clocks) <= self._mhz + _STEP_MHZ if clocks else None
 
     def _observe(self) -> None:
-        clock_mhz, bits = self._ask(self._card.sm_clock_mhz), self._ask(self._card.reasons)
+        clocks = self._clocks
+        clock_mhz, bits = self._ask(Card.sm_clock_mhz), self._ask(Card.reasons)
         if clock_mhz is not None and bits is not None and not bits & IDLE_REASON:
-            self._seen_mhz = max(clock_mhz, self._seen_mhz or 0)
+            clocks.append(clock_mhz)
 
-    def _allow(self, card: Card) -> None:
+    def _allow(self, card: Card, lease: Lease) -> float | None:
         self.highest_mhz = card.highest_clock_mhz()
         self._check_range(self._mhz)
+        return super()._allow(card, lease)
 
     def _check_range(self, mhz: int) -> None:
         if not 0 < mhz <= self.highest_mhz:

@@ -48,6 +48,7 @@ class Powerd:
     """Has the helper change GPUs."""
 
     name = "powerd"
+    changes = True
 
     def take(self, request: Request) -> PowerdLease:
         """Lease a power limit. As `BackEnd.take`."""

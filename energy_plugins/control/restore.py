@@ -73,31 +73,39 @@ def put_back(entry: Entry, card: Card) -> Restored:
 def replay(journal: Journal, card_of: Callable[[str], Card], *, of_pid: int | None = None) -> Iterator[Restored]:
     """Undo what processes that have ended left behind (``of_pid``: that one alone); yield what became of each entry.
 
-    Entries of processes that live are IN_USE; those of which nothing can be known here are KEPT.
+    Entries of processes that live are IN_USE, unless they have done with them; those of which nothing can be known here
+    are KEPT.
     """
     for uuid, knob in journal.names():
+        restored = None
         try:
             with journal.alone(uuid):
                 entry = journal.read(uuid, knob)
-                if entry is None or of_pid not in {None, entry.owner.pid}:
-                    continue
-                yield settle(journal, entry, card_of)
+                if entry is not None and of_pid in {None, entry.owner.pid}:
+                    restored = settle(journal, entry, card_of)
         except JournalError as error:
-            yield Restored(uuid, knob, Ending.KEPT, str(error))
+            restored = Restored(uuid, knob, Ending.KEPT, str(error))
+        if restored is not None:  # told once the GPU is others' again
+            yield restored
 
 
 def settle(journal: Journal, entry: Entry, card_of: Callable[[str], Card]) -> Restored:
-    """Undo one entry if its owner has ended, and remove it unless it is KEPT or IN_USE. Raises JournalError."""
+    """Undo one entry if its owner has ended or done with it; remove it unless KEPT or IN_USE. Raises JournalError."""
     pid = entry.owner.pid
-    match entry.owner.life():
+    try:
+        life = entry.owner.life()
+    except OSError as error:
+        return Restored(entry.uuid, entry.knob, Ending.KEPT, f"what became of process {pid} is not seen: {error}")
+    if entry.released and life is not Life.EARLIER_BOOT:
+        life = Life.DEAD
+    match life:
         case Life.ALIVE:
             return Restored(entry.uuid, entry.knob, Ending.IN_USE, f"process {pid} controls it")
         case Life.ELSEWHERE:
             why = f"process {pid} of another container controls it, or did: what became of it is not seen from here"
             return Restored(entry.uuid, entry.knob, Ending.KEPT, why)
         case Life.EARLIER_BOOT:
-            why = f"process {pid} set it before this machine was last started, which undid it"
-            restored = Restored(entry.uuid, entry.knob, Ending.DROPPED, why)
+            restored = _of_an_earlier_boot(entry, card_of)
         case Life.DEAD:
             try:
                 restored = put_back(entry, card_of(entry.uuid))
@@ -106,6 +114,18 @@ def settle(journal: Journal, entry: Entry, card_of: Callable[[str], Card]) -> Re
     if restored.ending is not Ending.KEPT:
         journal.remove(entry)
     return restored
+
+
+def _of_an_earlier_boot(entry: Entry, card_of: Callable[[str], Card]) -> Restored:
+    """Drop an entry of a GPU of this machine: one of another, whose disk it shares, may be in use there."""
+    pid = entry.owner.pid
+    try:
+        card_of(entry.uuid)
+    except EnergyError as error:
+        why = f"process {pid} set it before this machine was last started, or on another one: {error}"
+        return Restored(entry.uuid, entry.knob, Ending.KEPT, why)
+    why = f"process {pid} set it before this machine was last started, which undid it"
+    return Restored(entry.uuid, entry.knob, Ending.DROPPED, why)
 
 
 def _put_back_limit(entry: Entry, card: Card) -> tuple[Ending, str]:

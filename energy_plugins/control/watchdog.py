@@ -12,19 +12,23 @@ import signal
 import syslog
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from energy_plugins.control.journal import Journal
 from energy_plugins.control.nvml import Nvml
 from energy_plugins.control.owner import Life, Owner, boot_id
-from energy_plugins.control.restore import Ending, replay
-from energy_plugins.errors import EnergyError
+from energy_plugins.control.restore import Ending, Restored, replay
+from energy_plugins.errors import EnergyError, JournalError
 
 READY = "ready"
 _DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """What ends a job is sent to all of its processes: this one must outlive the trainer by a moment."""
+_STAYS = {Ending.KEPT, Ending.IN_USE}
 _TRY_FOR_S = 30.0
 _TRY_EVERY_S = 0.2
+_LOOK_EVERY_S = 2.0
+"""Between looks whether the trainer, which lives, has left something that could not be put back."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         owner = Owner(pid, start_ticks, boot_id(), Path("/proc/self/ns/pid").stat().st_ino)
         trainer = _handle_of(owner)
         # Initialised now: a driver that nobody uses takes seconds to wake.
-        nvml, journal = Nvml(library), Journal(Path(folder))
+        nvml, journal = Nvml(library), Journal(Path(folder), create=False)
     except (OSError, EnergyError) as error:
         _tell(f"{error}")
         return 1
@@ -50,7 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     if trainer is not None:
         ended = select.poll()
         ended.register(trainer, select.POLLIN)
-        ended.poll()
+        while not ended.poll(_LOOK_EVERY_S * 1e3):
+            with suppress(EnergyError, OSError):
+                _replayed(journal, nvml, pid)
     _put_back(journal, nvml, pid)
     return 0
 
@@ -68,11 +74,7 @@ def _put_back(journal: Journal, nvml: Nvml, pid: int) -> None:
     """Replay what the trainer left, again and again while some of it cannot be undone."""
     end_s = time.monotonic() + _TRY_FOR_S
     while True:
-        restored = list(replay(journal, nvml.card, of_pid=pid))
-        kept = [one for one in restored if one.ending in {Ending.KEPT, Ending.IN_USE}]
-        for one in restored:
-            if one not in kept:
-                _log(f"process {pid} has ended, GPU {one.uuid}: {one.why}")
+        kept = _replayed(journal, nvml, pid)
         if not kept:
             return
         if time.monotonic() > end_s:
@@ -80,6 +82,17 @@ def _put_back(journal: Journal, nvml: Nvml, pid: int) -> None:
                 _log(f"process {pid} has ended, GPU {one.uuid} is not put back (doctor --restore does): {one.why}")
             return
         time.sleep(_TRY_EVERY_S)
+
+
+def _replayed(journal: Journal, nvml: Nvml, pid: int) -> list[Restored]:
+    """Replay what the trainer left, and return what stays."""
+    with suppress(JournalError, FileNotFoundError):  # then what was opened is all there is
+        journal.follow()
+    restored = list(replay(journal, nvml.card, of_pid=pid))
+    for one in restored:
+        if one.ending not in _STAYS:
+            _log(f"process {pid} has left GPU {one.uuid}: {one.why}")
+    return [one for one in restored if one.ending in _STAYS]
 
 
 def _log(text: str) -> None:

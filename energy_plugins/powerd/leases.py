@@ -43,11 +43,21 @@ class Lease:
     bounds: Bounds
     until_s: float
     look_s: float
+    journalled: bool = False
+    """Whether the GPU may differ from what was found."""
 
     @property
     def limit_mw(self) -> int:
         """The limit that was set last, or found."""
         return self.entry.ours_mw[-1]
+
+
+@dataclass(frozen=True)
+class _Owed:
+    """When it is tried again to put a GPU back, and its entry if it is remembered."""
+
+    due_s: float
+    entry: Entry | None
 
 
 @dataclass
@@ -63,8 +73,8 @@ class Leases:
     _leases: dict[str, Lease] = field(default_factory=dict)
     _ended: dict[tuple[int, str], Refusal] = field(default_factory=dict)
     """Why leases ended of which their connection has not heard yet."""
-    _owed: dict[str, float] = field(default_factory=dict)
-    """GPUs that are to be put back, though it failed, and when it is tried again."""
+    _owed: dict[str, _Owed] = field(default_factory=dict)
+    """GPUs that are to be put back, though it failed."""
     _changes: Buckets = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,7 +131,6 @@ class Leases:
         limit_mw = lease.bounds.clamp(round(limit_w * 1e3))
         entry = replace(lease.entry, ours_mw=(lease.limit_mw, limit_mw))
         self._change(lease, entry, now_s)
-        lease.entry = entry
         lease.until_s = now_s + self.site.config.lease_s
         self.log(f"{uuid}: {limit_mw / 1e3:g} W for uid {entry.uid}, pid {entry.pid}; {entry.found_mw / 1e3:g} W found")
         return {"limit_w": limit_mw / 1e3}
@@ -164,14 +173,14 @@ class Leases:
                     self._look(lease, now_s)
                 except DriverError as fault:
                     self.log(f"{lease.entry.uuid}: cannot be looked at: {fault}")
-        for uuid in [uuid for uuid, due_s in self._owed.items() if due_s <= now_s]:
-            self._put_back(uuid, now_s)
+        for uuid, owed in [(uuid, owed) for uuid, owed in self._owed.items() if owed.due_s <= now_s]:
+            self._put_back(uuid, now_s, owed.entry)
         self._changes.tidy(now_s)
 
     def next_s(self, now_s: float) -> float:
         """Return when `tick` has something to do, a second from now at the latest."""
         due = [min(lease.until_s, lease.look_s) for lease in self._leases.values()]
-        return min([now_s + 1.0, *due, *self._owed.values()])
+        return min([now_s + 1.0, *due, *(owed.due_s for owed in self._owed.values())])
 
     def owed(self) -> list[str]:
         """Return the GPUs that could not be put back yet."""
@@ -201,6 +210,7 @@ class Leases:
             self.journal.write(entry)
         except OSError as error:
             raise Refusal(Code.JOURNAL, f"what was found cannot be written down: {error.strerror}") from error
+        lease.entry, lease.journalled = entry, True
         try:
             self._set_verified(uuid, limit_mw)
         except DriverError as error:
@@ -217,6 +227,22 @@ class Leases:
         verdict = judge(lease.peer, uuid, self.nvml.use(uuid), self.site, holds=True)
         if not verdict.allowed:
             self._end(lease, Refusal(Code.REFUSED, verdict.why), now_s)
+        elif lease.journalled:
+            self._keep_the_entry(lease.entry)
+
+    def _keep_the_entry(self, entry: Entry) -> None:
+        """Write an entry again that others have removed or spoiled: the next helper goes by it."""
+        try:
+            try:
+                kept = self.journal.read(entry.uuid) == entry
+            except (FileNotFoundError, BadEntry):
+                kept = False
+            if not kept:
+                self.journal.open()
+                self.journal.write(entry)
+                self.log(f"{entry.uuid}: its entry in the journal was gone or spoiled, and is written again")
+        except OSError as error:
+            self.log(f"{entry.uuid}: its entry in the journal cannot be kept: {error}")
 
     def _forget(self, lease: Lease, why: str) -> None:
         """End a lease whose GPU others have taken over: their value stays."""
@@ -226,22 +252,23 @@ class Leases:
     def _end(self, lease: Lease, why: Refusal, now_s: float) -> None:
         self._remove(lease, why)
         self.log(f"{lease.entry.uuid}: the lease of pid {lease.peer.process.pid} has ended: {why}")
-        self._put_back(lease.entry.uuid, now_s)
+        self._put_back(lease.entry.uuid, now_s, lease.entry if lease.journalled else None)
 
     def _remove(self, lease: Lease, why: Refusal) -> None:
         why.figures = {"ended": True}
         del self._leases[lease.entry.uuid]
         self._ended[lease.client, lease.entry.uuid] = why
 
-    def _put_back(self, uuid: str, now_s: float) -> None:
+    def _put_back(self, uuid: str, now_s: float, remembered: Entry | None = None) -> None:
+        """Put back what was found, by the journal only where this process does not know it: others may spoil that."""
         try:
-            self._settled(uuid, self._restored(self.journal.read(uuid)))
+            self._settled(uuid, self._restored(remembered or self.journal.read(uuid)))
         except FileNotFoundError:
             self._owed.pop(uuid, None)
         except (DriverError, BadEntry, OSError) as error:
             if uuid not in self._owed:
                 self.log(f"{uuid}: cannot be put back yet: {error}")
-            self._owed[uuid] = now_s + _RETRY_S
+            self._owed[uuid] = _Owed(now_s + _RETRY_S, remembered)
 
     def _restored(self, entry: Entry) -> str:
         """Put back what an entry says, if that is still right, and say what was done. Raises DriverError."""

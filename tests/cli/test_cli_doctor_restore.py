@@ -8,6 +8,7 @@ import os
 import pynvml
 import pytest
 from commands import NO_DRIVER, Simulated, call
+from controlling import limit_w
 from doctoring import doctor, status
 
 from energy_plugins import visible_gpus
@@ -29,11 +30,6 @@ def leave_behind(simulation: Simulation) -> str:
     with Journal(simulation.journal) as journal:
         journal.write(Entry(uuid=gpu.uuid, knob=Knob.POWER, owner=dead, found=700.0, ours=(450.0,)))
     return gpu.uuid
-
-
-def limit_w() -> float:
-    pynvml.nvmlInit()
-    return float(pynvml.nvmlDeviceGetPowerManagementLimit(pynvml.nvmlDeviceGetHandleByIndex(0))) / 1e3
 
 
 def test_what_was_left_changed_is_said_and_put_back(simulated: Simulated) -> None:

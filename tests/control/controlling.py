@@ -14,12 +14,15 @@ from pathlib import Path
 import pynvml
 
 from energy_plugins.control.journal import Journal
+from energy_plugins.control.owner import Owner, boot_id
 from energy_plugins.testing import Simulation
 
 FOUND_W = 650.0
 """What an operator has set before: neither the default, nor the highest."""
 SET_W = 450.0
 WITHIN_S = 2.0
+DEAD = Owner(pid=2**22 + 1, start_ticks=1, boot_id=boot_id(), pid_namespace=Path("/proc/self/ns/pid").stat().st_ino)
+"""No process has a number as high (PID_MAX_LIMIT, include/linux/threads.h)."""
 PATIENCE_S = 30.0
 
 PREAMBLE = f"""

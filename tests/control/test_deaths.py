@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -126,25 +127,26 @@ def train_with_workers(told: Connection, end: str) -> None:
     time.sleep(60)
 
 
-@pytest.mark.parametrize("end", ["end", "exception", "sys.exit", *SIGNALS, "SIGKILL of the group"])
-def test_with_workers_of_a_data_loader(simulation: Simulation, end: str | signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("end", "group"),
+    [("end", False), ("exception", False), ("sys.exit", False), *itertools.product(SIGNALS, (False, True))],
+)
+def test_with_workers_of_a_data_loader(simulation: Simulation, end: str | signal.Signals, group: bool) -> None:
     """They inherit all that a trainer has open, and outlive it by seconds."""
     fork = multiprocessing.get_context("fork")
     told, tells = fork.Pipe(duplex=False)
-    by_signal = isinstance(end, signal.Signals) or end.startswith("SIGKILL")
-    process = fork.Process(target=train_with_workers, args=(tells, "signal" if by_signal else end))
+    process = fork.Process(
+        target=train_with_workers, args=(tells, "signal" if isinstance(end, signal.Signals) else end)
+    )
     process.start()
     assert process.pid is not None
     try:
         workers = told.recv()
-        if by_signal:
+        if isinstance(end, signal.Signals):
             assert limit_w() == SET_W
-            if isinstance(end, signal.Signals):
-                os.kill(process.pid, end)
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
+            (os.killpg if group else os.kill)(process.pid, end)
         assert_put_back(simulation)
-        if not str(end).startswith("SIGKILL of"):
+        if not group:
             assert all(_alive(worker) for worker in workers), "nothing was inherited by anybody who lives"
     finally:
         with suppress(ProcessLookupError):
@@ -161,16 +163,31 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def test_killed_between_the_journal_and_the_first_change(simulation: Simulation) -> None:
-    """What was written down has not happened: undoing it does no harm."""
-    with trainer(simulation, "say('ready')\nsys.stdin.readline()\n" + WAITING) as process:
+@pytest.mark.parametrize("reached", [False, True])
+def test_killed_between_the_journal_and_the_first_change(simulation: Simulation, reached: bool) -> None:
+    """What was written down has not happened, or the driver does it late: undoing it is right in both cases."""
+    body = """
+with PowerLimit(gpus[0]).at() as limit:
+    say("ready")
+    sys.stdin.readline()
+    limit.set(SET_W)
+"""
+    with trainer(simulation, body) as process:
         simulation.gpus[0].inject(Hang("nvmlDeviceSetPowerManagementLimit", 60))
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-        seconds_until(lambda: simulation.journal.is_dir() and journal_of(simulation) != [])
+        (entry,) = simulation.journal.glob("*.power.json")
+        seconds_until(lambda: str(SET_W) in entry.read_text())
+        (watchdog,) = watchdogs(process.pid)
+        os.kill(watchdog, signal.SIGSTOP)
         process.kill()
         process.wait()
+        simulation.gpus[0].heal()
+        if reached:
+            operator_sets(SET_W)
+        assert limit_w() == (SET_W if reached else FOUND_W)
+        os.kill(watchdog, signal.SIGCONT)
         assert_put_back(simulation)
 
 

@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from controlling import FOUND_W, PATIENCE_S, SET_W, limit_w, operator_sets, trainer
+from controlling import DEAD, FOUND_W, PATIENCE_S, SET_W, limit_w, operator_sets, trainer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,14 +22,12 @@ from energy_plugins.control import PowerLimit, Standing
 from energy_plugins.control.entry import Entry, Knob
 from energy_plugins.control.journal import JOURNAL_VARIABLE, Journal, journal_folder
 from energy_plugins.control.nvml import Nvml
-from energy_plugins.control.owner import Owner, boot_id
+from energy_plugins.control.owner import Owner
 from energy_plugins.control.restore import Ending, decide, replay
 from energy_plugins.errors import JournalError
 from energy_plugins.testing import Simulation, simulated_gpus
 
 ROOT = Path(__file__).parents[2]
-DEAD = Owner(pid=2**22 + 1, start_ticks=1, boot_id=boot_id(), pid_namespace=Path("/proc/self/ns/pid").stat().st_ino)
-"""No process has a number as high (PID_MAX_LIMIT, include/linux/threads.h)."""
 WATTS = st.floats(min_value=0.001, max_value=9e5)
 ENTRIES = st.builds(
     Entry,
@@ -37,6 +36,7 @@ ENTRIES = st.builds(
     owner=st.builds(Owner, st.integers(0, 2**31), st.integers(0, 2**62), st.text(max_size=40), st.integers(0, 2**32)),
     found=WATTS,
     ours=st.lists(WATTS, max_size=2).map(tuple),
+    released=st.booleans(),
 )
 ENTRY = Entry(uuid="GPU-0", knob=Knob.POWER, owner=DEAD, found=650.0, ours=(450.0,))
 
@@ -158,7 +158,19 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-KEYS = ["version", "uuid", "knob", "owner", "found", "ours", "pid", "start_ticks", "boot_id", "pid_namespace"]
+KEYS = [
+    "version",
+    "uuid",
+    "knob",
+    "owner",
+    "found",
+    "ours",
+    "released",
+    "pid",
+    "start_ticks",
+    "boot_id",
+    "pid_namespace",
+]
 
 
 @given(content=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
@@ -228,6 +240,23 @@ def test_a_gpu_that_is_not_there_is_kept(simulation: Simulation) -> None:
         journal.write(ENTRY)
         (kept,) = replay(journal, nvml.card)
     assert (kept.ending, kept.uuid) == (Ending.KEPT, "GPU-0")
+
+
+def test_an_entry_of_another_machine_is_kept(simulation: Simulation) -> None:
+    """Machines may share the disk of a journal; a GPU that is not here was set elsewhere, and may be in use there."""
+    entry = replace(ENTRY, owner=replace(DEAD, boot_id="of another machine"))
+    with Journal(simulation.journal) as journal, Nvml(simulation.nvml_path) as nvml:
+        journal.write(entry)
+        (kept,) = replay(journal, nvml.card)
+        assert (kept.ending, journal.read("GPU-0", Knob.POWER)) == (Ending.KEPT, entry)
+
+
+def test_what_became_of_an_entry_is_told_once_its_gpu_is_free(simulation: Simulation) -> None:
+    with Journal(simulation.journal) as journal, Nvml(simulation.nvml_path) as nvml:
+        journal.write(ENTRY)
+        for kept in replay(journal, nvml.card):
+            with journal.alone(kept.uuid):
+                assert kept.ending is Ending.KEPT
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,10 @@ def test_without_an_assertion_they_are_advice(simulation: Simulation) -> None:
     gpu = visible_gpus()[0]
     with LockedClocks(gpu).at(mhz=1200) as clocks:
         assert clocks.check() is Standing.ADVISED
+        clock_mhz(simulation)
+        time.sleep(0.4)
+        clock_mhz(simulation)
+        assert clocks.obeyed() is None
         assert "NVML does not tell" in clocks.status.why
     strict = LockedClocks(gpu, back_ends=(DirectNvml(),))
     with pytest.raises(RefusedError, match="NVML does not tell") as caught, strict.at(mhz=1200):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from controlling import (
     FOUND_W,
+    PREAMBLE,
     SET_W,
     WITHIN_S,
     journal_of,
@@ -126,6 +130,37 @@ def test_a_watchdog_that_was_killed_is_replaced(two: Simulation) -> None:
         seconds_until(lambda: limit_w() == FOUND_W, WITHIN_S)
 
 
+def test_a_watchdog_that_was_stopped_is_replaced(two: Simulation) -> None:
+    """It would wake when it is continued, if ever."""
+    body = HOLD.format(index=0).replace("gpus[0])", "gpus[0], look_every_s=0.02)")
+    with trainer(two, body) as process:
+        (watchdog,) = watchdogs(process.pid)
+        os.kill(watchdog, signal.SIGSTOP)
+        try:
+            seconds_until(lambda: len(watchdogs(process.pid)) == 1 and watchdogs(process.pid) != [watchdog])
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(watchdog, signal.SIGCONT)
+        process.kill()
+        process.wait()
+        seconds_until(lambda: limit_w() == FOUND_W, WITHIN_S)
+
+
+def test_a_process_that_runs_another_program_puts_back_what_the_first_left(two: Simulation) -> None:
+    """The number and the start of the process are the same, and nobody in it knows of the limit any more."""
+    second = f"{PREAMBLE}{HOLD.format(index=0).replace('SET_W + 0', '300')}"
+    body = f"""
+with PowerLimit(gpus[0]).at(watts=SET_W):
+    os.execv(sys.executable, [sys.executable, "-c", {second!r}])
+"""
+    with trainer(two, body) as process:
+        assert limit_w() == 300
+        process.kill()
+        process.wait()
+        seconds_until(lambda: limit_w() == FOUND_W, WITHIN_S)
+        seconds_until(lambda: journal_of(two) == [], WITHIN_S)
+
+
 def killed_with_its_watchdog(simulation: Simulation) -> int:
     """Leave a limit behind, as when a whole cgroup is killed, and return whose it is."""
     with trainer(simulation, HOLD.format(index=0)) as process:
@@ -199,14 +234,81 @@ def test_a_number_that_is_used_again_is_another_process(two: Simulation) -> None
     assert (restored.ending, limit_w()) == (Ending.RESTORED, FOUND_W)
 
 
-def test_a_process_of_another_container_is_left_alone(two: Simulation) -> None:
-    pid = killed_with_its_watchdog(two)
-    rewrite_owner(two, lambda owner: replace(owner, pid_namespace=1))
-    (kept,) = replayed(two)
-    assert (kept.ending, limit_w()) == (Ending.KEPT, SET_W)
-    with pytest.raises(OwnedError) as caught, PowerLimit(visible_gpus()[0]).at(watts=300):
+@contextmanager
+def container(simulation: Simulation, body: str) -> Iterator[subprocess.Popen[str]]:
+    """Run ``body`` in a pid namespace of its own, which is killed as a whole, and leave it when that is ready."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", PREAMBLE + body]
+    with subprocess.Popen(
+        command, env=simulation.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            if process.stdout.readline().strip() != "ready":
+                said = process.stderr.read()
+                if said.startswith("unshare:"):
+                    pytest.skip(f"no pid namespace can be made here: {said}")
+                raise AssertionError(said)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_container_is_left_alone_until_it_has_ended(two: Simulation) -> None:
+    with container(two, HOLD.format(index=0)) as process:
+        (kept,) = replayed(two)
+        assert (kept.ending, limit_w()) == (Ending.KEPT, SET_W)
+        with pytest.raises(OwnedError, match="another container"), PowerLimit(visible_gpus()[0]).at(watts=300):
+            pass
+        process.kill()
+        process.wait()
+        if Path("/proc/self/ns/pid").stat().st_ino != 0xEFFFFFFC:
+            pytest.skip("only the initial pid namespace sees that another has ended")
+        seconds_until(lambda: replayed(two)[0].ending is Ending.RESTORED)
+    assert (limit_w(), journal_of(two)) == (FOUND_W, [])
+
+
+HIDDEN = """
+import subprocess
+from energy_plugins.control.owner import Owner
+owner = Owner.current()
+assert owner.pid == 1
+subprocess.run(["mount", "-t", "proc", "-o", "hidepid={}", "proc", "/proc"], check=True)
+if os.fork() == 0:
+    os.setgroups([])
+    os.setresgid(10001, 10001, 10001)
+    os.setresuid(10001, 10001, 10001)
+    try:
+        say(owner.life().value)
+    except PermissionError:
+        say("ready")
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to hide processes")
+@pytest.mark.parametrize("hidepid", [1, 2])
+def test_a_process_that_proc_hides_is_not_taken_for_dead(two: Simulation, hidepid: int) -> None:
+    with container(two, HIDDEN.format(hidepid)):
         pass
-    assert caught.value.pid == pid
+
+
+def test_replaying_goes_on_where_proc_does_not_tell(two: Simulation) -> None:
+    """A look at what is left must not end the watchdog."""
+    killed_with_its_watchdog(two)
+    body = f"""
+from pathlib import Path
+from energy_plugins.control.journal import Journal
+from energy_plugins.control.restore import replay
+import subprocess
+subprocess.run(["umount", "-l", "/proc"], check=True)
+with Journal(Path({str(two.journal)!r})) as journal:
+    endings = [one.ending.value for one in replay(journal, None)]
+say("ready" if endings == ["kept"] else endings)
+"""
+    with container(two, body):
+        pass
 
 
 def test_a_process_that_took_over_is_not_disturbed(two: Simulation) -> None:

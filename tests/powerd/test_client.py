@@ -15,6 +15,7 @@ from powerd_site import ALICE, BOB, Person, Site, _Self, wait_until
 from energy_plugins.cli.control_checks import control_checks
 from energy_plugins.control import HeldLimit, PowerLimit, Standing
 from energy_plugins.control.held import BACK_ENDS
+from energy_plugins.control.journal import JOURNAL_VARIABLE
 from energy_plugins.control.powerd_client import SOCKET_VARIABLE, Powerd, ask_powerd
 from energy_plugins.errors import ControlError, JournalError, NvmlError, OwnedError, RefusedError
 from energy_plugins.measure.devices import visible_gpus
@@ -27,6 +28,7 @@ pytest_plugins = ["powerd_fixtures"]
 @pytest.fixture
 def served(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setenv(SOCKET_VARIABLE, str(site.socket))
+    monkeypatch.setenv(JOURNAL_VARIABLE, str(site.folder / "journal of people"))  # root's is not to be looked into
     site.start()
     return site
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -61,6 +62,42 @@ def test_the_death_of_a_whole_process_group_is_covered(site: Site, person: Peopl
     alice.call(fork_workers, 3)
     os.killpg(alice.pid, signal.SIGKILL)
     wait_until(lambda: site.limit_w() == 700.0, WITHIN_S)
+
+
+def the_entry(site: Site) -> Path:
+    (path,) = site.journal.glob("*.json")
+    return path
+
+
+SPOILT: dict[str, Callable[[Site], object]] = {
+    "the folder is removed": lambda site: shutil.rmtree(site.journal),
+    "the entry is removed": lambda site: the_entry(site).unlink(),
+    "the entry is cut": lambda site: os.truncate(the_entry(site), 10),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_spoiled_journal_keeps_nothing_from_being_put_back(site: Site, person: People, spoil: str) -> None:
+    """The helper remembers what it found."""
+    site.set_limit_w(650.0)
+    site.start()
+    alice = person(ALICE)
+    alice.limit(site, 450.0)
+    SPOILT[spoil](site)
+    alice.kill()
+    wait_until(lambda: (site.limit_w(), site.entries()) == (650.0, []), WITHIN_S)
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_spoiled_journal_is_mended_for_the_next_helper(site: Site, person: People, spoil: str) -> None:
+    site.start()
+    alice = person(ALICE)
+    alice.limit(site, 450.0)
+    SPOILT[spoil](site)
+    wait_until(lambda: site.entries() != [] and "found_mw" in the_entry(site).read_text(), 5.0)
+    site.stop(signal.SIGKILL)
+    site.start()
+    wait_until(lambda: (site.limit_w(), site.entries()) == (700.0, []), WITHIN_S)
 
 
 CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
