@@ -144,7 +144,8 @@ def figures(cells: Sequence[Cell], rows: Sequence[Outcome], max_slowdown: float)
         "search_s": float(column(rows, "search_s").sum() / len(SEEDS)),
         "mean_search_s": float(column(rows, "search_s").mean()),
         "longest_search_s": float(column(rows, "search_s").max()),
-        "bind": len(binding) / len(rows),
+        "do_not_bind": float(np.mean([not row.binding and row.limit_w < cells[row.cell].high_w for row in rows])),
+        "share_of_those_that_do_not_bind": sum(row.saving for row in rows if not row.binding) / len(rows) / optimum,
         "saving_of_those_that_bind": float(sum(row.saving for row in binding) / len(rows)),
         "expected_less_realised": float(np.mean([row.expected_saving - row.saving for row in binding] or [0.0])),
     }
