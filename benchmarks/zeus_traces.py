@@ -9,9 +9,9 @@ and the search knows nothing of them.
 
 Each limit was recorded once, so a part of what differs between limits is no effect of theirs: trainings that draw half
 of the lowest limit are up to a sixth slower or faster from one to the next. The optimum counts that as savings, and so
-do the bars; the search is asked in so many words to count it, too (``must_bind=False``), and does not promise it. So it is
-also told what is reached with limits alone that lower the power: of the same optimum, which is a bar missed, and of the
-best such limit. Beside the search stands Zeus's rule: of limits 25 W apart, 40 steps each, the lowest not too slow.
+do the bars; the search is asked in so many words to count it, too (``must_bind=False``), and does not promise it. So it
+is also told what is reached with limits alone that lower the power: of the same optimum, which is a bar missed, and of
+the best such limit. Beside the search stands Zeus's rule: of limits 25 W apart, 40 steps each, the lowest not too slow.
 """
 
 from __future__ import annotations
