@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,6 +32,14 @@ _PACKAGES = ("numpy", "torch", "lightning", "transformers", "accelerate", "nvidi
 Figures = Mapping[str, object]
 Table = Mapping[str, ArrayLike]
 """Columns of equal length by name."""
+
+
+class Kind(Enum):
+    """What figures are; its value is printed over them."""
+
+    MEASURED = "measured"
+    SIMULATED = "SIMULATED: no measurement of hardware"
+    REPLAYED = "replayed: recordings of hardware, with noise added"
 
 
 @dataclass(frozen=True)
@@ -117,23 +126,32 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join([first, *others]).rstrip())
 
 
-def finish(name: str, *, gpus: Sequence[str], figures: Figures, bars: Sequence[Bar], raw: Mapping[str, Table]) -> int:
+def finish(  # noqa: PLR0913 - the sections of a result, all but the first by name
+    name: str,
+    *,
+    gpus: Sequence[str],
+    figures: Figures,
+    bars: Sequence[Bar],
+    raw: Mapping[str, Table],
+    kind: Kind | None = None,
+) -> int:
     """Print the bars, write ``results/<name>.json``, and return what the process should exit with.
 
     Args:
         name: of the result file.
-        gpus: what was measured, such as "NVIDIA H200, driver 580.159"; SIMULATED if it was not hardware, a
-            replay if it was recorded.
+        gpus: what was measured, such as "NVIDIA H200, driver 580.159".
         figures: sections of the file, each of plain JSON values.
         bars: what the figures must reach.
         raw: what was measured one by one, as tables; floats are kept to five digits.
+        kind: what the figures are; None if the GPUs tell: simulated ones have SIMULATED in their names.
     """
+    kind = kind or (Kind.SIMULATED if any("SIMULATED" in gpu for gpu in gpus) else Kind.MEASURED)
     print()
     for bar in bars:
         print(bar)
     head = {
         "benchmark": name,
-        "label": _label(gpus),
+        "label": kind.value,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "gpus": list(gpus)},
         "versions": _versions(),
@@ -148,12 +166,6 @@ def finish(name: str, *, gpus: Sequence[str], figures: Figures, bars: Sequence[B
     path.write_text(_text(head, raw))
     print(f"\n{head['label']}\n{path.relative_to(_ROOT)} is written")
     return 0 if all(bar.met for bar in bars) else 1
-
-
-def _label(gpus: Sequence[str]) -> str:
-    if any("SIMULATED" in gpu for gpu in gpus):
-        return "SIMULATED: no measurement of hardware"
-    return "replayed: recordings of hardware, with noise added" if any("replay" in gpu for gpu in gpus) else "measured"
 
 
 def sources() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ NOISE_OF_S = 5.0
 TOGETHER = 0.8
 """Correlation of the noise of time and energy: at equal power what takes longer draws more."""
 DRIFT = 0.01 / 600.0
-"""In a second, of time and of energy, each up or down."""
+"""In a second, of time and of energy, each up or down; so of the power, too."""
 _FEWEST_LIMITS = 4
 
 
@@ -116,9 +116,9 @@ class Cell:
         return max([0.0, *saved])
 
     @property
-    def rises(self) -> bool:
-        """Whether a step took longer at a higher limit somewhere."""
-        return bool(np.any(np.diff(self.time.values) > 0))
+    def rise(self) -> float:
+        """The largest share by which a step took longer at the next higher recorded limit; 0 if none did."""
+        return max(float(np.max(self.time.values[1:] / self.time.values[:-1])) - 1, 0.0)
 
 
 def recorded_cells(folder: Path) -> list[Cell]:
@@ -143,49 +143,66 @@ def _cell(name: str, found: Mapping[float, tuple[float, float]]) -> Cell:
 
 
 @dataclass
-class Replay:
-    """A training that goes on while limits are tried."""
+class Observer:
+    """Who measures windows of a training that is known exactly: what is seen has noise and drift, by one law."""
 
-    cell: Cell
     noise: float
     """Standard deviation of a window of `NOISE_OF_S`, as a share."""
     rng: np.random.Generator
     now_s: float = 0.0
-    extra_s: float = 0.0
-    """By how much longer its steps took than at the highest limit; less where they were faster."""
-    lost_s: float = 0.0
-    """The same without the steps that were faster."""
+    """How long the training has been measured."""
     drifts: Array = field(init=False)
 
     def __post_init__(self) -> None:
         self.drifts = DRIFT * self.rng.choice([-1.0, 1.0], 2)
 
-    def measure(self, limit_w: float, seconds: float) -> Measurement:
-        """Make as many steps as there is time for, and return what they took.
+    def window(self, step_s: float, energies_j: Sequence[float], count: int) -> list[Measurement]:
+        """Return what each rank sees of ``count`` steps that all make together, at so many joules each.
 
         The errors are estimates, as they are of real steps: from the scatter of as many.
         """
+        took_s = count * step_s
+        error = self.noise * math.sqrt(NOISE_OF_S / took_s)
+        time_drift, energy_drift = 1 + self.drifts * (self.now_s + took_s / 2)
+        self.now_s += took_s
+        of_time = self.rng.normal()
+        own = self.rng.normal(size=(len(energies_j), 2))
+        seen = error * math.sqrt(self.rng.chisquare(max(count - 1, 1)) / max(count - 1, 1))
+        time_s = step_s * time_drift * (1 + error * of_time)
+        measured = []
+        for energy_j, (of_energy, of_power) in zip(energies_j, own.tolist(), strict=True):
+            noise = error * (TOGETHER * of_time + math.sqrt(1 - TOGETHER**2) * of_energy)
+            seen_j = energy_j * energy_drift * (1 + noise)
+            drawn_w = energy_j / step_s * energy_drift / time_drift * (1 + error * of_power)
+            measured.append(Measurement(time_s, seen_j, time_s * seen, seen_j * seen, drawn_w))
+        return measured
+
+
+class Replay:
+    """A training that goes on while limits are tried."""
+
+    def __init__(self, cell: Cell, noise: float, rng: np.random.Generator) -> None:
+        self.cell = cell
+        self.extra_s = 0.0
+        """By how much longer its steps took than at the highest limit; less where they were faster."""
+        self.lost_s = 0.0
+        """The same without the steps that were faster."""
+        self._observer = Observer(noise, rng)
+
+    @property
+    def now_s(self) -> float:
+        """How long it has gone on."""
+        return self._observer.now_s
+
+    def measure(self, limit_w: float, seconds: float) -> Measurement:
+        """Make as many steps as there is time for, and return what they took."""
         return self.steps(limit_w, max(round(seconds / (STEP_S * self.cell.time(limit_w))), 1))
 
     def steps(self, limit_w: float, count: int) -> Measurement:
         """Make ``count`` steps."""
         step_s = STEP_S * self.cell.time(limit_w)
-        step_j = STEP_S * self.cell.power_w * self.cell.energy(limit_w)
-        took_s = count * step_s
-        error = self.noise * math.sqrt(NOISE_OF_S / took_s)
-        first, second, third = self.rng.normal(size=3)
-        noise = error * np.array([first, TOGETHER * first + math.sqrt(1 - TOGETHER**2) * second, third])
-        time_drift, energy_drift = 1 + self.drifts * (self.now_s + took_s / 2)
-        self.now_s += took_s
         more_s = count * (step_s - STEP_S)
         self.extra_s += more_s
         self.lost_s += max(more_s, 0.0)
-        seen = error * math.sqrt(self.rng.chisquare(max(count - 1, 1)) / max(count - 1, 1))
-        time_s, energy_j = step_s * time_drift * (1 + noise[0]), step_j * energy_drift * (1 + noise[1])
-        return Measurement(
-            step_time_s=time_s,
-            step_energy_j=energy_j,
-            step_time_sem=time_s * seen,
-            step_energy_sem=energy_j * seen,
-            drawn_w=self.cell.drawn_w(limit_w) * (1 + noise[2]),
-        )
+        (seen,) = self._observer.window(step_s, [STEP_S * self.cell.power_w * self.cell.energy(limit_w)], count)
+        return seen

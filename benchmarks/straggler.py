@@ -4,13 +4,14 @@
 
 Four ranks train together, one of them slower than the others, which spin while they wait for it. How long the work of a
 step takes under a limit, and what it draws, is the simulated H200's; how slow the slow one is, and what waiting draws,
-are the nine cells. One limit for the three that wait is searched from noisy, drifting windows of all ranks; the best is
-known from the formula without noise.
+are the nine cells. One limit for the three that wait is searched from windows of all ranks, noisy and drifting by
+the same law as those of recorded trainings (`benchmarks/_recorded.py`); the best is known from the formula without
+noise. The search keeps its bound in nineteen of twenty cases, but here every search of every cell must stay within what
+is allowed and save enough: so it is asked for less.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,24 +19,25 @@ from dataclasses import dataclass
 import numpy as np
 import pynvml
 from _common import Bar, Table, finish, print_table
+from _recorded import STEP_S, Observer
 from numpy.typing import NDArray
 
 from energy_plugins.testing import Simulation, simulated_gpus
 from energy_plugins.tune import Measurement, of_all_ranks, search_power_limit
 
-SEEDS = (4001, 4002, 4003, 4004, 4005)
-"""Not those that the search was made with."""
+SEEDS = tuple(range(7001, 7021))
+"""Not those that the search was made with, nor those of earlier results."""
 SLOWER = (1.10, 1.20, 1.40)
 WAITING = (0.3, 0.5, 0.7)
 RANKS = 4
 ALLOWED = 0.01
 """By how much longer a step may really take."""
+ENOUGH = 0.9
+"""Share of the best that must be saved."""
 ASKED = 0.004
 """What is asked of the search, which keeps it to within half of it in nineteen of twenty searches."""
-STEP_S = 0.25
-NOISE, NOISE_OF_S = 0.005, 5.0
-"""Of the time and the energy of a window of that length, for each rank."""
-DRIFT = 0.01 / 600
+NOISE = 0.005
+"""Of the time and the energy of a window of 5 s, for each rank."""
 _WORK = {"ops": 8e12, "bytes": 5e9}
 _GPU = "NVIDIA H200 (SIMULATED)"
 
@@ -115,30 +117,23 @@ class Cell:
         return max(self.saving(limit_w) for limit_w in allowed)
 
 
-@dataclass
 class Replay:
     """Such a training while limits are tried."""
 
-    cell: Cell
-    rng: np.random.Generator
-    now_s: float = 0.0
+    def __init__(self, cell: Cell, rng: np.random.Generator) -> None:
+        self._cell = cell
+        self._observer = Observer(NOISE, rng)
 
-    def __post_init__(self) -> None:
-        self.drift = DRIFT * float(self.rng.choice([-1.0, 1.0]))
+    @property
+    def now_s(self) -> float:
+        """How long it has gone on."""
+        return self._observer.now_s
 
     def measure(self, limit_w: float, seconds: float) -> Measurement:
         """Train for so long with the others under a limit."""
-        step_s = self.cell.step(limit_w)
-        took_s = max(round(seconds / step_s), 1) * step_s
-        error = NOISE * math.sqrt(NOISE_OF_S / took_s)
-        drifted = 1 + self.drift * (self.now_s + took_s / 2)
-        self.now_s += took_s
-        time_s = step_s * drifted * (1 + error * self.rng.normal())  # they wait for each other: one time for all
-        ranks = []
-        for energy_j in self.cell.energies_j(limit_w):
-            seen_j = energy_j * drifted * (1 + error * self.rng.normal())
-            drawn_w = energy_j / step_s * (1 + error * self.rng.normal())
-            ranks.append(Measurement(time_s, seen_j, error * time_s, error * seen_j, drawn_w))
+        step_s = self._cell.step(limit_w)
+        count = max(round(seconds / step_s), 1)
+        ranks = self._observer.window(step_s, self._cell.energies_j(limit_w), count)
         return of_all_ranks(ranks, limited=range(RANKS - 1))
 
 
@@ -187,8 +182,9 @@ def main() -> int:
         share, worst = float(np.mean([one.share for one in found])), min(one.share for one in found)
         slowdown, name = max(one.slowdown for one in found), f"{cell.slower:.2f}x; {cell.waiting:.0%}"
         bars += [
-            Bar(f"{name}: share of the best", share, at_least=0.9),
-            Bar(f"{name}: slowdown", slowdown, at_most=ALLOWED),
+            Bar(f"{name}: share of the best, mean", share, at_least=ENOUGH),
+            Bar(f"{name}: share of the best, worst search", worst, at_least=ENOUGH),
+            Bar(f"{name}: slowdown, worst search", slowdown, at_most=ALLOWED),
         ]
         figures[name] = {"best": cell.best(), "share": share, "worst_share": worst, "worst_slowdown": slowdown}
         limit_w, search_s = (float(np.mean([getattr(one, key) for one in found])) for key in ("limit_w", "search_s"))
@@ -207,6 +203,10 @@ def main() -> int:
     print_table(table)
     overall = {
         "least_share": min(one["share"] for one in figures.values()),
+        "worst_share": min(one["worst_share"] for one in figures.values()),
+        "searches": len(rows),
+        "saved_too_little": sum(one.share < ENOUGH for one in rows),
+        "too_slow": sum(one.slowdown > ALLOWED for one in rows),
         "least_best": min(one["best"] for one in figures.values()),
         "most_best": max(one["best"] for one in figures.values()),
         "worst_slowdown": max(one["worst_slowdown"] for one in figures.values()),

@@ -3,12 +3,13 @@
 from energy_plugins.tune.decision import LimitChoice
 from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
 from energy_plugins.tune.objective import Energy, EnergyDelay, Objective, ZeusCost
-from energy_plugins.tune.power_limit import PowerLimitChoice, search, search_power_limit
+from energy_plugins.tune.power_limit import Clocks, PowerLimitChoice, search, search_power_limit
 from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, step
 from energy_plugins.tune.task import Task
 
 __all__ = [
     "Action",
+    "Clocks",
     "Done",
     "Energy",
     "EnergyDelay",

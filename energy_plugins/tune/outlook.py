@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_plugins.tune.measurement import Window, with_host
+from energy_plugins.tune.measurement import Measurement, Window, with_host
 from energy_plugins.tune.smooth import Array, smooth
 from energy_plugins.tune.task import SURE, Task
 
 LEAST_FALL = 0.02
-"""A limit binds if it lowers the drawn power by more than this share: a sensor is off by up to 1.4 % on an H200."""
+"""A limit binds if it lowers the drawn power by more than this share: a sensor is off by up to 1.4 % on an H200. That a
+limit holds a GPU back at this moment is another matter, which `control` tells by what the driver says."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,8 @@ def outlook(windows: Sequence[Window], limits: Array, task: Task) -> Outlook:
         cost=known(costs, [task.objective.error(one) for one in whole]),
         power=known([one.drawn_w for one in raw], [one.energy_error for one in raw]),
     )
+
+
+def can_bind(task: Task, measured: Measurement) -> bool:
+    """Return whether any limit (W) that may be tried could bind a GPU that draws so much at the limit found."""
+    return task.lowest < (1 - LEAST_FALL) * measured.drawn_w

@@ -22,7 +22,8 @@ _LOOK_S = 2.5
 _LONGEST_S = 60.0
 """Between two windows at the reference it may drift."""
 _PARTS = 8
-"""Into about as many windows the time is divided that a limit's slowdown takes to be known."""
+"""Into about as many windows the time is divided that a limit's slowdown takes to be known. Ours: each costs a change
+of the limit, and after each it is asked anew whether this limit is worth knowing."""
 _MOST_WINDOWS = 200
 """Where noise is so large that nothing is ever decided, the search ends all the same."""
 

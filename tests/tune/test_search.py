@@ -25,7 +25,8 @@ from energy_plugins.tune import (
     search_power_limit,
     step,
 )
-from energy_plugins.tune.decision import coarse
+from energy_plugins.tune.decision import choose, coarse
+from energy_plugins.tune.outlook import Known, Outlook
 
 LOW_W, START_W = 200.0, 700.0
 PROMISE = 0.005
@@ -142,7 +143,28 @@ def test_joules_saved_by_a_limit_that_does_not_bind_are_not_promised() -> None:
     assert found.limit_w < START_W
     assert not found.binding
     assert found.expected_saving == 0.0
+    assert found.expected_slowdown == 0.0
     assert chosen(Training(faster, lambda _: 150.0, noise=0.005), must_bind=True).limit_w == START_W
+
+
+def test_nor_is_that_it_saves_part_of_the_confidence() -> None:
+    def known(mean: float, sd: float) -> Known:
+        return Known(np.array([0.0, mean]), np.array([0.0, sd]))
+
+    task = Task(limits=(LOW_W, START_W), start=START_W)
+    view = Outlook(
+        np.array([START_W, 600.0]),
+        time=known(-0.05, 0.001),
+        energy=known(-0.03, 0.008),
+        cost=known(-0.03, 0.008),
+        power=known(0.0, 0.001),
+    )
+    found = choose(task, (), view)
+    assert (found.limit, found.binding, found.expected_saving, found.expected_slowdown) == (600.0, False, 0.0, 0.0)
+    assert found.confidence == pytest.approx(1.0, abs=1e-9)  # that it saves is 1e-4 less sure
+    binds = choose(task, (), replace(view, power=known(-0.1, 0.001)))
+    assert binds.binding
+    assert binds.confidence < 1 - 1e-5
 
 
 @pytest.mark.parametrize(
