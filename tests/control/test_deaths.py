@@ -177,7 +177,7 @@ with PowerLimit(gpus[0]).at() as limit:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-        (entry,) = simulation.journal.glob("*.power.json")
+        (entry,) = simulation.journal.glob("GPU-*.power.json")
         seconds_until(lambda: str(SET_W) in entry.read_text())
         (watchdog,) = watchdogs(process.pid)
         os.kill(watchdog, signal.SIGSTOP)
@@ -204,7 +204,7 @@ with PowerLimit(gpus[0]).at(watts=SET_W) as limit:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-        (entry,) = simulation.journal.glob("*.power.json")
+        (entry,) = simulation.journal.glob("GPU-*.power.json")
         seconds_until(lambda: "300" in entry.read_text())
         assert limit_w() == SET_W
         process.kill()

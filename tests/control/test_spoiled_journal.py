@@ -24,7 +24,7 @@ from energy_plugins.testing import NoPermission, Simulation
 
 Simulated = Callable[..., Simulation]
 
-ENTRY, LOCK = "*.power.json", "*.lock"
+ENTRY, LOCK = "GPU-*.power.json", "GPU-*.lock"
 HOLD = """
 with PowerLimit(gpus[0], look_every_s=0.02).at(watts=SET_W):
     say("ready")
