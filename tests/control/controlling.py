@@ -35,20 +35,26 @@ SET_W = {SET_W}
 """
 
 
-def handle(index: int = 0) -> object:
-    """Return nvidia-ml-py's handle of a simulated GPU."""
+@contextmanager
+def handle(index: int = 0) -> Iterator[object]:
+    """Give nvidia-ml-py's handle of a simulated GPU, and leave its library as often open as it was."""
     pynvml.nvmlInit()
-    return pynvml.nvmlDeviceGetHandleByIndex(index)
+    try:
+        yield pynvml.nvmlDeviceGetHandleByIndex(index)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def limit_w(index: int = 0) -> float:
     """Return the limit that a GPU is asked to keep."""
-    return float(pynvml.nvmlDeviceGetPowerManagementLimit(handle(index))) / 1e3
+    with handle(index) as gpu:
+        return float(pynvml.nvmlDeviceGetPowerManagementLimit(gpu)) / 1e3
 
 
 def operator_sets(power_w: float, index: int = 0) -> None:
     """Set a limit as somebody does who knows nothing of us."""
-    pynvml.nvmlDeviceSetPowerManagementLimit(handle(index), round(power_w * 1e3))
+    with handle(index) as gpu:
+        pynvml.nvmlDeviceSetPowerManagementLimit(gpu, round(power_w * 1e3))
 
 
 def seconds_until(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> float:
@@ -89,11 +95,13 @@ def journal_of(simulation: Simulation) -> list[str]:
 
 
 def watchdogs(of_pid: int) -> list[int]:
-    """Return the watchdogs of a process."""
+    """Return the watchdogs of a process, but for those of simulations that are over."""
     found = []
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdecimal() else []
-            if b"-S" in words and str(of_pid).encode() in words and b"control.watchdog" in b" ".join(words):
+            is_one = b"-S" in words and str(of_pid).encode() in words and b"control.watchdog" in b" ".join(words)
+            journals = [Path(word.decode()) for word in words if word.endswith(b"journal")]
+            if is_one and any(journal.is_dir() for journal in journals):
                 found.append(int(folder.name))
     return found

@@ -31,7 +31,8 @@ def clock_mhz(simulation: Simulation) -> int:
     """Return the clock of a GPU that works."""
     simulation.gpus[0].launch(ops=2e14)
     time.sleep(0.15)  # until the driver has refreshed what it says
-    mhz = int(pynvml.nvmlDeviceGetClockInfo(handle(), pynvml.NVML_CLOCK_SM))
+    with handle() as gpu:
+        mhz = int(pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM))
     simulation.gpus[0].synchronize()
     return mhz
 

@@ -410,7 +410,8 @@ def test_an_operator_who_is_quicker_than_the_reading_is_respected(gpu: Gpu, simu
 
 
 def enforced_w() -> float:
-    return float(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle())) / 1e3
+    with handle() as gpu:
+        return float(pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu)) / 1e3
 
 
 def test_in_virtual_time_it_looks_at_its_deadlines(simulated: Simulated) -> None:

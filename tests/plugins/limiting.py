@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pynvml
+from controlling import limit_w, operator_sets
 
 from energy_plugins.measure.limit_part import LimitPart
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import Simulation, simulated_gpus
+
+__all__ = ["limit_w", "operator_sets"]
 
 FOUND_W = 690.0
 """What an operator has set before: neither the default nor the highest."""
@@ -30,22 +32,6 @@ def limited_gpu(**settings: Any) -> Iterator[Simulation]:
         for index in range(len(simulation.gpus)):
             operator_sets(FOUND_W, index)
         yield simulation
-
-
-def handle(index: int = 0) -> object:
-    """Return nvidia-ml-py's handle of a simulated GPU."""
-    pynvml.nvmlInit()
-    return pynvml.nvmlDeviceGetHandleByIndex(index)
-
-
-def limit_w(index: int = 0) -> float:
-    """Return the limit that a GPU is asked to keep."""
-    return float(pynvml.nvmlDeviceGetPowerManagementLimit(handle(index))) / 1e3
-
-
-def operator_sets(power_w: float, index: int = 0) -> None:
-    """Set a limit as somebody does who knows nothing of us."""
-    pynvml.nvmlDeviceSetPowerManagementLimit(handle(index), round(power_w * 1e3))
 
 
 def work(simulation: Simulation, **ops: float) -> Callable[[int], None]:
