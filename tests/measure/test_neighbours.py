@@ -21,6 +21,8 @@ from energy_plugins.measure.report_parts import Company, DeviceInfo, Others, Pro
 from energy_plugins.testing import Constant, Hang, HiddenProcesses, MissingSymbol, NoPermission, Simulation
 
 LISTING = "nvmlDeviceGetComputeRunningProcesses_v3"
+OLDER_LISTING = "nvmlDeviceGetComputeRunningProcesses_v2"
+"""nvidia-ml-py asks by this where the newer is missing."""
 STRANGER = ProcessInfo(pid=50, name="miner")
 
 
@@ -190,18 +192,18 @@ def test_a_child_of_ours_is_no_stranger(real: Simulation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "why"),
+    ("faults", "why"),
     [
-        (HiddenProcesses(), "lists no process of ours"),
-        (HiddenProcesses(foreign_pids=True), "lists no process of ours"),
-        (NoPermission(LISTING), "Insufficient Permissions"),
-        (MissingSymbol(LISTING), "Function Not Found"),
+        ([HiddenProcesses()], "lists no process of ours"),
+        ([HiddenProcesses(foreign_pids=True)], "lists no process of ours"),
+        ([NoPermission(LISTING)], "Insufficient Permissions"),
+        ([MissingSymbol(LISTING), MissingSymbol(OLDER_LISTING)], "Function Not Found"),
     ],
 )
 def test_hidden_processes_are_unknown_and_not_nobody(
-    simulated: Simulated, fault: HiddenProcesses | NoPermission | MissingSymbol, why: str
+    simulated: Simulated, faults: Sequence[HiddenProcesses | NoPermission | MissingSymbol], why: str
 ) -> None:
-    simulation = simulated(Constant(300), faults=[fault])
+    simulation = simulated(Constant(300), faults=faults)
     with EnergyMeter() as meter:
         for _ in range(3):
             with meter.step():  # records events, so we surely compute
