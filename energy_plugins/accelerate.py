@@ -28,10 +28,10 @@ from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.guard import FAILURES, guarded, warn
 from energy_plugins.training.loop import Loop
+from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
-from energy_plugins.training.shape import shape_of
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -27,10 +27,10 @@ from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.batch import work_of
 from energy_plugins.training.guard import guard, warn
+from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
-from energy_plugins.training.shape import shape_of
 from energy_plugins.training.watch import Watch
 
 if TYPE_CHECKING:

@@ -24,11 +24,14 @@ from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.live import StepBatch
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.training.all_ranks import AllRanks
-from energy_plugins.training.bench import Bench
-from energy_plugins.training.course import Course, Progress, Timing, Wanted
-from energy_plugins.training.knob import Knob
+from energy_plugins.training.knob import SharedKnob
 from energy_plugins.training.limit_check import Kept, holds
+from energy_plugins.training.limit_course import Course, Wanted
 from energy_plugins.training.limit_memory import recall, remember, store_path
+from energy_plugins.training.limit_progress import Progress
+from energy_plugins.training.limit_timing import Timing
+from energy_plugins.training.limit_windows import Windows
+from energy_plugins.training.own_rank import OwnRank
 from energy_plugins.training.step_window import Heard, Told, WindowNs
 from energy_plugins.tune import Measurement, Task
 
@@ -190,7 +193,7 @@ class TestMemory:
             assert recall(KIND) is None
 
 
-class ModelKnob(Knob):
+class ModelKnob(SharedKnob):
     """A GPU that is only a number."""
 
     unit = "W"
@@ -227,7 +230,7 @@ class ModelKnob(Knob):
         return None
 
     def _holding(self, gpu: Gpu) -> Held:
-        raise NotImplementedError
+        raise AssertionError(f"{gpu} is no number")
 
     def close(self) -> None:
         self.value = FOUND_W
@@ -256,7 +259,7 @@ class Training:
         return length, [min(knob.value, DRAWN_W) * length for knob in self.knobs]
 
 
-class ModelBench(Bench):
+class ModelRank(OwnRank):
     """One rank of it, which is told late what its steps took."""
 
     def __init__(self, training: Training, rank: int) -> None:
@@ -298,24 +301,24 @@ class ModelBench(Bench):
         )
 
 
-def make(benches: list[ModelBench]) -> None:
+def make(members: list[ModelRank]) -> None:
     """Make one step, on all ranks."""
-    training = benches[0].training
+    training = members[0].training
     start_s = training.now_s
     _, joules = training.step()
-    for bench, own_j in zip(benches, joules, strict=True):
-        bench.rows.append((start_s, training.now_s, own_j))
+    for member, own_j in zip(members, joules, strict=True):
+        member.rows.append((start_s, training.now_s, own_j))
 
 
 def drive(
     training: Training,
     steps: int,
-    each: Callable[[int, list[ModelBench]], None] = lambda step, benches: None,
+    each: Callable[[int, list[ModelRank]], None] = lambda step, members: None,
     **asked: float,
 ) -> list[Progress]:
     """Let all ranks follow their courses for so many steps, each on a thread, and return how far they came."""
     ranks = len(training.knobs)
-    benches = [ModelBench(training, rank) for rank in range(ranks)]
+    members = [ModelRank(training, rank) for rank in range(ranks)]
     said: list[tuple[float, ...]] = [()] * ranks
     barrier = threading.Barrier(ranks, timeout=20)
 
@@ -332,11 +335,13 @@ def drive(
     )  # fmt: skip
     courses = [
         Course(
-            benches[rank], AllRanks(Rank(rank=rank, world_size=ranks), partial(together, rank)), wanted, Timing(),
-            recall=lambda: asked.get("remembered"), remember=lambda _: None,
+            Windows(member, AllRanks(Rank(rank=rank, world_size=ranks), partial(together, rank)), Timing()),
+            wanted,
+            recall=lambda: asked.get("remembered"),
+            remember=lambda _: None,
         )
-        for rank in range(ranks)
-    ]  # fmt: skip
+        for rank, member in enumerate(members)
+    ]
     failures: list[BaseException] = []
 
     def follow(rank: int) -> None:
@@ -346,12 +351,12 @@ def drive(
             for step in range(steps):
                 barrier.wait()
                 if rank == 0:
-                    each(step, benches)
-                    make(benches)
+                    each(step, members)
+                    make(members)
                 barrier.wait()
-                benches[rank].steps += 1
-                if benches[rank].steps >= due:
-                    due = benches[rank].steps + next(script)
+                members[rank].steps += 1
+                if members[rank].steps >= due:
+                    due = members[rank].steps + next(script)
         except BaseException as error:
             failures.append(error)
             barrier.abort()
@@ -391,9 +396,9 @@ class TestCourse:
         assert progresses[0].why == "windows told nothing, one after another"
 
     def test_a_rank_that_measures_no_more_ends_it_for_all(self) -> None:
-        def lose(step: int, benches: list[ModelBench]) -> None:
+        def lose(step: int, members: list[ModelRank]) -> None:
             if step == 800:
-                benches[2].lose("measuring failed")
+                members[2].lose("measuring failed")
 
         training = Training(3)
         progresses = drive(training, 1500, lose)
@@ -409,11 +414,11 @@ class TestCourse:
         assert progresses[1].why == "the driver refuses"
 
     def test_other_work_is_searched_for_again_but_slow_drift_is_not(self) -> None:
-        def drift(step: int, benches: list[ModelBench]) -> None:
-            benches[0].training.work *= 1.00003  # 5 % in a quarter of an hour
+        def drift(step: int, members: list[ModelRank]) -> None:
+            members[0].training.work *= 1.00003  # 5 % in a quarter of an hour
             if step == 2500:
-                benches[0].training.exponent = 0.1
-                benches[0].training.work *= 1.2
+                members[0].training.exponent = 0.1
+                members[0].training.work *= 1.2
 
         training = Training(1, planned_s=3000.0)
         (progress,) = drive(training, 2499, drift)

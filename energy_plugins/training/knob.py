@@ -15,7 +15,7 @@ from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.training.guard import TROUBLE
 
 
-class Knob(ABC):
+class SharedKnob(ABC):
     """One value for some GPUs, held from `open` to `close`. None is ever set above what was found on a GPU."""
 
     unit: str
@@ -93,7 +93,7 @@ class Knob(ABC):
         """Tell whether the value in force holds any GPU back that draws so much; None if that cannot be told."""
 
 
-class LimitKnob(Knob):
+class LimitKnob(SharedKnob):
     """Power limits, in watts."""
 
     unit = "W"
@@ -109,31 +109,31 @@ class LimitKnob(Knob):
 
     @property
     def found(self) -> float:
-        """As `Knob.found`."""
+        """As `SharedKnob.found`."""
         return max((one.found_w for one in self._limits), default=0.0)
 
     @property
     def lowest(self) -> float:
-        """As `Knob.lowest`."""
+        """As `SharedKnob.lowest`."""
         return max((one.range_w[0] for one in self._limits), default=0.0)
 
     @property
     def most_w(self) -> float:
-        """As `Knob.most_w`."""
+        """As `SharedKnob.most_w`."""
         return sum(one.found_w for one in self._limits)
 
     def turn(self, value: float, *, exact: bool = False) -> None:
-        """As `Knob.turn`."""
+        """As `SharedKnob.turn`."""
         for one in self._limits:
             one.set(value if exact else min(value, one.found_w))
         self.check()
 
     def binding(self, drawn_w: float | None) -> bool | None:
-        """As `Knob.binding`."""
+        """As `SharedKnob.binding`."""
         return _any(one.binding(drawn_w).binds for one in self._limits)
 
 
-class ClockKnob(Knob):
+class ClockKnob(SharedKnob):
     """Locked SM clocks, in MHz, for GPUs that no limit binds; what is found, nothing locked, is the highest clock.
 
     Args:
@@ -160,27 +160,27 @@ class ClockKnob(Knob):
 
     @property
     def found(self) -> float:
-        """As `Knob.found`."""
+        """As `SharedKnob.found`."""
         return float(max((one.highest_mhz for one in self._clocks), default=0))
 
     @property
     def lowest(self) -> float:
-        """As `Knob.lowest`."""
+        """As `SharedKnob.lowest`."""
         return _LOWEST_CLOCK * self.found
 
     @property
     def most_w(self) -> float:
-        """As `Knob.most_w`."""
+        """As `SharedKnob.most_w`."""
         return self._most_w
 
     def turn(self, value: float, *, exact: bool = False) -> None:
-        """As `Knob.turn`."""
+        """As `SharedKnob.turn`."""
         for one in self._clocks:
             one.set(round(value) if exact else min(round(value), one.highest_mhz))
         self.check()
 
     def binding(self, drawn_w: float | None) -> bool | None:
-        """As `Knob.binding`."""
+        """As `SharedKnob.binding`."""
         del drawn_w
         return _any(one.obeyed() for one in self._clocks)
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from energy_plugins.measure.limit_part import LimitPart, TriedLimit
 from energy_plugins.training.all_ranks import AllRanks
-from energy_plugins.training.bench import Bench
-from energy_plugins.training.course import Course, Timing, Wanted
 from energy_plugins.training.guard import TROUBLE
-from energy_plugins.training.knob import ClockKnob, Knob, LimitKnob
+from energy_plugins.training.knob import ClockKnob, LimitKnob, SharedKnob
 from energy_plugins.training.limit_check import Kept
+from energy_plugins.training.limit_course import Course, Wanted
 from energy_plugins.training.limit_memory import Kind, recall, remember
+from energy_plugins.training.limit_timing import Timing
+from energy_plugins.training.limit_windows import Windows
 from energy_plugins.training.measured import Measured
+from energy_plugins.training.own_rank import OwnRank
 from energy_plugins.training.watch import SumOverRanks
 
 if TYPE_CHECKING:
@@ -56,10 +58,10 @@ class Limiter:
         self._shape = shape
         self._gpus = _gpus_of(measured)
         knob, other = _knobs(config, self._gpus)
-        self._bench = Bench(knob, measured, other)
+        self._rank = OwnRank(knob, measured, other)
         if measured is not None and knob is None and measured.place.counts:
-            self._bench.lose("no GPU is measured")
-        self._bench.open()
+            self._rank.lose("no GPU is measured")
+        self._rank.open()
         wanted = Wanted(
             max_slowdown=config.max_slowdown,
             objective=config.objective,
@@ -69,14 +71,8 @@ class Limiter:
             resolution=5.0 if knob is None else knob.resolution,
             auto=other is not None and config.fixed is None,
         )
-        self._course = Course(
-            self._bench,
-            AllRanks(who, sum_over_ranks),
-            wanted,
-            timing or Timing(),
-            recall=self._recall,
-            remember=self._remember,
-        )
+        self._windows = Windows(self._rank, AllRanks(who, sum_over_ranks), timing or Timing())
+        self._course = Course(self._windows, wanted, recall=self._recall, remember=self._remember)
         self._script: Iterator[int] = (
             self._course.searching() if config.fixed is None else self._course.fixed(config.fixed)
         )
@@ -87,14 +83,14 @@ class Limiter:
 
     def after_step(self) -> None:
         """Count a step, and do what is due after it. Collective now and then, where there are several ranks."""
-        self._bench.steps += 1
-        if self._bench.steps >= self._next:
-            self._next = self._bench.steps + next(self._script)
+        self._rank.steps += 1
+        if self._rank.steps >= self._next:
+            self._next = self._rank.steps + next(self._script)
             self._tell()
 
     def lose(self, why: str) -> None:
         """Go on without measuring: what was found is put back at once, and the other ranks are told."""
-        self._bench.lose(why)
+        self._rank.lose(why)
         self._put_back()
 
     def close(self) -> None:
@@ -103,14 +99,14 @@ class Limiter:
             return
         self._is_open = False
         if self._course.progress.drawn_w is None:
-            self._course.look()
+            self._windows.look()
         self._binding = self._binds()
         self._put_back()
         self._tell()
 
     def _put_back(self) -> None:
-        if self._bench.knob is not None:
-            self._bench.knob.close()
+        if self._rank.knob is not None:
+            self._rank.knob.close()
 
     # What is remembered of it, by rank 0.
 
@@ -134,7 +130,7 @@ class Limiter:
             return None
         return {
             "gpus": sorted({gpu.name for gpu in self._gpus}),
-            "found": None if self._bench.knob is None else [self._bench.knob.found, self._bench.knob.unit],
+            "found": None if self._rank.knob is None else [self._rank.knob.found, self._rank.knob.unit],
             "ranks": self._who.world_size,
             "model": shape,
             "samples": self._measured.samples,
@@ -151,8 +147,8 @@ class Limiter:
 
     def part(self) -> LimitPart:
         """Return what a report says of it."""
-        config, progress, bench = self._config, self._course.progress, self._bench
-        knob, kept = bench.knob, progress.kept
+        config, progress, rank = self._config, self._course.progress, self._rank
+        knob, kept = rank.knob, progress.kept
         part = LimitPart(
             asked=_asked(config),
             unit="W" if knob is None else knob.unit,
@@ -161,7 +157,7 @@ class Limiter:
             drawn_w=progress.drawn_w,
             searches=progress.searches,
             search_s=progress.search_s,
-            turn_s=bench.turn_s,
+            turn_s=rank.turn_s,
             tried=tuple(
                 TriedLimit(
                     limit=one.limit,
@@ -173,7 +169,7 @@ class Limiter:
                 for one in progress.tried
             ),
             put_back="" if knob is None else knob.put_back,
-            why=bench.why_not or progress.why,
+            why=rank.why_not or progress.why,
         )
         if kept is not None:
             return replace(
@@ -185,12 +181,12 @@ class Limiter:
                 confidence=kept.confidence,
                 binding=kept.binding,
             )
-        if config.fixed is not None and not bench.why_not:
+        if config.fixed is not None and not rank.why_not:
             return replace(part, chosen=config.fixed, source="fixed", binding=self._binding)
         return replace(part, advice=self._advice())
 
     def _binds(self) -> bool | None:
-        knob = self._bench.knob
+        knob = self._rank.knob
         try:
             return None if knob is None or self._config.fixed is None else knob.binding(self._course.progress.drawn_w)
         except TROUBLE:
@@ -198,7 +194,7 @@ class Limiter:
 
     def _advice(self) -> str:
         """Say what a limit would do that nobody here may set, and what would be needed."""
-        knob, drawn_w = self._bench.knob, self._course.progress.drawn_w
+        knob, drawn_w = self._rank.knob, self._course.progress.drawn_w
         if knob is None or not knob.remedy:
             return ""
         drawn = "" if drawn_w is None else f" and draws {drawn_w:.0f} W in steps"
@@ -217,7 +213,7 @@ def _gpus_of(measured: Measured | None) -> Sequence[Gpu]:
     return () if run is None or measured is None or not measured.place.counts else run.gpus
 
 
-def _knobs(config: PowerLimitConfig, gpus: Sequence[Gpu]) -> tuple[Knob | None, Callable[[], Knob] | None]:
+def _knobs(config: PowerLimitConfig, gpus: Sequence[Gpu]) -> tuple[SharedKnob | None, Callable[[], SharedKnob] | None]:
     """Return what is to be turned, and what makes another to try if that is of no use."""
     if not gpus:
         return None, None

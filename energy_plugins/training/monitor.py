@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from energy_plugins.config import EnergyConfig
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.report import Report
-    from energy_plugins.training.course import Timing
+    from energy_plugins.training.limit_timing import Timing
 
 
 class Monitor:

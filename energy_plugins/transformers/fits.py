@@ -15,10 +15,10 @@ from energy_plugins.config import EnergyConfig
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.guard import guarded, warn
+from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
-from energy_plugins.training.shape import shape_of
 from energy_plugins.training.watch import Watch
 from energy_plugins.transformers.attempts import Attempts
 from energy_plugins.transformers.inside import Inside

@@ -14,7 +14,7 @@ from energy_plugins.measure.limit_part import LimitPart
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import NoPermission, simulated_gpus
 from energy_plugins.testing.ranks import in_ranks
-from energy_plugins.training.course import Timing
+from energy_plugins.training.limit_timing import Timing
 
 STEPS = 800
 QUICK = Timing(first_s=0.2, settle_s=0.05, check_s=0.3, watch_s=2.0, least_search_s=1.0, shorter=10.0, tolerance=1.0)

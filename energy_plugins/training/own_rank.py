@@ -8,14 +8,14 @@ from typing import TypeVar
 
 from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.training.guard import TROUBLE, warn
-from energy_plugins.training.knob import Knob
+from energy_plugins.training.knob import SharedKnob
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.step_window import Heard, Told, WindowNs
 
 T = TypeVar("T")
 
 
-class Bench:
+class OwnRank:
     """What one rank turns and measures.
 
     Args:
@@ -24,7 +24,9 @@ class Bench:
         other: makes the knob to take where the first cannot do anything; None if there is no other.
     """
 
-    def __init__(self, knob: Knob | None, measured: Measured | None, other: Callable[[], Knob] | None = None) -> None:
+    def __init__(
+        self, knob: SharedKnob | None, measured: Measured | None, other: Callable[[], SharedKnob] | None = None
+    ) -> None:
         self.knob = knob
         self._other = other
         self.trouble = "" if measured is not None else "nothing is measured"

@@ -1,0 +1,261 @@
+"""The course of limiting a training: warm up, search, keep watch, search again. All ranks follow it in step.
+
+It is a generator that yields for how many steps to go on as things are. Whatever decides has been heard from all ranks
+(`AllRanks.hear`), so all decide alike; what fails on one rank alone is told to the others as numbers that are none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from energy_plugins.training.limit_check import Kept, holds
+from energy_plugins.training.limit_windows import Windows
+from energy_plugins.tune import Done, LimitChoice, Measurement, Objective, Task, ZeusCost, begin, step
+from energy_plugins.tune.objective import OBJECTIVES
+
+
+class Opening(NamedTuple):
+    """What one rank tells the others before anything is turned; NaN where it does not know."""
+
+    able: float
+    """1 if it can turn and tell."""
+    lowest: float
+    found: float
+    elapsed_s: float
+    step_s: float
+    remembered: float
+    hosts: float
+    """1 from the first rank of each machine."""
+    most_w: float
+    """What all its GPUs may draw together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked for, but for what only the GPUs know."""
+
+    max_slowdown: float
+    objective: str
+    eta: float
+    search_share: float
+    host_power_w: float
+    resolution: float
+    auto: bool = False
+    """Whether to take another knob where limits cannot bind, or may not be set."""
+
+
+class Course:
+    """What one rank does, and when.
+
+    Args:
+        windows: of the training.
+        wanted: what is asked for.
+        recall: returns the limit that is remembered for this training, None if there is none.
+        remember: told of each choice.
+    """
+
+    def __init__(
+        self,
+        windows: Windows,
+        wanted: Wanted,
+        recall: Callable[[], float | None],
+        remember: Callable[[Kept], None],
+    ) -> None:
+        self.progress = windows.progress
+        self._windows = windows
+        self._rank = windows.rank
+        self._ranks = windows.ranks
+        self._timing = windows.timing
+        self._wanted = wanted
+        self._recall = recall
+        self._remember = remember
+        self._remembered: float | None = None
+
+    def searching(self) -> Iterator[int]:
+        """Yield for how many steps to go on as things are: the whole course of a search."""
+        words = yield from self._warm_up()
+        if self._wanted.auto:
+            words = yield from self._better_knob(words)
+        progress = self.progress
+        if any(word.able != 1.0 for word in words):
+            progress.why = self._rank.why_not or "another rank measures nothing, or may not change its GPU"
+            yield from self.looking()
+        progress.found = max(word.found for word in words)
+        self._windows.found(progress.found)
+        remembered = words[0].remembered
+        while not progress.why:
+            task = yield from self._task(words)
+            kept = None
+            if task is not None and not math.isnan(remembered):
+                kept = yield from self._check(task, min(remembered, task.start))
+            if task is not None and kept is None:
+                kept = yield from self._search(task)
+            remembered = math.nan
+            if kept is not None:
+                progress.kept = kept
+                self._remember(kept)
+                yield from self._watch(kept)
+                progress.kept = None
+            self._windows.turn(progress.found)
+        yield from self.looking()
+
+    def fixed(self, limit: float) -> Iterator[int]:
+        """The same for a limit that was given: nothing is decided, so nobody is asked."""
+        self._rank.turn(limit, exact=True)
+        yield from self._windows.first_steps()
+        yield from self.looking()
+
+    def looking(self) -> Iterator[int]:
+        """The same where nothing is turned any more: only the power is still looked at, by each rank for itself."""
+        while True:
+            yield self._windows.steps_in(self._timing.watch_s)
+            self._windows.look()
+
+    # Before a search.
+
+    def _warm_up(self) -> Generator[int, None, list[Opening]]:
+        """Let the first steps pass, and hear of all ranks what they can do."""
+        first_s, windows = self._timing.first_s, self._windows
+        yield from windows.first_steps()
+        while True:
+            words = self._openings()
+            windows.step_s = max(word.step_s for word in words)
+            elapsed_s = min(word.elapsed_s for word in words)
+            if elapsed_s >= first_s:
+                windows.begin()
+                return words
+            yield windows.steps_in(first_s - elapsed_s)
+
+    def _openings(self) -> list[Opening]:
+        rank, knob = self._rank, self._rank.knob
+        if self._remembered is None:
+            self._remembered = _number(self._recall())
+        own = Opening(
+            able=float(not rank.why_not),
+            lowest=knob.lowest if knob is not None else 0.0,
+            found=knob.found if knob is not None else 0.0,
+            elapsed_s=rank.elapsed_s,
+            step_s=self._windows.step_s,
+            remembered=self._remembered,
+            hosts=float(self._ranks.who.local_rank == 0),
+            most_w=knob.most_w if knob is not None else 0.0,
+        )
+        return [Opening(*word) for word in self._ranks.hear(own)]
+
+    def _better_knob(self, words: list[Opening]) -> Generator[int, None, list[Opening]]:
+        """Have all ranks take the other knob if the first is refused, or if the GPUs draw less than its lowest."""
+        if all(word.able == 1.0 for word in words):
+            drawn = yield from self._windows.measure(None, self._timing.check_s, back=None)
+            if drawn is None or drawn.drawn_w > _CAN_BIND * max(word.lowest for word in words):
+                return words
+        self._rank.take_other()
+        self._remembered = None
+        return self._openings()
+
+    def _task(self, words: Sequence[Opening]) -> Generator[int, None, Task | None]:
+        """Return what to search for once there is time to, None if there will be none."""
+        wanted, timing, progress = self._wanted, self._timing, self.progress
+        while True:
+            own = (self._rank.elapsed_s, _number(self._rank.left_s(self._windows.step_s)))
+            elapsed_s, left_s = self._ranks.hear(own)[0]
+            spent_s = progress.search_s
+            if not math.isnan(left_s):
+                budget_s = wanted.search_share * (elapsed_s + left_s) - spent_s
+                if budget_s >= timing.least_search_s:
+                    break
+                progress.why = (
+                    f"{wanted.search_share:g} of the training, which is planned to take {elapsed_s + left_s:.0f} s in "
+                    f"all, is too short to search{' again' if progress.searches else ''}: see power_limit.search_share"
+                )
+                return None
+            budget_s = wanted.search_share * elapsed_s - spent_s
+            if budget_s >= timing.unplanned_s:
+                break
+            yield self._windows.steps_in(timing.watch_s)
+            self._windows.begin()
+        found = max(word.found for word in words)
+        return Task(
+            limits=(min(max(word.lowest for word in words), found), found),
+            start=found,
+            max_slowdown=wanted.max_slowdown,
+            objective=self._objective(words),
+            resolution=wanted.resolution,
+            budget_s=budget_s * timing.shorter,
+            host_power_w=wanted.host_power_w * math.fsum(word.hosts for word in words),
+            must_bind=True,  # one that binds in no way has saved by chance, and may bind in other work
+        )
+
+    def _objective(self, words: Sequence[Opening]) -> Objective:
+        if self._wanted.objective == "zeus":
+            return ZeusCost.of_all(self._wanted.eta, *(word.most_w for word in words))
+        return OBJECTIVES[self._wanted.objective]
+
+    # Searching.
+
+    def _check(self, task: Task, limit: float) -> Generator[int, None, Kept | None]:
+        """Compare a remembered limit with the one found, and return it if it still does what it should."""
+        measured = []
+        for each in (task.start, limit, task.start):
+            one = yield from self._windows.measure(each, self._timing.check_s, back=task.start)
+            if one is None:
+                return None
+            measured.append(one)
+        return holds(task, limit, measured)
+
+    def _search(self, task: Task) -> Generator[int, None, Kept | None]:
+        self.progress.searches += 1
+        state, action = begin(task)
+        while True:
+            seconds = action.seconds / self._timing.shorter
+            measured = yield from self._windows.measure(action.limit, seconds, back=task.start)
+            if measured is None:
+                self.progress.why = self._rank.trouble or "windows told nothing, one after another"
+                return None
+            state, following = step(state, measured)
+            if isinstance(following, Done):
+                return _kept(following.choice)
+            action = following
+
+    def _watch(self, kept: Kept) -> Iterator[int]:
+        """Go on as long as steps take and cost what is to be expected."""
+        before: Measurement | None = None
+        while True:
+            now = yield from self._windows.measure(kept.limit, self._timing.watch_s, back=None)
+            if now is None:
+                self.progress.why = self._rank.trouble or "nothing could be measured any more"
+                return
+            if before is not None and self._differs(before, now):
+                return
+            before = now
+
+    def _differs(self, before: Measurement, now: Measurement) -> bool:
+        """Tell whether this is other work than a minute ago. What drifts more slowly is followed."""
+        pairs = (
+            (before.step_time_s, now.step_time_s, now.step_time_sem),
+            (before.step_energy_j, now.step_energy_j, now.step_energy_sem),
+        )
+        return any(abs(new - old) > max(self._timing.tolerance * old, _SURELY * sem) for old, new, sem in pairs)
+
+
+_CAN_BIND = 1.02
+"""A limit is lower than the power drawn by more than this, or it could not be told to bind."""
+_SURELY = 4.0
+"""Standard errors that are no accident."""
+
+
+def _kept(choice: LimitChoice) -> Kept:
+    return Kept(
+        limit=choice.limit,
+        saving=choice.expected_saving,
+        slowdown=choice.expected_slowdown,
+        confidence=choice.confidence,
+        binding=choice.binding,
+        source="search",
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
