@@ -39,7 +39,10 @@ def main() -> None:
     limit = tuner.report.power_limit if tuner.report is not None else None
     if limit is not None and limit.expected_saving is not None and limit.expected_slowdown is not None:
         saved, slower = 100 * limit.expected_saving, 100 * limit.expected_slowdown
-        print(f"{limit.chosen:.0f} W instead of {limit.found:.0f} W: {saved:.1f} % less energy, {slower:.1f} % slower")
+        print(
+            f"SIMULATED: {limit.chosen:.0f} W instead of {limit.found:.0f} W: "
+            f"{saved:.1f} % less energy, {slower:.1f} % slower expected"
+        )
 
 
 if __name__ == "__main__":

@@ -180,11 +180,18 @@ def _held_back(report: Report) -> list[str]:
             reasons = ", ".join(f"{name} {percent(-share, 0)}" for share, name in because)
             clock = "" if state.sm_clock_mhz is None else f", SM clock {state.sm_clock_mhz:.0f} MHz on average"
             slowed.append(f"{gpu} {percent(state.throttled)} of the time ({reasons}){clock}")
-        for limit_w, name in ((state.requested_limit_w, "requested"), (state.default_limit_w, "default")):
+        requested_w = None if _was_turned(report) else state.requested_limit_w
+        for limit_w, name in ((requested_w, "requested"), (state.default_limit_w, "default")):
             if limit_w is not None and state.min_limit_w is not None and state.min_limit_w < limit_w - 1.0:
                 limited.append(f"{gpu} {quantity(state.min_limit_w, 'W')}, below its {name} {quantity(limit_w, 'W')}")
     entries = (("throttled", slowed), ("power limit", limited))
     return [line for name, texts in entries if texts for line in _entry(name, "; ".join(texts))]
+
+
+def _was_turned(report: Report) -> bool:
+    """Return whether the run set limits itself: the lowest in force is then below the mean of those requested."""
+    part = report.power_limit
+    return part is not None and part.unit == "W" and (bool(part.tried) or part.chosen is not None)
 
 
 def _bounds(report: Report) -> list[str]:

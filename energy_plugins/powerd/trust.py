@@ -51,7 +51,7 @@ def _walk(path: Path, trusted: frozenset[int], links_left: int) -> Iterator[str]
                 return
             leads_to_folder = bool(rest) and stat.S_ISDIR(here.joinpath(rest[0]).lstat().st_mode)
         except OSError as error:
-            yield f"{here} cannot be examined: {error.strerror}"
+            yield f"{error.filename or here} cannot be examined: {error.strerror}"
             return
         yield from _complaint(here, trusted, leads_to_folder=leads_to_folder)
 

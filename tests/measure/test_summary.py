@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from energy_plugins.measure.columns import Columns
+from energy_plugins.measure.limit_part import LimitPart
 from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
 from energy_plugins.measure.rank_folders import with_ranks
 from energy_plugins.measure.rank_part import Backward, Rank, RankPart
@@ -147,6 +148,10 @@ def test_what_held_the_gpus_back_is_said_where_something_did(typical_report: Rep
         "throttled gpu 0 35.0 % of the time (sw_power_cap 34 %, hw_thermal_slowdown 2 %), SM clock 1410 MHz on average "
         "power limit gpu 0 400.0 W, below its requested 450.0 W; gpu 0 400.0 W, below its default 700.0 W "
     ) in text
+    searched = LimitPart(asked="least energy", found=700.0, chosen=500.0)
+    ours = str(dataclasses.replace(typical_report, gpu_states=(state,), power_limit=searched))
+    assert "below its default 700.0 W" in ours
+    assert "below its requested" not in ours  # what was requested is a mean over limits that the run set itself
     calm = dataclasses.replace(state, throttled=0.01, min_limit_w=None)
     assert str(dataclasses.replace(typical_report, gpu_states=(calm,))) == TYPICAL
 

@@ -187,3 +187,9 @@ def test_the_socket_is_for_root_and_the_sites_group(site: Site, person: People) 
     with pytest.raises(AssertionError, match="PermissionError"):
         person(BOB).connect()
     assert site.journal.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_not_there_is_named_by_its_own_path(tmp_path: Path) -> None:
+    missing = tmp_path / "energy-plugins"
+    said = list(trust.faults(missing / "powerd.toml"))
+    assert f"{missing} cannot be examined: No such file or directory" in said
