@@ -81,6 +81,11 @@ class SharedKnob(ABC):
     def most_w(self) -> float:
         """What all GPUs together may draw under the limits found."""
 
+    @property
+    def limit_w(self) -> float | None:
+        """The highest power limit in force, None where none is held."""
+        return None
+
     @abstractmethod
     def turn(self, value: float, *, exact: bool = False) -> None:
         """Set a value, on each GPU at most what was found there; ``exact``: or fail.
@@ -121,6 +126,11 @@ class LimitKnob(SharedKnob):
     def most_w(self) -> float:
         """As `SharedKnob.most_w`."""
         return sum(one.found_w for one in self._limits)
+
+    @property
+    def limit_w(self) -> float | None:
+        """As `Knob.limit_w`."""
+        return max((one.status.value for one in self._limits if one.status.value is not None), default=None)
 
     def turn(self, value: float, *, exact: bool = False) -> None:
         """As `SharedKnob.turn`."""

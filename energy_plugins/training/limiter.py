@@ -88,6 +88,11 @@ class Limiter:
             self._next = self._rank.steps + next(self._script)
             self._tell()
 
+    @property
+    def limit_w(self) -> float | None:
+        """The power limit that holds just now, None if none is held."""
+        return None if self._bench.knob is None else self._bench.knob.limit_w
+
     def lose(self, why: str) -> None:
         """Go on without measuring: what was found is put back at once, and the other ranks are told."""
         self._rank.lose(why)

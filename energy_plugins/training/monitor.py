@@ -292,6 +292,8 @@ class Monitor:
             found |= self.run.figures(self.earlier_j, peek=peek)
             if not peek:
                 found |= self.run.prospects(self.earlier_j)
+                if self.limiter is not None and self.limiter.limit_w is not None:
+                    found["energy/power_limit_w"] = self.limiter.limit_w
 
     # The training's joules, over all its runs.
 

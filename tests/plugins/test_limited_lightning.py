@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from limiting import (
     FOUND_W,
     OTHER,
@@ -36,7 +38,7 @@ from energy_plugins.testing import H200, NoPermission
 
 def fit(folder: Path, step: Callable[[int], None], *callbacks: Callback, steps: int = STEPS, **settings: Any) -> Report:
     """Train for so many steps and return the report."""
-    trainer = make_trainer(folder, *callbacks, log_every_n_steps=50, **settings)
+    trainer = make_trainer(folder, *callbacks, **{"log_every_n_steps": 50, **settings})
     trainer.fit(Model(step, batch_size=1), loader(steps, batch_size=1))
     return load(folder)
 
@@ -152,6 +154,21 @@ class TestASearch:
         changed = next(place for place, limit in enumerate(seen) if limit != FOUND_W)
         assert part_of(load(tmp_path)).source == "search"
         assert changed >= 1
+
+
+class TestLogs:
+    @pytest.mark.parametrize("may", [True, False])
+    def test_loggers_hear_of_the_limit_in_force(self, tmp_path: Path, may: bool) -> None:
+        logger = CSVLogger(tmp_path)
+        with limited_gpu() as simulation:
+            if not may:
+                simulation.gpus[0].inject(NoPermission("nvmlDeviceSetPowerManagementLimit"))
+            monitor = EnergyMonitor(table=False, progress_bar=False)
+            fit(tmp_path, work(simulation), monitor, tuner(fixed=500), steps=60, logger=logger, log_every_n_steps=10)
+        rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines()))
+        of_steps = [row for row in rows if row["energy/step_j"]]
+        assert len(of_steps) >= 5
+        assert {row.get("energy/power_limit_w") for row in of_steps} == ({"500.0"} if may else {None})
 
 
 class TestEnds:
@@ -316,6 +333,20 @@ class TestMemory:
         part = part_of(self.twice(tmp_path, second=OTHER))  # now the clocks are what it waits for
         assert part.source == "search"
         assert (part.searches, len(part.tried) > 3) == (1, True)
+
+    @pytest.mark.parametrize("other", [{"precision": "bf16-true"}, {"batch_size": 2}, {"model": True}, {}])
+    def test_another_training_does_not_take_it(self, tmp_path: Path, other: dict[str, Any]) -> None:
+        """What is remembered is of one model, batch and precision."""
+        size, precision = other.get("batch_size", 1), other.get("precision", "32-true")
+        with limited_gpu() as simulation:
+            fit(tmp_path / "first", work(simulation), quiet(), tuner())
+        with limited_gpu() as simulation:
+            model = Model(work(simulation), batch_size=size)
+            if other.get("model"):
+                model.added = torch.nn.Parameter(torch.zeros(3))
+            trainer = make_trainer(tmp_path / "second", quiet(), tuner(), precision=precision)
+            trainer.fit(model, loader(size * STEPS, batch_size=size))
+        assert part_of(load(tmp_path / "second")).source == ("search" if other else "memory")
 
     def test_a_file_that_cannot_be_trusted_is_left_aside(self, tmp_path: Path, cache_home: Path) -> None:
         path = cache_home / "energy-plugins" / "power_limits.json"

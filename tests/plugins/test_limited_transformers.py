@@ -88,6 +88,8 @@ def test_wherever_the_callback_stands(tmp_path: Path, order: str) -> None:
         trainer.train()
         assert limit_w() == FOUND_W
     assert set(seen) == {500}
+    logged = [row["energy/power_limit_w"] for row in trainer.state.log_history if "energy/power_limit_w" in row]
+    assert set(logged) <= {500}
     for number in (1, 2):
         part = part_of(load(tmp_path, number))
         assert (part.chosen, part.source, part.binding) == (500, "fixed", True)
