@@ -66,8 +66,8 @@ class Limiter:
             eta=config.eta,
             search_share=config.search_share,
             host_power_w=config.host_power_w,
-            resolution=5.0 if knob is None else knob.resolution,
-            auto=other is not None and config.fixed is None,
+            # By what all ranks were asked alike: one whose GPUs are another rank's too has no knob, but goes along.
+            auto=config.knob == "auto" and config.clocks_unlocked and config.fixed is None,
         )
         self._course = Course(
             self._bench,
