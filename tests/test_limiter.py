@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from energy_plugins.config import PowerLimitConfig
 from energy_plugins.control.held import Held
 from energy_plugins.errors import ControlError
 from energy_plugins.measure.devices import Gpu
@@ -31,6 +32,7 @@ from energy_plugins.training.limit_memory import recall, remember, store_path
 from energy_plugins.training.limit_progress import Progress
 from energy_plugins.training.limit_timing import Timing
 from energy_plugins.training.limit_windows import Windows
+from energy_plugins.training.limiter import Limiter
 from energy_plugins.training.own_rank import OwnRank
 from energy_plugins.training.step_window import Heard, Told, WindowNs
 from energy_plugins.tune import Measurement, Task
@@ -247,6 +249,8 @@ class Training:
         self.work = 1.0
         self.exponent = 0.35
         self.random = random.Random(7)
+        self.sharing: set[int] = set()
+        """Ranks that train on the GPU of the first: they have no knob, and their joules are its."""
 
     def step(self) -> tuple[float, list[float]]:
         """Make one; return its length and each rank's joules."""
@@ -263,7 +267,7 @@ class ModelRank(OwnRank):
     """One rank of it, which is told late what its steps took."""
 
     def __init__(self, training: Training, rank: int) -> None:
-        super().__init__(training.knobs[rank], None)
+        super().__init__(None if rank in training.sharing else training.knobs[rank], None)
         self.trouble = ""
         self.training = training
         self.rows: list[tuple[float, float, float]] = []
@@ -296,9 +300,10 @@ class ModelRank(OwnRank):
         seconds = np.array([end_s - start_s for start_s, end_s, _ in inside])
         joules = np.array([[joules for _, _, joules in inside]])
         starts = np.array([start_s for start_s, _, _ in inside])
-        return Told.of(
+        told = Told.of(
             StepBatch((starts * 1e9).astype(np.int64), ((starts + seconds) * 1e9).astype(np.int64), joules), least
         )
+        return told if self.knob is not None else told._replace(energy_j=0.0, energy_sem=0.0, drawn_w=0.0)
 
 
 def make(members: list[ModelRank]) -> None:
@@ -331,7 +336,7 @@ def drive(
 
     wanted = Wanted(
         max_slowdown=0.03, objective="energy", eta=0.5, search_share=asked.get("search_share", 0.2),
-        host_power_w=asked.get("host_power_w", 0.0), resolution=5.0,
+        host_power_w=asked.get("host_power_w", 0.0),
     )  # fmt: skip
     courses = [
         Course(
@@ -371,6 +376,23 @@ def drive(
     return [course.progress for course in courses]
 
 
+@pytest.mark.parametrize(("knob", "sums"), [("limit", 1), ("clocks", 1), ("auto", 2)])
+def test_a_rank_without_a_gpu_joins_all_sums_over_ranks(knob: str, sums: int) -> None:
+    """Those that may take the other knob tell of it once more, and wait until all have."""
+    said: list[tuple[float, ...]] = []
+
+    def add(own: tuple[float, ...]) -> tuple[float, ...]:
+        said.append(own)
+        return own
+
+    config = PowerLimitConfig(knob=knob, clocks_unlocked=True)
+    timing = Timing(first_s=0.0, watch_s=1e9)
+    limiter = Limiter(config, None, who=Rank(rank=1, world_size=2), sum_over_ranks=add, timing=timing)
+    for _ in range(30):
+        limiter.after_step()
+    assert len(said) == sums
+
+
 class TestCourse:
     @pytest.mark.parametrize("ranks", [1, 3])
     def test_all_choose_the_same_and_keep_the_promise(self, ranks: int) -> None:
@@ -384,6 +406,17 @@ class TestCourse:
         assert 0.015 < slowdown < 0.036
         assert first.saving == pytest.approx(1 - first.limit / DRAWN_W * (1 + slowdown), abs=0.015)
         assert progresses[0].search_s < 0.2 * 1200
+
+    def test_one_that_shares_a_gpu_follows_whoever_turns_it(self) -> None:
+        """It knows nothing of the knob, not even how finely to turn it, and yet must expect the same limits."""
+        training = Training(2, noise=0.005)
+        training.sharing = {1}
+        training.knobs[0].resolution = 30.0
+        first, second = drive(training, 1500)
+        assert first == second
+        assert first.kept is not None
+        assert {round(FOUND_W - one.limit) % 30 for one in first.tried} == {0}
+        assert training.knobs[1].turns == []
 
     def test_a_rank_that_fails_in_the_middle_ends_it_for_all(self) -> None:
         training = Training(3)

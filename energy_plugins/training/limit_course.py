@@ -31,6 +31,8 @@ class Opening(NamedTuple):
     """1 from the first rank of each machine."""
     most_w: float
     """What all its GPUs may draw together."""
+    resolution: float
+    """Of its knob; 0 if it has none of its own, as where its GPUs are another rank's too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,6 @@ class Wanted:
     eta: float
     search_share: float
     host_power_w: float
-    resolution: float
     auto: bool = False
     """Whether to take another knob where limits cannot bind, or may not be set."""
 
@@ -142,6 +143,7 @@ class Course:
             remembered=self._remembered,
             hosts=float(self._ranks.who.local_rank == 0),
             most_w=knob.most_w if knob is not None else 0.0,
+            resolution=knob.resolution if knob is not None else 0.0,
         )
         return [Opening(*word) for word in self._ranks.hear(own)]
 
@@ -182,7 +184,7 @@ class Course:
             start=found,
             max_slowdown=wanted.max_slowdown,
             objective=self._objective(words),
-            resolution=wanted.resolution,
+            resolution=max(word.resolution for word in words),
             budget_s=budget_s * timing.shorter,
             host_power_w=wanted.host_power_w * math.fsum(word.hosts for word in words),
             must_bind=True,  # one that binds in no way has saved by chance, and may bind in other work

@@ -68,8 +68,8 @@ class Limiter:
             eta=config.eta,
             search_share=config.search_share,
             host_power_w=config.host_power_w,
-            resolution=5.0 if knob is None else knob.resolution,
-            auto=other is not None and config.fixed is None,
+            # By what all ranks were asked alike: one whose GPUs are another rank's too has no knob, but goes along.
+            auto=config.knob == "auto" and config.clocks_unlocked and config.fixed is None,
         )
         self._windows = Windows(self._rank, AllRanks(who, sum_over_ranks), timing or Timing())
         self._course = Course(self._windows, wanted, recall=self._recall, remember=self._remember)
@@ -91,7 +91,7 @@ class Limiter:
     @property
     def limit_w(self) -> float | None:
         """The power limit that holds just now, None if none is held."""
-        return None if self._bench.knob is None else self._bench.knob.limit_w
+        return None if self._rank.knob is None else self._rank.knob.limit_w
 
     def lose(self, why: str) -> None:
         """Go on without measuring: what was found is put back at once, and the other ranks are told."""
