@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -73,7 +72,7 @@ class MicroBatches:
             ("training_step", self._in_training_step),
             ("compute_loss", self._in_loss),
         ):
-            self._replaced.replace(trainer, name, partial(function, getattr(trainer, name)))
+            self._replaced.cover(trainer, name, function)
 
     def close(self) -> None:
         """Put everything back."""
