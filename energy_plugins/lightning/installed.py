@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback
-    from lightning.pytorch.callbacks import Timer
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
+    from lightning.pytorch.strategies import ParallelStrategy
 else:
 
     def _installed() -> ModuleType:
@@ -24,7 +25,9 @@ else:
 
     _lightning = _installed()
     Callback = _lightning.Callback
+    GradientAccumulationScheduler = _lightning.callbacks.GradientAccumulationScheduler
+    ParallelStrategy = _lightning.strategies.ParallelStrategy
     Timer = _lightning.callbacks.Timer
     MisconfigurationException = _lightning.utilities.exceptions.MisconfigurationException
 
-__all__ = ["Callback", "MisconfigurationException", "Timer"]
+__all__ = ["Callback", "GradientAccumulationScheduler", "MisconfigurationException", "ParallelStrategy", "Timer"]
