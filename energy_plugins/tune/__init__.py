@@ -2,6 +2,15 @@
 
 from energy_plugins.tune.decision import LimitChoice
 from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
+from energy_plugins.tune.micro_batch import (
+    MicroBatchChoice,
+    MicroBatchTask,
+    OutOfMemory,
+    Refused,
+    TriedSize,
+    candidates,
+    search_micro_batch,
+)
 from energy_plugins.tune.objective import Energy, EnergyDelay, Objective, ZeusCost
 from energy_plugins.tune.power_limit import Clocks, PowerLimitChoice, search, search_power_limit
 from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, step
@@ -17,14 +26,21 @@ __all__ = [
     "LimitSearch",
     "Measure",
     "Measurement",
+    "MicroBatchChoice",
+    "MicroBatchTask",
     "Objective",
+    "OutOfMemory",
     "PowerLimitChoice",
+    "Refused",
     "Task",
+    "TriedSize",
     "Window",
     "ZeusCost",
     "begin",
+    "candidates",
     "of_all_ranks",
     "search",
+    "search_micro_batch",
     "search_power_limit",
     "step",
 ]
