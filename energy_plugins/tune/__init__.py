@@ -1,6 +1,11 @@
 """Searches that spend less energy on the same training: pure functions that say what to try next, and their drivers."""
 
 from energy_plugins.tune.decision import LimitChoice
+from energy_plugins.tune.effective_batch import EffectiveBatchOutlook, GrowthPlan, effective_batch_outlook, grow
+from energy_plugins.tune.fixed_cost import FixedCost
+from energy_plugins.tune.joint import search_jointly
+from energy_plugins.tune.joint_choice import JointChoice
+from energy_plugins.tune.learning_rate import LearningRateRule, rule_of, rule_to_try
 from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
 from energy_plugins.tune.micro_batch import (
     MicroBatchChoice,
@@ -20,8 +25,13 @@ __all__ = [
     "Action",
     "Clocks",
     "Done",
+    "EffectiveBatchOutlook",
     "Energy",
     "EnergyDelay",
+    "FixedCost",
+    "GrowthPlan",
+    "JointChoice",
+    "LearningRateRule",
     "LimitChoice",
     "LimitSearch",
     "Measure",
@@ -38,8 +48,13 @@ __all__ = [
     "ZeusCost",
     "begin",
     "candidates",
+    "effective_batch_outlook",
+    "grow",
     "of_all_ranks",
+    "rule_of",
+    "rule_to_try",
     "search",
+    "search_jointly",
     "search_micro_batch",
     "search_power_limit",
     "step",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from energy_plugins.errors import ConfigError
 from energy_plugins.tune.measurement import Measurement
-from energy_plugins.tune.sizes import MOST_SIZES
+from energy_plugins.tune.sizes import MOST_SIZES, Memory, candidates
 
 BUDGET_S = 60.0
 """Seconds of training that a search may take, if nobody says otherwise: all of it useful steps."""
@@ -57,6 +57,36 @@ class MicroBatchTask:
             raise ConfigError(f"host_power_w is {self.host_power_w!r}, but must be finite and at least 0 W")
         if self.levels and len(self.levels) != len(sizes):
             raise ConfigError(f"there are {len(self.levels)} levels for {len(sizes)} candidates: one each, or none")
+
+    @classmethod
+    def of(
+        cls,
+        batch: int,
+        accumulation: int,
+        memory: Memory | None = None,
+        *,
+        budget_s: float | None = None,
+        host_power_w: float = 0.0,
+    ) -> MicroBatchTask:
+        """Return the search for a training whose loader yields ``batch`` samples, ``accumulation`` times a step.
+
+        Raises:
+            ConfigError: if one of them is below 1.
+        """
+        sizes = (
+            candidates(batch, accumulation, memory.hierarchy, memory.needs, memory_bytes=memory.bytes)
+            if memory
+            else candidates(batch, accumulation)
+        )
+        return cls(
+            start=batch,
+            candidates=sizes,
+            share=batch * accumulation,
+            budget_s=budget_s,
+            host_power_w=host_power_w,
+            fits=memory.fits(sizes) if memory else None,
+            levels=tuple(map(memory.level_of, sizes)) if memory else (),
+        )
 
     def level_of(self, size: int) -> str | None:
         """Return the level at which a layer's activations live, None if that is not known."""

@@ -6,6 +6,7 @@ other sizes leave the effective batch as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,7 +41,7 @@ class Hierarchy(Protocol):
 
     @property
     def levels(self) -> Sequence[Level]:
-        """All of them."""
+        """Caches named L1 and so on, then the memory behind them; those that are not known are left out."""
 
 
 class Needs(Protocol):
@@ -61,16 +62,19 @@ class Memory:
     hierarchy: Hierarchy
     needs: Needs
     bytes: float | None = None
-    """What may be used; None for all of the largest level."""
+    """What may be used; None for all of the device's own memory."""
 
     def level_of(self, size: int) -> str:
-        """Return the name of the first level that holds a layer's activations, "nowhere" if none does."""
+        """Return the name of the first level that holds a layer's activations, "no level" if none does."""
         needed = self.needs.layer_bytes_per_sample * size
-        return next((level.name for level in self.hierarchy.levels if needed <= level.size_bytes), "nowhere")
+        return next((level.name for level in self.hierarchy.levels if needed <= level.size_bytes), "no level")
 
     def need(self, size: int) -> float:
-        """Return the share of the memory that a size is predicted to need."""
-        return self.needs.peak_bytes(size) / (self.bytes or max(level.size_bytes for level in self.hierarchy.levels))
+        """Return the share of the memory that a size is predicted to need; 0 if it is not known how much there is."""
+        last = self.hierarchy.levels[-1] if self.hierarchy.levels else None
+        behind_caches = last is not None and not last.name.startswith("L")
+        has_bytes = self.bytes or (last.size_bytes if last is not None and behind_caches else math.inf)
+        return self.needs.peak_bytes(size) / has_bytes
 
     def fits(self, sizes: Sequence[int]) -> int:
         """Return the largest of ``sizes`` that surely fits, 0 if none does."""
