@@ -30,6 +30,6 @@ def _wanted() -> list[EnergyMonitor]:
     asked = any(os.environ.get(name) for name in (*VARIABLES, FILE_VARIABLE))
     if not asked or not effective().config.measure.enabled:
         return []
-    from energy_plugins.lightning import EnvironmentMonitor  # noqa: PLC0415
+    from energy_plugins.lightning.monitor import EnvironmentMonitor  # noqa: PLC0415
 
     return [EnvironmentMonitor()]

@@ -1,0 +1,92 @@
+"""Which micro-batch to measure next, or that enough is known; and which to choose then. Pure.
+
+From the user's setting upwards, size by size, until one surely costs more than the best or does not fit; downwards only
+if that did not save, or if a smaller one's activations would live at a faster level of the memory. Then those that may
+be the best, until they are told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from energy_plugins.tune.decision import HUMP, WORTH
+from energy_plugins.tune.micro_batch_task import MicroBatchTask, OutOfMemory, Refused
+from energy_plugins.tune.size_outlook import SizeOutlook
+from energy_plugins.tune.task import SURE
+
+Failed = Sequence[OutOfMemory | Refused]
+
+KNOWN = WORTH / 2
+"""Standard error of the difference of two sizes at which it is known: about twice is what is worth looking for."""
+
+
+def open_sizes(task: MicroBatchTask, failed: Failed) -> list[int]:
+    """Return the candidates that may be run: where one does not fit, no larger one does."""
+    refused = {one.size for one in failed}
+    too_large = min((one.size for one in failed if isinstance(one, OutOfMemory)), default=task.share + 1)
+    return [size for size in task.candidates if size < too_large and size not in refused]
+
+
+def next_size(task: MicroBatchTask, failed: Failed, view: SizeOutlook) -> tuple[int, bool] | None:
+    """Return the size to measure next and whether it is new, None if enough is known."""
+    usable, tried = open_sizes(task, failed), view.sizes
+    above = [size for size in usable if size > tried[-1]]
+    if above and not _hurts(view, tried[::-1]):
+        return above[0], True
+    below = [size for size in usable if size < tried[0]]
+    if below and not _hurts(view, tried) and _may_save_below(task, view, below[-1]):
+        return below[-1], True
+    contenders = _contenders(view, tried)
+    if len(contenders) == 1:
+        return None
+    return max(contenders, key=lambda size: (view.cost.sd(size), -size)), False
+
+
+def chosen(view: SizeOutlook) -> int:
+    """Return the size that costs least, of equals the smallest; the reference unless another surely saves."""
+    saving = [size for size in view.sizes if _surely_saves(view, size)]
+    if not saving:
+        return view.reference
+    best = min(saving, key=lambda size: view.over_reference(size).mean)
+    return min(size for size in saving if _equals(view, size, best))
+
+
+def _hurts(view: SizeOutlook, from_edge: Sequence[int]) -> bool:
+    """Return whether the outermost size surely costs more than the best: much more, or the one before it does, too."""
+
+    def dearer(size: int) -> bool:
+        over = view.over_leader(size)
+        return over.mean > SURE * over.sd and over.mean > WORTH
+
+    edge = from_edge[0]
+    if not dearer(edge):
+        return False
+    return view.over_leader(edge).mean > HUMP or dearer(from_edge[1])
+
+
+def _may_save_below(task: MicroBatchTask, view: SizeOutlook, size: int) -> bool:
+    """Return whether a smaller size is worth a look: where larger ones save, fixed costs rule, which it has more of."""
+    larger_saves = view.leader > view.reference and _surely_saves(view, view.leader)
+    return not larger_saves or task.level_of(size) != task.level_of(view.reference)
+
+
+def _surely_saves(view: SizeOutlook, size: int) -> bool:
+    over = view.over_reference(size)
+    return size != view.reference and over.mean < -WORTH and over.mean + SURE * over.sd < 0
+
+
+def _equals(view: SizeOutlook, size: int, best: int) -> bool:
+    """Return whether two sizes cost the same, as far as can be told and matters."""
+    return view.cost.between(size, best).mean <= WORTH
+
+
+def _contenders(view: SizeOutlook, tried: Sequence[int]) -> list[int]:
+    """Return the leader, and those of which it is not known whether they are as good."""
+    return [size for size in tried if size == view.leader or _unclear(view, size, view.leader)]
+
+
+def _unclear(view: SizeOutlook, size: int, leader: int) -> bool:
+    over = view.cost.between(size, leader)
+    # A larger one that is as good would not be chosen: it must be better by what is worth it.
+    line = WORTH if size < leader else 0.0
+    return over.sd > KNOWN and abs(over.mean - line) <= SURE * over.sd
