@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback, LightningModule
     from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
     from lightning.pytorch.strategies import ParallelStrategy
 else:
@@ -25,9 +25,17 @@ else:
 
     _lightning = _installed()
     Callback = _lightning.Callback
+    LightningModule = _lightning.LightningModule
     GradientAccumulationScheduler = _lightning.callbacks.GradientAccumulationScheduler
     ParallelStrategy = _lightning.strategies.ParallelStrategy
     Timer = _lightning.callbacks.Timer
     MisconfigurationException = _lightning.utilities.exceptions.MisconfigurationException
 
-__all__ = ["Callback", "GradientAccumulationScheduler", "MisconfigurationException", "ParallelStrategy", "Timer"]
+__all__ = [
+    "Callback",
+    "GradientAccumulationScheduler",
+    "LightningModule",
+    "MisconfigurationException",
+    "ParallelStrategy",
+    "Timer",
+]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 from torchmetrics import Metric
 
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
+from energy_plugins.lightning.installed import LightningModule
 
 
 class _Said(NamedTuple):
@@ -48,26 +48,17 @@ class Logged:
         finally:
             attributes.pop("log", None)
 
-    def _log(
-        self,
-        name: str,
-        value: Any,  # noqa: ANN401 - number, tensor or metric
-        prog_bar: bool = False,  # noqa: FBT001, FBT002 - as Lightning's
-        logger: bool | None = None,  # noqa: FBT001
-        on_step: bool | None = None,  # noqa: FBT001
-        on_epoch: bool | None = None,  # noqa: FBT001
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        kept = value.detach() if isinstance(value, torch.Tensor) and not kwargs.get("enable_graph") else value
-        first = {"prog_bar": prog_bar, "logger": logger, "on_step": on_step, "on_epoch": on_epoch}
-        rest = dict(zip(_FURTHER, args, strict=False))
-        self._said.setdefault(name, []).append(_Said(self._samples, kept, {**first, **rest, **kwargs}))
+    def _log(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning's
+        given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+        name, value = given.pop("name"), given.pop("value")
+        kept = value.detach() if isinstance(value, torch.Tensor) and not given.get("enable_graph") else value
+        self._said.setdefault(name, []).append(_Said(self._samples, kept, given))
 
     def hand_on(self) -> None:
         """Log everything, as from ``training_step``."""
         module = self._module
         results = module.trainer._results  # noqa: SLF001 - there is no public way to say how many samples a value is of
+        batch_size = None if results is None else results.batch_size
         if results is not None:
             results.batch_size = self._all
         before, module._current_fx_name = module._current_fx_name, "training_step"  # noqa: SLF001 - as its caller does
@@ -77,26 +68,25 @@ class Logged:
                 module.log(name, value, **arguments)
         finally:
             module._current_fx_name = before  # noqa: SLF001
+            if results is not None:
+                results.batch_size = batch_size
             self._said.clear()
 
 
-_FURTHER = ("reduce_fx", "enable_graph", "sync_dist", "sync_dist_group", "add_dataloader_idx", "batch_size",
-            "metric_attribute", "rank_zero_only")  # fmt: skip
-"""Arguments of `LightningModule.log` after the first six, which may be given by position."""
+_ARGUMENTS = tuple(name for name in signature(LightningModule.log).parameters if name != "self")
 
 
 def _one(said: list[_Said]) -> tuple[Any, dict[str, Any]]:
     """Return the value of all, and with which arguments."""
     last = said[-1]
     arguments = dict(last.arguments)
-    sizes = [one.arguments.get("batch_size") for one in said]
-    given = all(size is not None for size in sizes)
-    if given:
+    sizes = [one.arguments["batch_size"] for one in said if one.arguments.get("batch_size") is not None]
+    if len(sizes) == len(said):
         arguments["batch_size"] = sum(sizes)
     values = [one.value for one in said]
     if len(said) == 1 or not all(isinstance(value, int | float | torch.Tensor) for value in values):
         return last.value, arguments
-    weights = sizes if given and sum(sizes) else [one.samples for one in said]
+    weights = sizes if len(sizes) == len(said) and sum(sizes) else [one.samples for one in said]
     reduction = arguments.get("reduce_fx", "mean")
     name = reduction if isinstance(reduction, str) else reduction.__name__
     if name == "sum":

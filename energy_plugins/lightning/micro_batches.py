@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from energy_plugins.lightning.installed import ParallelStrategy
-from energy_plugins.lightning.logged import Logged
 from energy_plugins.errors import BatchError
+from energy_plugins.lightning.installed import ParallelStrategy
+from energy_plugins.lightning.logged import Logged, metrics_kept
 from energy_plugins.training.batch_tree import joined, samples_in
 from energy_plugins.training.gradient_check import GradientCheck, compare, limit_of
 from energy_plugins.training.memory import free_caches, is_out_of_memory
@@ -184,7 +184,7 @@ class Passes:
         result, self._result = self._result, None
         return result if result is not None else self._batches.loop.output_result_cls(None)
 
-    @torch.enable_grad()  # type: ignore[untyped-decorator] # torch's is
+    @torch.enable_grad()
     def __call__(self) -> torch.Tensor | None:
         """Run forward and backward, and return the loss."""
         if not self._held:

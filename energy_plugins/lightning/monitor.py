@@ -31,17 +31,19 @@ from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.batch import work_of
 from energy_plugins.training.guard import guard, warn
+from energy_plugins.training.micro_batcher import MicroBatcher
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
-from energy_plugins.training.watch import Watch
+from energy_plugins.training.watch import SumOverRanks, Watch
 
 if TYPE_CHECKING:
     import torch
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-    from energy_plugins.config import PowerLimitConfig
+    from energy_plugins.config import MicroBatchConfig, PowerLimitConfig
+    from energy_plugins.measure.rank_part import Rank
     from energy_plugins.measure.report import Report
 
 _guarded = guard(MisconfigurationException)
@@ -122,6 +124,12 @@ class EnergyMonitor(Callback):
             "measure.energy_budget_kwh": energy_budget_kwh,
         }
         self._monitor = Monitor(effective(arguments=arguments).config)
+        self.after_batch: Callable[[], None] | None = None
+        """Called after a training batch, when its step is closed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what lives in this process only."""
+        return {**self.__dict__, "after_batch": None}
 
     @property
     def report(self) -> Report | None:
@@ -135,6 +143,16 @@ class EnergyMonitor(Callback):
     def limit_power(self, limit: PowerLimitConfig) -> None:
         """Have the power limited in fits to come, see `PowerLimitTuner`."""
         self._monitor.config = replace(self._monitor.config, power_limit=limit)
+
+    def tune_micro_batch(
+        self, asked: MicroBatchConfig, who: Rank, summed: SumOverRanks, *, why_not: str, most_sizes: int
+    ) -> MicroBatcher:
+        """Have the micro-batch of the fit that runs tuned, see `MicroBatchTuner`."""
+        return self._monitor.tune_micro_batch(asked, who, summed, why_not=why_not, most_sizes=most_sizes)
+
+    def enter(self, phase: Kind) -> None:
+        """Note that the step that runs goes on to another phase."""
+        self._monitor.enter(phase)
 
     # Runs: one fit, validate, test or predict.
 
@@ -228,7 +246,9 @@ class EnergyMonitor(Callback):
     ) -> None:
         """Close the step, log if this is a logging step, and end the fit when its budget is spent."""
         self._close_step(trainer, pl_module, batch)
-        self._monitor.after_step()
+        self._monitor.after_step(is_optimizers=not trainer.fit_loop._should_accumulate())  # noqa: SLF001 - as the loop
+        if self.after_batch is not None:
+            self.after_batch()
         watch, step = self._monitor.watch, trainer.global_step
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
         if watch is not None and watch.due(step):

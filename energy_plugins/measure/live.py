@@ -61,8 +61,8 @@ class LiveFigures:
         self.live = Live(settlement.start_ns, (0.0,) * gpus, (float("nan"),) * gpus)
         self.fresh: list[Step] = []
         """Closed steps that the figures do not hold yet."""
-        self.heard: deque[StepBatch] | None = None
-        """Where steps go one by one, if somebody listens."""
+        self.heard: list[deque[StepBatch]] = []
+        """Where steps go one by one: a queue for each who listens."""
         self._settlement = settlement
 
     def publish(self, segments: Segments, drained_ns: int) -> None:
@@ -76,10 +76,12 @@ class LiveFigures:
         own: list[Interval] = [(step.start_ns, step.end_ns) for step in ready]
         bounds = np.array([(horizon_ns, horizon_ns), *own, *waits, *stalls], np.int64)
         energy = [self._about(row, bounds, segments) for row in range(len(self._settlement.tracks))]
-        if self.heard is not None and own:
+        if self.heard and own:
             each = np.array([ends - starts for starts, ends in energy]).reshape(len(energy), len(bounds))
             steps = slice(1, len(own) + 1)
-            self.heard.append(StepBatch(bounds[steps, 0], bounds[steps, 1], each[:, steps]))
+            told = StepBatch(bounds[steps, 0], bounds[steps, 1], each[:, steps])
+            for queue in self.heard:
+                queue.append(told)
         spent = sum((ends - starts for starts, ends in energy), np.zeros(len(bounds)))[1:]
         cut = np.cumsum([len(own), len(waits)])
         step_j, wait_j, stall_j = (float(part.sum()) for part in np.split(spent, cut))

@@ -24,6 +24,7 @@ from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.limit_part import LimitPart
 from energy_plugins.measure.live import Live, StepBatch
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.notices import Notices
 from energy_plugins.measure.opening import await_plan, open_marks, silent_driver, start_sampler
@@ -96,6 +97,8 @@ class Run:
         """Why the training was ended early: for framework modules."""
         self.power_limit: LimitPart | None = None
         """What is to be said of the power limit: for framework modules."""
+        self.micro_batch: MicroBatchPart | None = None
+        """The same of the micro-batch."""
         lanes = Lanes(self._plan, self._activity)
         self._neighbours = Neighbours(self.uuids, drivers)
         self._neighbours.begin()
@@ -178,11 +181,10 @@ class Run:
 
         Of those that nobody takes away, the oldest are dropped.
         """
-        figures = self._collector.figures
-        if figures.heard is None:
-            figures.heard = deque(maxlen=_MOST_BATCHES)
+        queue: deque[StepBatch] = deque(maxlen=_MOST_BATCHES)
+        self._collector.figures.heard.append(queue)
         self.live()
-        return figures.heard
+        return queue
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
@@ -262,6 +264,7 @@ class Run:
             neighbours=self._neighbours,
             stopped=self.stopped,
             power_limit=self.power_limit,
+            micro_batch=self.micro_batch,
         )
         return compose(self._facts, self._collector, state)
 

@@ -11,6 +11,7 @@ import numpy as np
 from energy_plugins.errors import ColumnError
 from energy_plugins.measure.aligned import aligned
 from energy_plugins.measure.limit_summary import limit_lines
+from energy_plugins.measure.micro_batch_summary import micro_batch_lines
 from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
 from energy_plugins.measure.rank_table import in_short
 from energy_plugins.measure.rank_table import rows as rank_rows
@@ -50,7 +51,12 @@ def text_table(report: Report) -> str:
     blocks = (
         _title(report),
         [*_energy(report), *_work(report)],
-        [*_devices(report), *_held_back(report), *limit_lines(report.power_limit, _entry)],
+        [
+            *_devices(report),
+            *_held_back(report),
+            *micro_batch_lines(report.micro_batch, _entry),
+            *limit_lines(report.power_limit, _entry),
+        ],
         _ranks(report),
         [*_kinds(report), *_bounds(report)],
         _waste(report),
