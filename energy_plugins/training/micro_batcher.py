@@ -43,6 +43,7 @@ class MicroBatcher:
         sum_over_ranks: collective where there are several.
         why_not: why this rank's training must be left as it is; empty if nothing is known against it.
         most_sizes: the most that may be tried.
+        row_is_step: whether a row of the report is an optimizer step; if not, it is a batch of the loader.
         timing: how long what takes.
     """
 
@@ -55,6 +56,7 @@ class MicroBatcher:
         sum_over_ranks: SumOverRanks,
         why_not: str = "",
         most_sizes: int = MOST_SIZES,
+        row_is_step: bool = False,
         timing: Timing | None = None,
     ) -> None:
         self._config = config
@@ -62,6 +64,7 @@ class MicroBatcher:
         self._ranks = AllRanks(who, sum_over_ranks)
         self._rank = OwnSizes(measured)
         self._most_sizes = most_sizes
+        self._row_is_step = row_is_step
         self._timing = timing or Timing()
         self._why = why_not
         self._setting: MicroBatchPlan | None = None
@@ -214,7 +217,7 @@ class MicroBatcher:
             self._decline("; ".join(self._reasons))
             return
         self.undecided = False
-        if measured is not None:
+        if measured is not None and not self._row_is_step:
             measured.group_steps(setting.accumulation)
         windows = Windows(self._rank, self._ranks, self._timing)
         self._course = MicroBatchCourse(

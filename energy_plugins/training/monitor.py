@@ -380,7 +380,7 @@ class Monitor:
                 timing=self.timing,
             )
 
-    def tune_micro_batch(
+    def tune_micro_batch(  # noqa: PLR0913 - what a training is
         self,
         config: MicroBatchConfig,
         who: Rank,
@@ -388,8 +388,9 @@ class Monitor:
         *,
         why_not: str = "",
         most_sizes: int = MOST_SIZES,
+        row_is_step: bool = False,
     ) -> MicroBatcher:
-        """Begin to tune the micro-batch of a fit that has just been started. All ranks call it."""
+        """Begin to tune the micro-batch of a fit that has just been started, see `MicroBatcher`. All ranks call it."""
         self.batcher = MicroBatcher(
             config,
             self.run,
@@ -397,6 +398,7 @@ class Monitor:
             sum_over_ranks=sum_over_ranks,
             why_not=why_not,
             most_sizes=most_sizes,
+            row_is_step=row_is_step,
             timing=self.timing,
         )
         return self.batcher

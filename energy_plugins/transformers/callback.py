@@ -125,9 +125,9 @@ class EnergyCallback(TrainerCallback, ExportableState):
         """Have the power limited, see `PowerLimitCallback`."""
         self._fits.ask_for_limit(limit, trainer, args)
 
-    def tune_micro_batch(self, asked: MicroBatchConfig, trainer: Trainer | None, args: TrainingArguments) -> None:
+    def tune_micro_batch(self, asked: MicroBatchConfig, trainer: Trainer | None) -> None:
         """Have the micro-batch tuned, see `MicroBatchCallback`."""
-        self._fits.ask_for_micro_batch(asked, trainer, args)
+        self._fits.ask_for_micro_batch(asked, trainer)
 
     def attach(self, trainer: Trainer) -> Self:
         """Add this to a trainer, in the place of any other of its kind."""

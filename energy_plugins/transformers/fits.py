@@ -78,10 +78,11 @@ class Fits:
     ) -> None:
         """Start measuring, from the joules that a checkpoint has ``saved``; end the training if its budget is spent."""
         self._in_training = True
-        self._tune_micro_batch(trainer, args)
+        self._take_micro_batch(trainer)
         self._start(trainer, args, state, saved)
         budget = self.monitor.budget
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        self._tune_micro_batch()
         self._limit_power(trainer, args)
         if budget is not None:
             watch = self.monitor.watch_budget(
@@ -100,17 +101,28 @@ class Fits:
         if self.monitor.run is not None and self.monitor.limiter is None:
             self._limit_power(trainer, args)
 
-    def ask_for_micro_batch(self, asked: MicroBatchConfig, trainer: Trainer | None, args: TrainingArguments) -> None:
+    def ask_for_micro_batch(self, asked: MicroBatchConfig, trainer: Trainer | None) -> None:
         """Have the micro-batch tuned: from now on, if a training has begun, else in the next one."""
         self.monitor.config = replace(self.monitor.config, micro_batch=asked)
-        if self._in_training and self._micro_batch is None:
-            self._tune_micro_batch(trainer, args)
+        run = self.monitor.run
+        if trainer is None or not self._in_training or self._micro_batch is not None:
+            return
+        if run is not None:
+            run.replaced.close()
+        self._take_micro_batch(trainer)
+        if run is not None:
+            self._inside.enter(run, trainer)  # over it again, for it is to see the batches as they come
+        self._tune_micro_batch()
 
-    def _tune_micro_batch(self, trainer: Trainer | None, args: TrainingArguments) -> None:
+    def _take_micro_batch(self, trainer: Trainer | None) -> None:
+        """Put what cuts and joins batches between the trainer and its model, if that is asked for."""
         self._leave_micro_batch()
-        asked = self.monitor.config.micro_batch
-        if asked.enabled and trainer is not None:
-            self._micro_batch = MicroBatchFit(asked, trainer, args, at_pass=partial(self.monitor.enter, Kind.FORWARD))
+        if self.monitor.config.micro_batch.enabled and trainer is not None:
+            self._micro_batch = MicroBatchFit(trainer, self.monitor)
+
+    def _tune_micro_batch(self) -> None:
+        if self._micro_batch is not None:
+            self._micro_batch.begin(self.monitor)
 
     def _leave_micro_batch(self) -> None:
         micro_batch, self._micro_batch = self._micro_batch, None

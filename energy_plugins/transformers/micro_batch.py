@@ -78,15 +78,15 @@ class MicroBatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Ask before the first training begins."""
-        self._ask(args)
+        self._ask()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Ask, in case this or the other callback was added later."""
-        self._ask(args)
+        self._ask()
 
-    def _ask(self, args: TrainingArguments) -> None:
+    def _ask(self) -> None:
         trainer = trainer_above()
         if trainer is not None:
-            measuring_callback(trainer).tune_micro_batch(self._asked, trainer, args)
+            measuring_callback(trainer).tune_micro_batch(self._asked, trainer)

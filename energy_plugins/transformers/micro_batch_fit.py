@@ -6,11 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from energy_plugins.errors import BatchError
-from energy_plugins.training.all_ranks import AllRanks
+from energy_plugins.measure.spans import Kind
 from energy_plugins.training.guard import warn
-from energy_plugins.training.micro_batch_gate import Gate
-from energy_plugins.training.micro_batch_plan import MicroBatchPlan
+from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
 from energy_plugins.training.place import rank_of
 from energy_plugins.training.replaced import Replaced
 from energy_plugins.transformers.micro_batches import MicroBatches
@@ -18,36 +16,72 @@ from energy_plugins.transformers.trainers import MAY_FAIL, batch_of, sum_over_ra
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
-    from transformers.training_args import TrainingArguments
 
-    from energy_plugins.config import MicroBatchConfig
+    from energy_plugins.training.micro_batcher import MicroBatcher
+    from energy_plugins.training.monitor import Monitor
 
 
 class MicroBatchFit:
-    """Begun with a training, and closed with it, or by what ends it.
+    """Puts itself between a trainer and its model until `close`, or until the training fails.
 
     Args:
-        asked: what is asked for.
         trainer: whose training begins.
-        args: its arguments.
-        at_pass: called before each pass of a batch but the first.
+        monitor: of the training, told of the passes.
     """
 
-    def __init__(
-        self, asked: MicroBatchConfig, trainer: Trainer, args: TrainingArguments, at_pass: Callable[[], None]
-    ) -> None:
-        self._batches = MicroBatches(trainer, at_window=self._at_window, at_pass=at_pass)
+    def __init__(self, trainer: Trainer, monitor: Monitor) -> None:
+        self._trainer = trainer
+        self._batcher: MicroBatcher | None = None
+        self._has_said = False
+        self._batches = MicroBatches(
+            trainer,
+            at_window=self._at_window,
+            at_pass=partial(monitor.enter, Kind.FORWARD),
+            out_of_memory=self._out_of_memory,
+        )
         self._replaced = Replaced()
         for name in MAY_FAIL:
             self._replaced.cover(trainer, name, self._may_fail)
-        who = rank_of(args.process_index, args.world_size, args.local_process_index)
-        self._plan, why_not = _plan(asked, trainer, args)
-        self._gate = Gate(AllRanks(who, partial(sum_over_ranks, args)), why_not)
+
+    def begin(self, monitor: Monitor) -> None:
+        """Begin to decide, once the training is measured, or not. All ranks do."""
+        trainer, args = self._trainer, self._trainer.args
+        asked = monitor.config.micro_batch
+        wrapped = trainer.model_wrapped.train()  # as in the first step: layers tell by it what they do
+        known = why_no_micro_batch(trainer) or why_not(wrapped, allow_batch_statistics=asked.allow_batch_statistics)
+        self._batcher = monitor.tune_micro_batch(
+            asked,
+            rank_of(args.process_index, args.world_size, args.local_process_index),
+            partial(sum_over_ranks, args),
+            why_not=known,
+            most_sizes=most_sizes(wrapped),
+            row_is_step=True,
+        )
 
     def close(self) -> None:
         """Put everything back."""
         self._replaced.close()
         self._batches.close()
+
+    def _at_window(self) -> None:
+        """Decide before the first pass of an optimizer step. Not guarded: looking is collective."""
+        batcher, batches = self._batcher, self._batches
+        if batcher is None:
+            return
+        if batcher.undecided:
+            # What the loader yields as a rule: a resumed epoch may begin with its last batch, which is cut short.
+            batch = None if batches.batch is None else batch_of(self._trainer)
+            batcher.consider(batch, self._trainer.args.gradient_accumulation_steps, batches.compare)
+        batches.plan = batcher.plan
+        if batcher.settled and not self._has_said:
+            self._has_said = True
+            why = batcher.part().why
+            if why and self._trainer.args.process_index == 0:
+                warn(f"the micro-batch is left alone: {why}")
+
+    def _out_of_memory(self, size: int) -> None:
+        if self._batcher is not None:
+            self._batcher.out_of_memory(size)
 
     def _may_fail(self, original: Callable[..., object], /, *args: object, **kwargs: object) -> object:
         try:
@@ -55,25 +89,3 @@ class MicroBatchFit:
         except BaseException:
             self.close()
             raise
-
-    def _at_window(self) -> None:
-        if self._gate.is_open is not None:
-            return
-        plan = self._plan
-        self._gate.look(lambda: None if plan is None else self._batches.compare(plan))
-        if self._gate.is_open:
-            self._batches.plan = plan
-        elif self._gate.is_open is False:
-            warn(f"the micro-batch stays as it is: {self._gate.why_not}")
-
-
-def _plan(asked: MicroBatchConfig, trainer: Trainer, args: TrainingArguments) -> tuple[MicroBatchPlan | None, str]:
-    """Return what is to be done, or why nothing is."""
-    if why_not := why_no_micro_batch(trainer):
-        return None, why_not
-    if asked.size is None:
-        return None, "none is searched for yet"
-    try:
-        return MicroBatchPlan(batch_of(trainer), args.gradient_accumulation_steps, asked.size), ""
-    except BatchError as error:
-        return None, str(error)
