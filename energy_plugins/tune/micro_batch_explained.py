@@ -43,8 +43,8 @@ def _choice(task: MicroBatchTask, size: int, tried: Sequence[TriedSize]) -> Iter
 
 
 def _fixed_cost(task: MicroBatchTask, size: int, curve: FixedCost) -> Iterator[str]:
-    now = curve.fixed_j / curve.energy_j(task.start)
-    if now >= _MUCH:
+    waits = curve.busy_from is None or task.start < curve.busy_from
+    if waits and curve.fixed_j >= _MUCH * curve.energy_j(task.start):
         yield (
             f"each micro-batch costs {curve.fixed_j:.3g} J whatever its size: it takes {1e3 * curve.floor_s:.3g} ms at "
             f"least, at {curve.idle_w:.0f} W before any work is done"
