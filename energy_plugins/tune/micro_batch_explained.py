@@ -52,9 +52,10 @@ def _fixed_cost(task: MicroBatchTask, size: int, curve: FixedCost) -> Iterator[s
         then = f", and {curve.idle_share(size):.0%} with {size}" if size != task.start else ""
         yield f"idle power is {curve.idle_share(task.start):.0%} of the energy with {task.start} samples at once{then}"
     if curve.floor_s and curve.busy_from is None:
-        yield "every size took the same time: the GPU waits for the host, and larger ones would save more"
+        yield "every size took the same time: the GPU waits for the host, and larger sizes would save more"
     elif curve.floor_s:
-        yield f"from about {curve.busy_from:.0f} samples at once the GPU is kept busy, and larger ones save little"
+        about = float(f"{curve.busy_from:.2g}")
+        yield f"from about {about:.0f} samples at once the GPU is kept busy, and larger sizes save little"
 
 
 def _spill(tried: Sequence[TriedSize]) -> Iterator[str]:
