@@ -48,7 +48,7 @@ WINDOW_S = 5.0
 """Windows of power readings are stable from here on."""
 _LOOK_S = 2.5
 """The first window at a size, and those at the reference: below 2 s windows are noisy."""
-_PLANNED = 0.95
+_PLANNED = 0.93
 """Share of the budget that is planned for: steps take longer than they were measured to."""
 _BETWEEN = 2
 """Windows between two at the reference, so that drift cancels."""

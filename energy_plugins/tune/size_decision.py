@@ -1,7 +1,7 @@
 """Which micro-batch to measure next, or that enough is known; and which to choose then. Pure.
 
 From the user's setting upwards, size by size, until one surely costs more than the best or does not fit; downwards only
-if that did not save, or if a smaller one's activations would live at a faster level of the memory. Then those that may
+if that seems to save nothing, or if a smaller one's activations would live at a faster level of the memory. Then those that may
 be the best, until they are told apart.
 """
 
@@ -70,9 +70,9 @@ def _hurts(view: SizeOutlook, from_edge: Sequence[int]) -> bool:
 def _smaller(task: MicroBatchTask, view: SizeOutlook, below: Sequence[int]) -> int | None:
     """Return the smaller size that is worth a look, None if none is.
 
-    Where larger ones save, fixed costs rule, which small ones have more of: then only one at another level of memory.
+    Where larger ones seem to save, fixed costs rule, which small ones have more of: then only one at another level of memory.
     """
-    if view.leader > view.reference and _surely_saves(view, view.leader):
+    if view.leader > view.reference and view.over_reference(view.leader).mean < -WORTH:
         here = task.level_of(view.reference)
         nearer = [size for size in below if task.level_of(size) != here]
         return nearer[-1] if nearer and view.sizes[0] == view.reference else None
