@@ -1,8 +1,8 @@
 """Which micro-batch to measure next, or that enough is known; and which to choose then. Pure.
 
 From the user's setting upwards, size by size, until one surely costs more than the best or does not fit; downwards only
-if that seems to save nothing, or if a smaller one's activations would live at a faster level of the memory. Then those that may
-be the best, until they are told apart.
+if that seems to save nothing, or if a smaller one's activations would live at a faster level of the memory. Then those
+that may be the best, until they are told apart.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _hurts(view: SizeOutlook, from_edge: Sequence[int]) -> bool:
 def _smaller(task: MicroBatchTask, view: SizeOutlook, below: Sequence[int]) -> int | None:
     """Return the smaller size that is worth a look, None if none is.
 
-    Where larger ones seem to save, fixed costs rule, which small ones have more of: then only one at another level of memory.
+    Where larger ones seem to save, fixed costs rule, which small ones have more of: then only one at another level of
+    memory is.
     """
     if view.leader > view.reference and view.over_reference(view.leader).mean < -WORTH:
         here = task.level_of(view.reference)
@@ -85,8 +86,9 @@ def _surely_saves(view: SizeOutlook, size: int) -> bool:
 
 
 def _equals(view: SizeOutlook, size: int, best: int) -> bool:
-    """Return whether two sizes cost the same, as far as can be told and matters."""
-    return view.cost.between(size, best).mean <= WORTH
+    """Return whether a size costs no more than the best by what matters, as far as is known to twice of that."""
+    over = view.cost.between(size, best)
+    return size == best or (over.mean <= WORTH and over.mean + over.sd <= 2 * WORTH)
 
 
 def _contenders(view: SizeOutlook, tried: Sequence[int]) -> list[int]:
