@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 _ALIKE = 0.1
 """Least singular value of time and size, both scaled to 1, at which what each costs can be told apart. Below it errors
 of a per cent of the energy become more than a tenth of it."""
+_BUSY = 1.5
+"""So much longer the largest size takes than the quickest where the GPU was seen busy: a host scatters by a fifth."""
+_SEEN = 1.1
+"""A floor is there if it keeps the smallest size from being quicker by this; ours, to be beyond the noise of times."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class FixedCost:
 def _times(sizes: NDArray[np.float64], times_s: NDArray[np.float64]) -> tuple[float, float | None]:
     """Return the floor and the time of a sample: the least sum of squares of logarithms over where one takes over."""
     best: tuple[float, float, float | None] = math.inf, 0.0, None
-    for waiting in range(len(sizes), -1, -1):
+    fewest = 0 if times_s[-1] >= _BUSY * times_s.min() else len(sizes)
+    for waiting in range(len(sizes), fewest - 1, -1):
         floor_s = float(np.exp(np.log(times_s[:waiting]).mean())) if waiting else 0.0
         per_sample = times_s[waiting:] / sizes[waiting:]
         sample_s = float(np.exp(np.log(per_sample).mean())) if waiting < len(sizes) else None
@@ -93,7 +98,10 @@ def _times(sizes: NDArray[np.float64], times_s: NDArray[np.float64]) -> tuple[fl
         off = float(np.square(np.log(fitted_s / times_s)).sum())
         if off < best[0]:
             best = off, floor_s, sample_s
-    return best[1], best[2]
+    _, floor_s, sample_s = best
+    if sample_s is not None and floor_s < _SEEN * sample_s * sizes[0]:
+        return 0.0, float(np.exp(np.log(times_s / sizes).mean()))
+    return floor_s, sample_s
 
 
 def _powers(times: NDArray[np.float64], sizes: NDArray[np.float64]) -> tuple[float, float]:

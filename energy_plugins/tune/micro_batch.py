@@ -48,6 +48,8 @@ WINDOW_S = 5.0
 """Windows of power readings are stable from here on."""
 _LOOK_S = 2.5
 """The first window at a size, and those at the reference: below 2 s windows are noisy."""
+_PLANNED = 0.93
+"""Share of the budget that is planned for: steps take longer than they were measured to."""
 _BETWEEN = 2
 """Windows between two at the reference, so that drift cancels."""
 
@@ -167,7 +169,7 @@ def _following(state: MicroBatchSearch) -> Action | None:
 
 def _affordable(state: MicroBatchSearch, size: int, seconds: float) -> Action | None:
     """Return an action that there is time for, a shorter one if need be."""
-    left_s = (state.task.budget_s or BUDGET_S) - state.spent_s
+    left_s = _PLANNED * (state.task.budget_s or BUDGET_S) - state.spent_s
     step_s = max((window.measured.step_time_s for window in state.windows), default=0.0)
     seconds = min(seconds, left_s - step_s)  # what is begun is ended: it takes up to a step longer
     if seconds < _LOOK_S:

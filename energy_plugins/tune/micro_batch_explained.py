@@ -43,8 +43,8 @@ def _choice(task: MicroBatchTask, size: int, tried: Sequence[TriedSize]) -> Iter
 
 
 def _fixed_cost(task: MicroBatchTask, size: int, curve: FixedCost) -> Iterator[str]:
-    now = curve.fixed_j / curve.energy_j(task.start)
-    if now >= _MUCH:
+    waits = curve.busy_from is None or task.start < curve.busy_from
+    if waits and curve.fixed_j >= _MUCH * curve.energy_j(task.start):
         yield (
             f"each micro-batch costs {curve.fixed_j:.3g} J whatever its size: it takes {1e3 * curve.floor_s:.3g} ms at "
             f"least, at {curve.idle_w:.0f} W before any work is done"
@@ -52,9 +52,10 @@ def _fixed_cost(task: MicroBatchTask, size: int, curve: FixedCost) -> Iterator[s
         then = f", and {curve.idle_share(size):.0%} with {size}" if size != task.start else ""
         yield f"idle power is {curve.idle_share(task.start):.0%} of the energy with {task.start} samples at once{then}"
     if curve.floor_s and curve.busy_from is None:
-        yield "every size took the same time: the GPU waits for the host, and larger ones would save more"
+        yield "every size took the same time: the GPU waits for the host, and larger sizes would save more"
     elif curve.floor_s:
-        yield f"from about {curve.busy_from:.0f} samples at once the GPU is kept busy, and larger ones save little"
+        about = float(f"{curve.busy_from:.2g}")
+        yield f"from about {about:.0f} samples at once the GPU is kept busy, and larger sizes save little"
 
 
 def _spill(tried: Sequence[TriedSize]) -> Iterator[str]:

@@ -23,6 +23,8 @@ class SizeOutlook:
     time: Levels
     reference_j: float
     reference_s: float
+    seen_once: frozenset[int] = frozenset()
+    """Sizes of which there is one window alone: the best of several such looks seems better than it is."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -76,4 +78,5 @@ def size_outlook(task: MicroBatchTask, windows: Sequence[SizeWindow]) -> SizeOut
         time=known([one.step_time_s for one in raw], [one.time_error for one in raw]),
         reference_j=float(np.exp(np.mean(np.log([one.step_energy_j for one in at_reference])))),
         reference_s=float(np.exp(np.mean(np.log([one.step_time_s for one in at_reference])))),
+        seen_once=frozenset(size for size in sizes if sizes.count(size) == 1),
     )
