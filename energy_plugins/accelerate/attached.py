@@ -94,9 +94,17 @@ def attach(
     before = attached(accelerator)
     if before is not None:
         before.detach()
-    handle = Attached(accelerator, plugin.config, optimizer)
-    vars(accelerator)[_HANDLE] = handle
     _latest.append(ref(accelerator))
+    return _handle(accelerator, plugin.config, optimizer)
+
+
+def attach_unmeasured(accelerator: Accelerator) -> Attached:
+    """Return what tunes the loop that uses ``accelerator`` without measuring it."""
+    return _handle(accelerator, EnergyPlugin(enabled=False).config, None)
+
+
+def _handle(accelerator: Accelerator, config: EnergyConfig, optimizer: Optimizer | None) -> Attached:
+    handle = vars(accelerator)[_HANDLE] = Attached(accelerator, config, optimizer)
     return handle
 
 
@@ -110,8 +118,10 @@ _latest: deque[ref[Accelerator]] = deque(maxlen=1)
 
 
 def latest() -> Accelerator | None:
-    """Return the accelerator that `attach` was called with last, None if there is none."""
-    return _latest[-1]() if _latest else None
+    """Return the accelerator that `attach` was called with last, None if its loop is over."""
+    found = _latest[-1]() if _latest else None
+    handle = None if found is None else attached(found)
+    return None if handle is None or handle.is_over else found
 
 
 class Attached:
@@ -129,6 +139,8 @@ class Attached:
         self._pacemaker: object = self._named
         """The optimizer whose steps the power limit counts."""
         self._unpace = ExitStack()
+        self.is_over = False
+        """Whether it was finished."""
         self._is_paced = self._has_said = False
         # Checkpoints may be written after the loop is over.
         self._hooks = [
@@ -171,6 +183,7 @@ class Attached:
         return self._finish(failed=False)
 
     def _finish(self, *, failed: bool) -> Report | None:
+        self.is_over = True
         self._loop.settle()
         self._unpace.close()
         return self._monitor.finish(failed=failed)

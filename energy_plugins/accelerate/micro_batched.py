@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from energy_plugins.accelerate.attached import attach, attached, latest
+from energy_plugins.accelerate.attached import attach, attach_unmeasured, attached, latest
 from energy_plugins.accelerate.micro_batches import Arguments, LossOf, MicroBatches
 from energy_plugins.config import micro_batch_asked
 from energy_plugins.errors import ConfigError
@@ -107,7 +107,7 @@ class _Tuned:
     def __init__(self, accelerator: Accelerator, loss_of: LossOf, asked: MicroBatchConfig, *, adds_up: bool) -> None:
         handle = attached(accelerator)
         if handle is None:
-            handle = attach(accelerator) if asked.size is None else attach(accelerator, enabled=False)
+            handle = attach(accelerator) if asked.size is None else attach_unmeasured(accelerator)
         self._accelerator = accelerator
         self._batcher: MicroBatcher = handle.tune_micro_batch(asked)
         self._batches = MicroBatches(accelerator, loss_of, adds_up=adds_up, out_of_memory=self._batcher.out_of_memory)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import outcomes
 import pytest
 import torch
 from outcomes import counts, load, our_warnings
 from torch import nn
-from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -22,6 +22,9 @@ from energy_plugins.testing import Simulation
 from energy_plugins.testing.ranks import in_ranks
 from energy_plugins.transformers import EnergyCallback, MicroBatchCallback
 from energy_plugins.transformers.trainers import trainer_above, why_no_micro_batch
+
+one_thread = outcomes.one_thread
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORDS, LENGTH = 32, 12
 STEPS = 20
@@ -120,15 +123,6 @@ def train(
     return trainer
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are too small for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 WAYS = [(8, 1, 2), (2, 4, 8), (2, 4, 4), (4, 2, 1)]
 """Batch, accumulation and micro-batch: cut, all together, two together, one by one."""
 
@@ -203,9 +197,8 @@ class CountsReductions(TrainerCallback):
     """Notes each bucket of gradients that is reduced over ranks."""
 
     def on_train_begin(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
-        frame = trainer_above()
-        assert frame is not None
-        frame.model_wrapped.register_comm_hook(None, _reduce)
+        trainer: Any = trainer_above()
+        trainer.model_wrapped.register_comm_hook(None, _reduce)
 
 
 def _reduce(state: object, bucket: Any) -> Any:
@@ -213,7 +206,11 @@ def _reduce(state: object, bucket: Any) -> Any:
     return default_hooks.allreduce_hook(None, bucket)  # type: ignore[arg-type] # None is all ranks
 
 
-_reduce.__annotations__ |= {"bucket": GradBucket, "return": torch.futures.Future[torch.Tensor]}  # torch looks at these
+# Torch looks at these.
+_reduce.__annotations__ |= {
+    "bucket": torch._C._distributed_c10d.GradBucket,
+    "return": torch.futures.Future[torch.Tensor],
+}
 
 
 class Seen(Words):
