@@ -133,4 +133,6 @@ def apart(one: Tensors, other: Tensors) -> float:
     if len(one) != len(other):
         raise BatchError(f"{len(one)} gradients, and {len(other)}")
     whole = sum(float(a.double().square().sum()) for a in one)
-    return (sum(float((a.double() - b.double()).square().sum()) for a, b in zip(one, other, strict=True)) / whole) ** 0.5
+    return (
+        sum(float((a.double() - b.double()).square().sum()) for a, b in zip(one, other, strict=True)) / whole
+    ) ** 0.5
