@@ -16,9 +16,11 @@ from lightning.pytorch.loggers import CSVLogger
 from micro_batching import IGNORED, WORDS, Contrastive, Gradients, OfTokens, Reader, apart, trained
 from outcomes import our_warnings
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torchmetrics.classification import MulticlassAccuracy
 
 from energy_plugins.lightning import MicroBatchTuner
+from energy_plugins.testing.ranks import in_ranks
 from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
 
 WAYS = [(12, 1, 4), (12, 2, 6), (4, 4, 8), (2, 6, 12), (8, 3, 4)]
@@ -371,3 +373,67 @@ class TestOutOfMemory:
         assert len(plain.gradients) == len(tuned.gradients) == STEPS
         for one, other in zip(plain.gradients, tuned.gradients, strict=True):
             assert apart(one, other) <= 1e-9
+
+
+class Reductions(Callback):
+    """Counts how often a bucket of gradients is reduced over ranks."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def hook(state, bucket):  # type: ignore[no-untyped-def] # torch reads annotations, and wants no text  # noqa: ANN001, ANN202
+            self.count += 1
+            return allreduce_hook(torch.distributed.group.WORLD, bucket)
+
+        trainer.strategy.model.register_comm_hook(None, hook)  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "size"), [(12, 1, 4), (12, 2, 6), (4, 4, 8), (2, 6, 12)])
+def test_two_ranks_have_the_same_gradients_with_as_many_reductions(
+    tmp_path: Path, batch: int, accumulation: int, size: int
+) -> None:
+    def train(rank: int) -> None:
+        torch.set_num_threads(1)
+        rows = 2 * STEPS * batch * accumulation
+        settings = {"accumulate_grad_batches": accumulation, "strategy": "ddp", "devices": 2, "rows": rows}
+        settings |= {"batch": batch}
+        plain, counts = Gradients(), [Reductions(), Reductions()]
+        trained(tmp_path, Reader(), plain, counts[0], **settings)
+        tuned, tuner, model = Gradients(plain.parameters), MicroBatchTuner(size=size), Reader()
+        trained(tmp_path, model, tuner, tuned, counts[1], **settings)
+        assert tuner.found is not None
+        assert tuner.found.chosen == size
+        assert set(model.sizes[-6:]) == {size}
+        assert len(plain.gradients) == STEPS
+        for one, other in zip(plain.gradients, tuned.gradients, strict=True):
+            assert apart(one, other) <= 1e-6
+        assert counts[0].count == counts[1].count == STEPS
+        free = Gradients()
+        trained(tmp_path, Reader(), free, MicroBatchTuner(size=size), precision="64-true", **settings)
+        plain = Gradients()
+        trained(tmp_path, Reader(), plain, precision="64-true", **settings)
+        assert apart(plain.gradients[-1], free.gradients[-1]) <= 1e-9
+
+    assert in_ranks(2, train) == [0, 0]
+
+
+def test_what_one_rank_cannot_do_none_does(tmp_path: Path) -> None:
+    class Uneven(Reader):
+        """Of which one rank's loss is a mean over labels."""
+
+        def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            other = OfTokens.loss if self.global_rank == 1 else Reader.loss
+            return other(self, batch)  # type: ignore[arg-type]
+
+    def train(rank: int) -> None:
+        torch.set_num_threads(1)
+        tuner, model = MicroBatchTuner(size=4), Uneven()
+        trained(tmp_path, model, tuner, rows=96, batch=12, strategy="ddp", devices=2)
+        assert tuner.found is not None
+        assert tuner.found.chosen is None
+        assert "of their norm" in tuner.found.why
+        assert ("another rank says no" in tuner.found.why) == (rank == 0)
+        assert set(model.sizes[-2:]) == {12}
+
+    assert in_ranks(2, train) == [0, 0]
