@@ -258,6 +258,8 @@ class Attached:
     def tune_micro_batch(self, asked: MicroBatchConfig) -> MicroBatcher:
         """Begin to tune the micro-batch of the loop, whose batches `micro_batched` runs. All ranks do."""
         accelerator, models = self._accelerator, self._accelerator._models  # noqa: SLF001
+        if asked.effective_batch == "grow":
+            warn("the effective batch does not grow: that of a loop of one's own is set where the loop is written")
         known = [why_not(model, allow_batch_statistics=asked.allow_batch_statistics) for model in models]
         batcher = self._monitor.tune_micro_batch(
             asked,

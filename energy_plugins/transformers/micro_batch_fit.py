@@ -11,6 +11,7 @@ from energy_plugins.training.guard import warn
 from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
 from energy_plugins.training.place import rank_of
 from energy_plugins.training.replaced import Replaced
+from energy_plugins.transformers.effective_batch import grown
 from energy_plugins.transformers.micro_batches import MicroBatches
 from energy_plugins.transformers.trainers import MAY_FAIL, batch_of, sum_over_ranks, why_no_micro_batch
 
@@ -57,6 +58,7 @@ class MicroBatchFit:
             most_sizes=most_sizes(wrapped),
             row_is_step=True,
         )
+        self._batcher.grown = grown(trainer)
 
     def close(self) -> None:
         """Put everything back."""
