@@ -380,7 +380,7 @@ class Monitor:
                 timing=self.timing,
             )
 
-    def tune_micro_batch(
+    def tune_micro_batch(  # noqa: PLR0913 - what a training is
         self,
         config: MicroBatchConfig,
         who: Rank,
@@ -388,6 +388,7 @@ class Monitor:
         *,
         why_not: str = "",
         most_sizes: int = MOST_SIZES,
+        shape: Callable[[], str] | None = None,
     ) -> MicroBatcher:
         """Begin to tune the micro-batch of a fit that has just been started. All ranks call it."""
         self.batcher = MicroBatcher(
@@ -397,6 +398,7 @@ class Monitor:
             sum_over_ranks=sum_over_ranks,
             why_not=why_not,
             most_sizes=most_sizes,
+            shape=shape,
             timing=self.timing,
         )
         return self.batcher
