@@ -9,6 +9,7 @@ import torch
 from accelerate.accelerator import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.training.place import rank_of
@@ -37,6 +38,17 @@ def sum_over_ranks(accelerator: Accelerator, numbers: tuple[float, ...]) -> tupl
         return numbers
     summed = accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=accelerator.device), reduction="sum")
     return tuple(summed.tolist())
+
+
+def why_no_micro_batch(accelerator: Accelerator) -> str:
+    """Return why the batches of a loop must go through its model as they are, empty if nothing is known."""
+    kind = accelerator.distributed_type
+    if kind in OUTSIDE:
+        return f"{kind.value} accumulates and reduces gradients in its own way: set the micro-batch there"
+    parameters = (one for model in accelerator._models for one in model.parameters())  # noqa: SLF001
+    if kind is DistributedType.FSDP or any(isinstance(one, DTensor) for one in parameters):
+        return "the model is sharded, so each pass gathers and reduces its parameters: set the batch size instead"
+    return ""
 
 
 def state_file(accelerator: Accelerator, folder: str) -> Path:

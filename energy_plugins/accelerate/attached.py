@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from weakref import ref
 
 import torch
 from accelerate.accelerator import Accelerator
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from energy_plugins.accelerate.accelerators import OUTSIDE, facts_of, plain, state_file, sum_over_ranks, who_of
+from energy_plugins.accelerate.accelerators import (
+    OUTSIDE,
+    facts_of,
+    plain,
+    state_file,
+    sum_over_ranks,
+    who_of,
+    why_no_micro_batch,
+)
 from energy_plugins.accelerate.loaders import with_batches
 from energy_plugins.accelerate.plugin import OPTIONS, EnergyPlugin
 from energy_plugins.config import EnergyConfig
 from energy_plugins.measure.forecast import Limits, Position
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.guard import FAILURES, guarded, warn
 from energy_plugins.training.loop import Loop
+from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
+from energy_plugins.tune.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.report import Report
     from energy_plugins.training.measured import Measured
+    from energy_plugins.training.micro_batcher import MicroBatcher
 
 _HANDLE = "_energy_plugins"
 
@@ -79,8 +94,17 @@ def attach(
     before = attached(accelerator)
     if before is not None:
         before.detach()
-    handle = Attached(accelerator, plugin.config, optimizer)
-    vars(accelerator)[_HANDLE] = handle
+    _latest.append(ref(accelerator))
+    return _handle(accelerator, plugin.config, optimizer)
+
+
+def attach_unmeasured(accelerator: Accelerator) -> Attached:
+    """Return what tunes the loop that uses ``accelerator`` without measuring it."""
+    return _handle(accelerator, EnergyPlugin(enabled=False).config, None)
+
+
+def _handle(accelerator: Accelerator, config: EnergyConfig, optimizer: Optimizer | None) -> Attached:
+    handle = vars(accelerator)[_HANDLE] = Attached(accelerator, config, optimizer)
     return handle
 
 
@@ -88,6 +112,16 @@ def attached(accelerator: Accelerator) -> Attached | None:
     """Return what measures the loop that uses ``accelerator``, or did last."""
     handle = vars(accelerator).get(_HANDLE)
     return handle if isinstance(handle, Attached) else None
+
+
+_latest: deque[ref[Accelerator]] = deque(maxlen=1)
+
+
+def latest() -> Accelerator | None:
+    """Return the accelerator that `attach` was called with last, None if its loop is over."""
+    found = _latest[-1]() if _latest else None
+    handle = None if found is None else attached(found)
+    return None if handle is None or handle.is_over else found
 
 
 class Attached:
@@ -105,6 +139,9 @@ class Attached:
         self._pacemaker: object = self._named
         """The optimizer whose steps the power limit counts."""
         self._unpace = ExitStack()
+        self.is_over = False
+        """Whether it was finished."""
+        self._is_paced = self._has_said = False
         # Checkpoints may be written after the loop is over.
         self._hooks = [
             accelerator.register_save_state_pre_hook(self._save),
@@ -146,6 +183,7 @@ class Attached:
         return self._finish(failed=False)
 
     def _finish(self, *, failed: bool) -> Report | None:
+        self.is_over = True
         self._loop.settle()
         self._unpace.close()
         return self._monitor.finish(failed=failed)
@@ -214,8 +252,28 @@ class Attached:
             partial(sum_over_ranks, accelerator),
             lambda: f"{shape_of(accelerator._models)} {accelerator.mixed_precision}",  # noqa: SLF001
         )
-        if self._monitor.limiter is not None:
-            # A hook of its own: those of a rank that measures no more are gone.
+        if self._monitor.limiter is not None or self._monitor.config.micro_batch.enabled:
+            self._pace_steps()
+
+    def tune_micro_batch(self, asked: MicroBatchConfig) -> MicroBatcher:
+        """Begin to tune the micro-batch of the loop, whose batches `micro_batched` runs. All ranks do."""
+        accelerator, models = self._accelerator, self._accelerator._models  # noqa: SLF001
+        known = [why_not(model, allow_batch_statistics=asked.allow_batch_statistics) for model in models]
+        batcher = self._monitor.tune_micro_batch(
+            asked,
+            who_of(accelerator),
+            partial(sum_over_ranks, accelerator),
+            why_not=why_no_micro_batch(accelerator) or next(filter(None, known), ""),
+            most_sizes=min(map(most_sizes, models), default=MOST_SIZES),
+            row_is_step=True,
+        )
+        self._pace_steps()
+        return batcher
+
+    def _pace_steps(self) -> None:
+        """Count steps from now on. The hook is one of its own: those of a rank that measures no more are gone."""
+        if not self._is_paced:
+            self._is_paced = True
             self._unpace.callback(register_optimizer_step_post_hook(self._pace).remove)
 
     def _pace(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002 - a hook's signature
@@ -224,6 +282,22 @@ class Attached:
             self._pacemaker = self._pacemaker or optimizer
             if optimizer is self._pacemaker:
                 self._monitor.after_step()
+                self._say_who_does_not_ask()
+
+    @guarded
+    def _say_who_does_not_ask(self) -> None:
+        """Say once why there is no other micro-batch where it is asked for: a loop cannot be rewritten from outside."""
+        asked, run = self._monitor.config.micro_batch, self._monitor.run
+        if self._has_said or not asked.enabled or self._monitor.batcher is not None:
+            return
+        self._has_said = True
+        why = (
+            "a loop of one's own cannot be rewritten from outside: put its loss function into "
+            "energy_plugins.accelerate.micro_batched(...)"
+        )
+        warn(f"the micro-batch is left alone: {why}")
+        if run is not None:
+            run.meter.micro_batched(MicroBatchPart(asked="another micro-batch", why=why))
 
     def _watch_accelerator(self, run: Measured) -> None:
         accelerator, over = self._accelerator, run.replaced.replace

@@ -174,6 +174,19 @@ def _warn_if_declined(batcher: MicroBatcher) -> None:
         warn(f"the micro-batch is left alone: {why}")
 
 
+class EnvironmentTuner(MicroBatchTuner):
+    """The tuner of a Trainer that was given none, because ``ENERGY_*`` asks for one (`lightning_factory`)."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stand back if there is another tuner."""
+        everyone: list[Callback] = vars(trainer)["callbacks"]
+        others = [callback for callback in everyone if callback is not self]
+        if any(isinstance(callback, MicroBatchTuner) for callback in others):
+            vars(trainer)["callbacks"] = others  # the old list is being gone through
+        else:
+            super().setup(trainer, pl_module, stage)
+
+
 def _why_not(trainer: Trainer, module: LightningModule, *, allow_batch_statistics: bool) -> str:
     """Return a sentence that says why a fit must be left as it is; empty if nothing speaks against it."""
     strategy = type(trainer.strategy).__name__

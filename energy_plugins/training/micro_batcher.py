@@ -49,6 +49,7 @@ class MicroBatcher:
         most_sizes: the most that may be tried.
         shape: returns what the model, its optimizer, precision and samples are known by; without it nothing is
             remembered.
+        row_is_step: whether a row of the report is an optimizer step; if not, it is a batch of the loader.
         timing: how long what takes.
     """
 
@@ -62,6 +63,7 @@ class MicroBatcher:
         why_not: str = "",
         most_sizes: int = MOST_SIZES,
         shape: Callable[[], str] | None = None,
+        row_is_step: bool = False,
         timing: Timing | None = None,
     ) -> None:
         self._config = config
@@ -70,6 +72,7 @@ class MicroBatcher:
         self._rank = OwnSizes(measured)
         self._most_sizes = most_sizes
         self._shape = shape
+        self._row_is_step = row_is_step
         self._timing = timing or Timing()
         self._why = why_not
         self._setting: MicroBatchPlan | None = None
@@ -226,7 +229,7 @@ class MicroBatcher:
             self._decline("; ".join(self._reasons))
             return
         self.undecided = False
-        if measured is not None:
+        if measured is not None and not self._row_is_step:
             measured.group_steps(setting.accumulation)
         windows = Windows(self._rank, self._ranks, self._timing)
         self._kind = self._kind_of(setting) if fixed is None else None

@@ -48,7 +48,11 @@ def _cut(batch: object, size: int, *, adds_up: bool) -> list[Pass]:
     samples = samples_in(batch)
     if samples is None or samples <= size:
         return [Pass(batch)]
-    return [Pass(part, 1.0 if adds_up else (samples_in(part) or 0) / samples) for part in cut(batch, size)]
+    parts = cut(batch, size)
+    if samples % size == 1 and size > 1:
+        # One sample alone has no statistics, and is compiled apart.
+        parts[-2:] = [joined(parts[-2:])]
+    return [Pass(part, 1.0 if adds_up else (samples_in(part) or 0) / samples) for part in parts]
 
 
 @contextmanager

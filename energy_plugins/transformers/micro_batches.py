@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from energy_plugins.training.batch_tree import samples_in
-from energy_plugins.training.gradient_check import GradientCheck, compare, limit_of
-from energy_plugins.training.micro_batch_plan import MicroBatchPlan
-from energy_plugins.training.micro_passes import Pass, passes, unheard
+from energy_plugins.training.both_ways import both_ways
+from energy_plugins.training.memory import free_caches, is_out_of_memory
+from energy_plugins.training.micro_passes import Pass, passes
 from energy_plugins.training.replaced import Replaced
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
+
+    from energy_plugins.training.gradient_check import GradientCheck
+    from energy_plugins.training.micro_batch_plan import MicroBatchPlan
 
 Original = Callable[..., Any]
 
@@ -49,9 +52,17 @@ class MicroBatches:
         trainer: whose training begins.
         at_window: called before the first pass of an optimizer step, when `plan` may be changed and `compare` works.
         at_pass: called before each pass of a batch but the first.
+        out_of_memory: told of a micro-batch that did not fit, when its window has been begun anew without it.
     """
 
-    def __init__(self, trainer: Trainer, *, at_window: Callable[[], None], at_pass: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        at_window: Callable[[], None],
+        at_pass: Callable[[], None],
+        out_of_memory: Callable[[int], None],
+    ) -> None:
         self.plan: MicroBatchPlan | None = None
         """What is done with the batches of the windows that begin; None is what the user does."""
         self._now: MicroBatchPlan | None = None
@@ -59,6 +70,7 @@ class MicroBatches:
         self._trainer = trainer
         self._at_window = at_window
         self._at_pass = at_pass
+        self._out_of_memory = out_of_memory
         self._window: Sequence[Any] = ()
         """The batches of the optimizer step that runs."""
         self._begun = 0
@@ -73,7 +85,7 @@ class MicroBatches:
             ("training_step", self._in_training_step),
             ("compute_loss", self._in_loss),
         ):
-            self._replaced.replace(trainer, name, partial(function, getattr(trainer, name)))
+            self._replaced.cover(trainer, name, function)
 
     def close(self) -> None:
         """Put everything back."""
@@ -82,24 +94,22 @@ class MicroBatches:
 
     def compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
         """Return how the gradients of the window that begins would differ, None if it is not a whole one."""
-        call, window = self._first, list(self._window)
-        if call is None or [samples_in(batch) for batch in window] != [plan.batch] * plan.accumulation:
+        call, args = self._first, self._trainer.args
+        if call is None:
             return None
-        usual = [Pass(batch) for batch in window]
-        other = [
-            one
-            for first in range(0, len(window), plan.together)
-            for one in passes(window[first : first + plan.together], plan, adds_up=self._adds_up(call))
-        ]
-        args = self._trainer.args
-        precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        with unheard(call.model):
-            return compare(
-                call.model,
-                lambda: self._run(call, usual),
-                lambda: self._run(call, other),
-                limit=limit_of(call.model, precision),
-            )
+        return both_ways(
+            [call.model],
+            self._window,
+            plan,
+            partial(self._run, call),
+            adds_up=self._adds_up(call),
+            precision=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        )
+
+    @property
+    def batch(self) -> int | None:
+        """Samples of the first batch of the window, None if that cannot be told."""
+        return samples_in(self._window[0]) if self._window else None
 
     # Over the trainer's functions.
 
@@ -127,7 +137,28 @@ class MicroBatches:
         if len(self._held) < plan.together and self._begun < len(self._window):
             return torch.zeros((), device=self._trainer.args.device)
         held, self._held = self._held, []
-        return self._run(call, passes(held, plan, adds_up=self._adds_up(call)))
+        try:
+            return self._run(call, passes(held, plan, adds_up=self._adds_up(call)))
+        except (RuntimeError, MemoryError) as error:
+            if plan.together == 1 or self._is_reduced() or not is_out_of_memory(error):
+                raise
+        return self._begin_anew(call, plan.size, held)
+
+    def _begin_anew(self, call: _Call, size: int, held: Sequence[object]) -> object:
+        """Run the window so far as the user has it, when a pass was too large, and return the loss of ``held``."""
+        # What is left of the failed pass must be gone before anything else runs: half its gradients are there.
+        call.model.zero_grad()
+        free_caches()
+        self._now = None
+        self._out_of_memory(size)
+        if done := [Pass(batch) for batch in self._window[: self._begun - len(held)]]:
+            with self._trainer.accelerator.no_sync(call.model):
+                self._run(call, done)
+        return self._run(call, [Pass(batch) for batch in held])
+
+    def _is_reduced(self) -> bool:
+        """Tell whether other ranks are in the middle of this pass, too: then nobody can begin anew."""
+        return self._begun == len(self._window) and self._trainer.accelerator.num_processes > 1
 
     def _in_loss(self, original: Original, /, *args: object, **kwargs: object) -> object:
         found: Any = original(*args, **kwargs)
