@@ -13,10 +13,11 @@ from energy_plugins.lightning.micro_batches import MicroBatches
 from energy_plugins.lightning.monitor import EnergyMonitor, monitor_of
 from energy_plugins.lightning.trainer import sum_over_ranks, who_of
 from energy_plugins.measure.spans import Kind
-from energy_plugins.training.batch_tree import samples_in
+from energy_plugins.training.batch_tree import sample_shape, samples_in
 from energy_plugins.training.guard import warn
 from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
 from energy_plugins.training.micro_batcher import MicroBatcher
+from energy_plugins.training.model_shape import shape_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -96,12 +97,17 @@ class MicroBatchTuner(Callback):
         """Take the batches in hand, when everybody has started."""
         self._close()
         known = _why_not(trainer, pl_module, allow_batch_statistics=self._asked.allow_batch_statistics)
-        who, summed = who_of(trainer), partial(sum_over_ranks, trainer)
-        most = most_sizes(pl_module)
         if self._monitor is None:
+            who, summed = who_of(trainer), partial(sum_over_ranks, trainer)
             self._batcher = MicroBatcher(self._asked, None, who=who, sum_over_ranks=summed, why_not=known)
         else:
-            self._batcher = self._monitor.tune_micro_batch(self._asked, who, summed, why_not=known, most_sizes=most)
+            self._batcher = self._monitor.tune_micro_batch(
+                self._asked,
+                trainer,
+                why_not=known,
+                most_sizes=most_sizes(pl_module),
+                shape=partial(self._shape, trainer, pl_module),
+            )
             self._monitor.after_batch = partial(self._after_batch, trainer)
         self._batches = MicroBatches(
             trainer, pl_module, at_pass=self._enter_forward, out_of_memory=self._batcher.out_of_memory
@@ -145,16 +151,27 @@ class MicroBatchTuner(Callback):
         if batcher.undecided:
             batch = batches.window[0].kwargs.get("batch") if batches.window else None
             batcher.consider(samples_in(batch), trainer.accumulate_grad_batches, batches.compare)
-            why = "" if batcher.undecided else batcher.part().why
-            if why and trainer.is_global_zero:
-                warn(f"the micro-batch is left alone: {why}")
+            if trainer.is_global_zero:
+                _warn_if_declined(batcher)
         batches.keeps = batcher.undecided
         batches.plan = batcher.plan
         batches.forget()
 
+    def _shape(self, trainer: Trainer, module: LightningModule) -> str:
+        """Return what the work is known by, once there is a window."""
+        batch = self._batches.window[0].kwargs["batch"] if self._batches is not None else None
+        optimizers = " ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
+        return f"{shape_of([module])} {optimizers} {trainer.precision} {sample_shape(batch)}"
+
     def _enter_forward(self) -> None:
         if self._monitor is not None:
             self._monitor.enter(Kind.FORWARD)
+
+
+def _warn_if_declined(batcher: MicroBatcher) -> None:
+    why = "" if batcher.undecided else batcher.part().why
+    if why:
+        warn(f"the micro-batch is left alone: {why}")
 
 
 class EnvironmentTuner(MicroBatchTuner):

@@ -35,7 +35,7 @@ from energy_plugins.training.micro_batcher import MicroBatcher
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
-from energy_plugins.training.watch import SumOverRanks, Watch
+from energy_plugins.training.watch import Watch
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
     from energy_plugins.config import MicroBatchConfig, PowerLimitConfig
-    from energy_plugins.measure.rank_part import Rank
     from energy_plugins.measure.report import Report
 
 _guarded = guard(MisconfigurationException)
@@ -145,10 +144,17 @@ class EnergyMonitor(Callback):
         self._monitor.config = replace(self._monitor.config, power_limit=limit)
 
     def tune_micro_batch(
-        self, asked: MicroBatchConfig, who: Rank, summed: SumOverRanks, *, why_not: str, most_sizes: int
+        self,
+        asked: MicroBatchConfig,
+        trainer: Trainer,
+        *,
+        why_not: str,
+        most_sizes: int,
+        shape: Callable[[], str],
     ) -> MicroBatcher:
         """Have the micro-batch of the fit that runs tuned, see `MicroBatchTuner`."""
-        return self._monitor.tune_micro_batch(asked, who, summed, why_not=why_not, most_sizes=most_sizes)
+        who, summed = who_of(trainer), partial(sum_over_ranks, trainer)
+        return self._monitor.tune_micro_batch(asked, who, summed, why_not=why_not, most_sizes=most_sizes, shape=shape)
 
     def enter(self, phase: Kind) -> None:
         """Note that the step that runs goes on to another phase."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from energy_plugins.training.limit_windows import Windows
@@ -40,6 +40,8 @@ class _Word(NamedTuple):
     """Until the end of the training; NaN where that is not known."""
     failed: float
     """The size that ran out of memory, 0 if none did."""
+    remembered: float
+    """The size that was chosen for such a training before, 0 if none is known. Rank 0's counts."""
 
 
 @dataclass
@@ -62,11 +64,11 @@ class MicroBatchCourse:
         rank: this one, the same that the windows have.
         share: samples of an optimizer step on one rank.
         search_share: the most of the training that the search may take.
-        remembered: a size that was chosen for such a training, to be looked at first; on rank 0.
+        remembered: a size that was chosen for such a training, to be looked at first; on rank 0. 0 if none is known.
     """
 
     def __init__(
-        self, windows: Windows, rank: OwnSizes, *, share: int, search_share: float, remembered: int | None = None
+        self, windows: Windows, rank: OwnSizes, *, share: int, search_share: float, remembered: int = 0
     ) -> None:
         self.searched = Searched()
         self._windows = windows
@@ -86,7 +88,12 @@ class MicroBatchCourse:
             task = MicroBatchTask(
                 start=start, candidates=tuple(candidates), share=self._share, budget_s=budget_s * self._timing.shorter
             )
-            searched.choice = yield from self._search(task)
+            remembered = round(self._words()[0].remembered)
+            if remembered != start and remembered in candidates:
+                yield from self._check(task, remembered)
+            if searched.choice is None:
+                searched.source = "search"
+                searched.choice = yield from self._search(task)
             searched.search_s = (self._rank.now_ns() - began_ns) * 1e-9
         size = start if searched.choice is None else searched.choice.size
         yield from self.keeping(start, size)
@@ -136,8 +143,14 @@ class MicroBatchCourse:
                 wait_s = timing.first_s - elapsed_s
             yield windows.steps_in(wait_s)
 
+    def _check(self, task: MicroBatchTask, size: int) -> Iterator[int]:
+        """Compare a remembered size with the user's setting, and choose it if it still surely saves."""
+        pair = tuple(sorted((task.start, size)))
+        choice = yield from self._search(replace(task, candidates=pair))
+        if choice.size == size:
+            self.searched.source, self.searched.choice = "memory", choice
+
     def _search(self, task: MicroBatchTask) -> Generator[int, None, MicroBatchChoice]:
-        self.searched.source = "search"
         state, action = begin(task)
         while True:
             outcome = yield from self._measure(task, action)
@@ -178,6 +191,7 @@ class MicroBatchCourse:
             elapsed_s=rank.elapsed_s,
             left_s=math.nan if left_s is None else left_s,
             failed=float(rank.failed),
+            remembered=float(self._remembered),
         )
         rank.failed = 0
         return [_Word(*word) for word in self._ranks.hear(own)]

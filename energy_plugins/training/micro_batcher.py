@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from energy_plugins.errors import BatchError
 from energy_plugins.measure.micro_batch_part import MicroBatchPart, TriedMicroBatch
 from energy_plugins.training.all_ranks import AllRanks
+from energy_plugins.training.choice_memory import ChoiceMemory, Kind
 from energy_plugins.training.gradient_check import GradientCheck
+from energy_plugins.training.guard import TROUBLE
 from energy_plugins.training.limit_timing import Timing
 from energy_plugins.training.limit_windows import Windows
 from energy_plugins.training.measured import Measured
@@ -25,6 +27,8 @@ from energy_plugins.tune.sizes import MOST_SIZES
 if TYPE_CHECKING:
     from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.rank_part import Rank
+
+_MEMORY = ChoiceMemory("micro_batches.json", "micro_batches", "size", "micro-batch", "micro-batches", most=1e9)
 
 Compare = Callable[[MicroBatchPlan], GradientCheck | None]
 """Runs the last window both ways; None if it was not a whole one."""
@@ -43,6 +47,8 @@ class MicroBatcher:
         sum_over_ranks: collective where there are several.
         why_not: why this rank's training must be left as it is; empty if nothing is known against it.
         most_sizes: the most that may be tried.
+        shape: returns what the model, its optimizer, precision and samples are known by; without it nothing is
+            remembered.
         row_is_step: whether a row of the report is an optimizer step; if not, it is a batch of the loader.
         timing: how long what takes.
     """
@@ -56,6 +62,7 @@ class MicroBatcher:
         sum_over_ranks: SumOverRanks,
         why_not: str = "",
         most_sizes: int = MOST_SIZES,
+        shape: Callable[[], str] | None = None,
         row_is_step: bool = False,
         timing: Timing | None = None,
     ) -> None:
@@ -64,6 +71,7 @@ class MicroBatcher:
         self._ranks = AllRanks(who, sum_over_ranks)
         self._rank = OwnSizes(measured)
         self._most_sizes = most_sizes
+        self._shape = shape
         self._row_is_step = row_is_step
         self._timing = timing or Timing()
         self._why = why_not
@@ -79,6 +87,7 @@ class MicroBatcher:
         self._course: MicroBatchCourse | None = None
         self._script: Iterator[int] | None = None
         self._next = 0
+        self._kind: Kind | None = None
         self.undecided = True
         """Whether windows are still to be considered."""
         self.grown = ""
@@ -132,7 +141,10 @@ class MicroBatcher:
         if self._measured is not None:
             self._measured.stepped()
         if self._script is not None and self._rank.steps >= self._next:
+            was_settled = self.settled
             self._next = self._rank.steps + next(self._script)
+            if self.settled and not was_settled:
+                self._remember()
             self._tell()
 
     def out_of_memory(self, size: int) -> None:
@@ -222,14 +234,45 @@ class MicroBatcher:
         if measured is not None and not self._row_is_step:
             measured.group_steps(setting.accumulation)
         windows = Windows(self._rank, self._ranks, self._timing)
+        self._kind = self._kind_of(setting) if fixed is None else None
+        remembered = None if self._kind is None else _MEMORY.recall(self._kind)
         self._course = MicroBatchCourse(
-            windows, self._rank, share=setting.share, search_share=self._config.search_share
+            windows,
+            self._rank,
+            share=setting.share,
+            search_share=self._config.search_share,
+            remembered=round(remembered or 0),
         )
         if fixed is None:
             self._script = self._course.searching(setting.batch, self._allowed)
         else:
             self._script = self._course.keeping(setting.batch, fixed)
         self._next = self._rank.steps + next(self._script)
+
+    def _kind_of(self, setting: MicroBatchPlan) -> Kind | None:
+        """Return what this training is known by, None if nothing is to be remembered here."""
+        measured, run = self._measured, None if self._measured is None else self._measured.meter.run
+        if self._ranks.who.rank != 0 or self._shape is None or measured is None or run is None:
+            return None
+        try:
+            shape = self._shape()
+        except TROUBLE:
+            return None
+        return {
+            "gpus": sorted({gpu.name for gpu in run.gpus}),
+            "ranks": self._ranks.who.world_size,
+            "model": shape,
+            "batch": setting.batch,
+            "accumulation": setting.accumulation,
+        }
+
+    def _remember(self) -> None:
+        """Keep what a search chose for the next training of this kind, if it chose another size than the user's."""
+        searched = None if self._course is None else self._course.searched
+        if self._kind is None or searched is None or searched.choice is None or self._setting is None:
+            return
+        if searched.choice.size != self._setting.batch:
+            _MEMORY.remember(self._kind, searched.choice.size)
 
     def _decline(self, why: str) -> None:
         self._why, self._open, self.undecided = why, [], False

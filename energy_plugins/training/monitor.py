@@ -388,6 +388,7 @@ class Monitor:
         *,
         why_not: str = "",
         most_sizes: int = MOST_SIZES,
+        shape: Callable[[], str] | None = None,
         row_is_step: bool = False,
     ) -> MicroBatcher:
         """Begin to tune the micro-batch of a fit that has just been started, see `MicroBatcher`. All ranks call it."""
@@ -398,6 +399,7 @@ class Monitor:
             sum_over_ranks=sum_over_ranks,
             why_not=why_not,
             most_sizes=most_sizes,
+            shape=shape,
             row_is_step=row_is_step,
             timing=self.timing,
         )

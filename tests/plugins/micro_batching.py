@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,5 @@ def apart(one: Tensors, other: Tensors) -> float:
     if len(one) != len(other):
         raise BatchError(f"{len(one)} gradients, and {len(other)}")
     whole = sum(float(a.double().square().sum()) for a in one)
-    return (
-        sum(float((a.double() - b.double()).square().sum()) for a, b in zip(one, other, strict=True)) / whole
-    ) ** 0.5
+    away = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(one, other, strict=True))
+    return math.sqrt(away / whole)
