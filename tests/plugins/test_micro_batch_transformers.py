@@ -302,6 +302,25 @@ class TestWhatStays:
         assert 0 < apart(tuned, reference) <= 1e-5
         assert sizes[:3] == [4, 2, 2]  # both ways, of as many as fit
 
+    @pytest.mark.parametrize("size", [4, 8])
+    @pytest.mark.parametrize("when", [20, 21])
+    def test_a_window_that_runs_out_of_memory_is_begun_anew(self, size: int, when: int, tmp_path: Path) -> None:
+        class Filling(Seen):
+            def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+                found = super().forward(input_ids, labels)
+                if len(input_ids) == size and len(self.seen) > when:
+                    found["loss"].sum().backward(retain_graph=True)  # what a pass leaves that fails half-way
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                return found
+
+        reference, tuned = Steps(), Steps()
+        how: dict[str, Any] = {"batch": 2, "accumulation": 4, "dtype": torch.float64}
+        train(tmp_path, reference, made=sample_model, **how)
+        trainer = train(tmp_path, tuned, MicroBatchCallback(size), made=Filling, **how)
+        assert 0 < apart(tuned, reference) <= 1e-9
+        assert isinstance(trainer.model, Filling)
+        assert max(map(len, trainer.model.seen[when + 6 :])) == 2
+
 
 def declined(folder: Path, *callbacks: TrainerCallback, **how: Any) -> str:
     """Train with a tuner that has to leave everything as it is, and return what it says."""
