@@ -68,9 +68,7 @@ class WorkingSet:
     """How it was traced, where that was not as it should be, and what is left out."""
 
     @staticmethod
-    def of(
-        model: object, example_batch: object, optimizer: object = None, precision: str | None = None
-    ) -> WorkingSet:
+    def of(model: object, example_batch: object, optimizer: object = None, precision: str | None = None) -> WorkingSet:
         """Trace a forward and a backward pass of ``model``, at two sizes, and a step of its optimizer.
 
         Nothing is computed and nothing changes: the trace runs on tensors without data, which have the types and the
