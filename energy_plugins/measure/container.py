@@ -1,8 +1,8 @@
 """What a container, a batch system or a user's slice leaves a process of the machine: its cgroups' limits.
 
 Version 2 has one tree, version 1 one for each controller (Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of
-Linux). A limit of a group holds for those inside it, too, so the least on the way up counts. Inside a container the path
-of the group may be that of the host, of which nothing is mounted: then the root of the mount is the container's group.
+Linux). A limit of a group holds for those inside it, too, so the least on the way up counts. Inside a container the
+path of the group may be that of the host, of which nothing is mounted: then the root of the mount is its group.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def cpu_memory(
 ) -> MemoryHierarchy:
     """Return what the CPUs that this process may run on have, its cgroups' limits considered.
 
-    A level's size is the sum of its pieces: those that belong to allowed CPUs, and no more of them than CPUs may work at
-    once. Others may use a shared piece, too: that is not known here.
+    A level's size is the sum of its pieces: those that belong to allowed CPUs, and no more of them than CPUs may work
+    at once. Others may use a shared piece, too: that is not known here.
 
     Args:
         sys: where sysfs is (Documentation/ABI/testing/sysfs-devices-system-cpu of Linux).

@@ -1,8 +1,8 @@
 """How many bytes the parts of a training step work on, at every micro-batch.
 
-The sets are those of BUTTER-E (arXiv:2403.08151). There, for a perceptron of widths w with P parameters of 4 bytes and a
-batch of B: a layer l = 4 B max(w_i + w_(i+1)), the forward pass l + 4 P, the backward pass 8 P + 4 B sum(w). Here they
-are traced, so they hold for any model and for the types of numbers that it really computes with.
+The sets are those of BUTTER-E (arXiv:2403.08151). There, for a perceptron of widths w with P parameters of 4 bytes and
+a batch of B: a layer l = 4 B max(w_i + w_(i+1)), the forward pass l + 4 P, the backward pass 8 P + 4 B sum(w). Here
+they are traced, so they hold for any model and for the types of numbers that it really computes with.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from energy_plugins.errors import ConfigError
+from energy_plugins.tune.growth import Growth
 
 
 class Part(StrEnum):
@@ -29,25 +30,6 @@ class Part(StrEnum):
     """What a step of the optimizer works on: parameters, gradients and its state."""
 
 
-@dataclass(frozen=True)
-class Growth:
-    """A number of bytes that grows with the micro-batch."""
-
-    fixed_bytes: float
-    bytes_per_sample: float
-
-    def at(self, size: int) -> int:
-        """Return how many bytes that are for a micro-batch of ``size`` samples."""
-        return round(self.fixed_bytes + self.bytes_per_sample * size)
-
-    def largest_within(self, size_bytes: float) -> int | None:
-        """Return the largest micro-batch of no more than so many bytes; 0 if none, None if they all are."""
-        room = size_bytes - self.fixed_bytes
-        if room < 0:
-            return 0
-        return None if self.bytes_per_sample <= 0 else int(room / self.bytes_per_sample)
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorkingSet:
     """The bytes that a training step works on, and those it needs at once."""
@@ -55,7 +37,7 @@ class WorkingSet:
     layer_bytes_per_sample: float
     """Of the largest operation of the forward pass."""
     kept: Growth
-    """What the forward pass keeps for the backward pass."""
+    """What the forward pass keeps for the backward pass, the batch included."""
     parameter_bytes: int
     gradient_bytes: int
     optimizer_state_bytes: int | None
@@ -68,7 +50,14 @@ class WorkingSet:
     """How it was traced, where that was not as it should be, and what is left out."""
 
     @staticmethod
-    def of(model: object, example_batch: object, optimizer: object = None, precision: str | None = None) -> WorkingSet:
+    def of(
+        model: object,
+        example_batch: object,
+        optimizer: object = None,
+        precision: str | None = None,
+        *,
+        device: object = None,
+    ) -> WorkingSet:
         """Trace a forward and a backward pass of ``model``, at two sizes, and a step of its optimizer.
 
         Nothing is computed and nothing changes: the trace runs on tensors without data, which have the types and the
@@ -81,14 +70,16 @@ class WorkingSet:
                 ``forward`` requires; anything else as it is. The loss is what ``forward`` returns as ``loss``, else its
                 first tensor, summed up.
             optimizer: a `torch.optim.Optimizer` of its parameters; None for none.
-            precision: of autocast, such as "bf16-mixed" or "fp16"; None or "no" for none.
+            precision: as frameworks call it: "bf16", "bf16-mixed", "fp16" and "16-mixed" are autocast; None, "no", "32"
+                and what ends in "-true" compute in the types that the parameters have.
+            device: to trace on, such as "cuda"; None for where the model is.
 
         Raises:
             ConfigError: if one of them is not what it should be, or the model cannot be run on the example.
         """
         from energy_plugins.training.traced_working_set import traced  # noqa: PLC0415 - above: it knows torch
 
-        return traced(model, example_batch, optimizer, precision)
+        return traced(model, example_batch, optimizer, precision, device)
 
     def bytes_at(self, size: int) -> Mapping[Part, int | None]:
         """Return the bytes of each set for a micro-batch of ``size`` samples; None for what is not known.
