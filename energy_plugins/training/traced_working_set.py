@@ -102,7 +102,7 @@ def _inner(model: torch.nn.Module, notes: list[str]) -> torch.nn.Module:
 
 def _device(model: torch.nn.Module, asked: object, notes: list[str]) -> torch.device:
     own = next((one.device for one in model.parameters()), torch.device("cpu"))
-    wanted = own if asked is None else torch.device(str(asked))
+    wanted = own if asked is None else torch.device(f"cuda:{asked}" if str(asked).isdecimal() else str(asked))
     if wanted.type == "meta":
         wanted = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.type == "cuda" and not torch.cuda.is_available():
