@@ -1,7 +1,6 @@
 """Searches that spend less energy on the same training: pure functions that say what to try next, and their drivers."""
 
 from energy_plugins.tune.decision import LimitChoice
-from energy_plugins.tune.growth import Growth
 from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
 from energy_plugins.tune.memory_hierarchy import Level, MemoryHierarchy
 from energy_plugins.tune.objective import Energy, EnergyDelay, Objective, ZeusCost
@@ -16,7 +15,6 @@ __all__ = [
     "Done",
     "Energy",
     "EnergyDelay",
-    "Growth",
     "Level",
     "LimitChoice",
     "LimitSearch",

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from _models import perceptron, resnet
+from allocator import peak_bytes_of_a_step
 from hypothesis import given
 from hypothesis import strategies as st
-from models import peak_bytes_of_a_step, perceptron, resnet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
