@@ -53,10 +53,8 @@ class Bottleneck(nn.Module):
         return self.last(self.inside(x) + self.around(x))  # type: ignore[no-any-return]
 
 
-def resnet(
-    blocks: Iterable[int] = (3, 4, 6, 3), width: int = 64, classes: int = 1000, norm: Norm = Norm.BATCH
-) -> nn.Sequential:
-    """Return ResNet-50, or a smaller one."""
+def resnet(blocks: Iterable[int] = (3, 4, 6, 3), width: int = 64, norm: Norm = Norm.BATCH) -> nn.Sequential:
+    """Return ResNet-50 for 1000 classes, or a smaller one."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, width, 7, 2, 3, bias=False),
         norm.of(width),

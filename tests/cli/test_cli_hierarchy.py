@@ -57,7 +57,6 @@ def test_a_layer_leaves_the_l2_of_an_h200_where_its_tile_is_larger(folder: Path,
     assert found["device"] == "NVIDIA H200 (SIMULATED)"
     assert [(level["name"], level["size_bytes"]) for level in found["levels"]][1] == ("L2", 60 * MIB)
     layers = {row["size"]: row["sets"]["layer"] for row in found["micro_batches"]}
-    # Measured on an H200: the knee of such a model is where a layer takes 32 to 64 MiB.
     assert layers[4096] == {"bytes": 32 * MIB, "level": "L1"}
     assert layers[8192] == {"bytes": 64 * MIB, "level": "HBM"}
     assert found["micro_batches"][0]["sets"]["gradients"]["bytes"] == 4 * 6 * (1024 * 1024 + 1024)

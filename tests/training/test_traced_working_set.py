@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -278,3 +279,37 @@ def test_what_cannot_be_traced_is_named(
 def test_tune_itself_imports_no_torch() -> None:
     code = "import sys; import energy_plugins.tune.working_set, energy_plugins.tune; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class RowByRow(nn.Module):
+    """Has more operations for more samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(256, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.layer(row).relu() for row in x])
+
+
+def test_a_model_with_an_operation_for_each_sample_is_followed_roughly() -> None:
+    model = RowByRow()
+    found = WorkingSet.of(model, torch.empty(8, 256))
+    batch = torch.empty(24, 256)
+    optimizer = torch.optim.SGD(model.parameters())
+    real = peak_bytes_of_a_step(lambda: model(batch).sum(), model, optimizer) + batch.nbytes
+    assert found.peak_bytes(24, accumulating=False) == pytest.approx(real, rel=0.15)
+
+
+def test_what_wraps_a_model_is_looked_through_and_said(tmp_path: Path) -> None:
+    model, batch = perceptron(8, 8), torch.empty(2, 8)
+    plain = WorkingSet.of(model, batch)
+    compiled = WorkingSet.of(torch.compile(model), batch)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        spread = WorkingSet.of(nn.parallel.DistributedDataParallel(model), batch)
+    finally:
+        torch.distributed.destroy_process_group()
+    for found, said in ((compiled, "torch.compile"), (spread, "DistributedDataParallel")):
+        assert found.bytes_at(5) == plain.bytes_at(5)
+        assert said in found.notes[0]
