@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def passes_without_data(model: torch.nn.Module, batch: object, place: Place, siz
         shape = (size, *leaf.shape[1:]) if leaf.ndim and len(leaf) == samples else leaf.shape
         return torch.empty(shape, dtype=leaf.dtype, device=place.device)
 
-    with FakeTensorMode(allow_non_fake_inputs=True), _run_on_trial(model):
+    with _quietly(), FakeTensorMode(allow_non_fake_inputs=True), _run_on_trial(model):
         own = dict(chain(model.named_parameters(prefix="model"), model.named_buffers(prefix="model")))
         stand_ins = {name: without_data(tensor, place.device) for name, tensor in own.items()}
         runner = _Runner(model, place, size)
@@ -129,6 +130,17 @@ class _Runner(torch.nn.Module):
     def _loss(self, batch: object) -> torch.Tensor:
         with self._place.context():
             return loss_of(self.model, batch)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch from printing the whole trace of an operation that cannot do without data: it raises it, too."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @contextmanager
