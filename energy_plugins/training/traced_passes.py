@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from energy_plugins.training.allocations import Allocations
 from energy_plugins.training.as_it_was import left_as_it_was
+from energy_plugins.training.attributes import attributes_left
 from energy_plugins.training.batch_tree import cut, joined, mapped, samples_in
 from energy_plugins.training.model_call import loss_of
 
@@ -62,7 +63,7 @@ def passes_without_data(model: torch.nn.Module, batch: object, place: Place, siz
         shape = (size, *leaf.shape[1:]) if leaf.ndim and len(leaf) == samples else leaf.shape
         return torch.empty(shape, dtype=leaf.dtype, device=place.device)
 
-    with _quietly(), FakeTensorMode(allow_non_fake_inputs=True), _run_on_trial(model):
+    with _quietly(), FakeTensorMode(allow_non_fake_inputs=True), attributes_left(model):
         own = dict(chain(model.named_parameters(prefix="model"), model.named_buffers(prefix="model")))
         stand_ins = {name: without_data(tensor, place.device) for name, tensor in own.items()}
         runner = _Runner(model, place, size)
@@ -81,7 +82,7 @@ def passes_for_real(model: torch.nn.Module, batch: object, place: Place, size: i
         return leaf.to(place.device, copy=True) if isinstance(leaf, torch.Tensor) else leaf
 
     whole = joined([batch] * -(-size // (samples_in(batch) or 1)))
-    with left_as_it_was(model), _run_on_trial(model):
+    with left_as_it_was(model), attributes_left(model):
         return _Runner(model, place, size).forward(mapped(cut(whole, size)[0], there))
 
 
@@ -141,21 +142,3 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
-
-
-@contextmanager
-def _run_on_trial(model: torch.nn.Module) -> Iterator[None]:
-    """Put back what modules keep of a pass as attributes, in lists and in dicts: tensors without data for one."""
-    attributes = [vars(module) for module in model.modules()]
-    dicts = [*attributes, *(value for one in attributes for value in one.values() if isinstance(value, dict))]
-    lists = [value for one in attributes for value in one.values() if isinstance(value, list)]
-    kept_dicts, kept_lists = [one.copy() for one in dicts], [one.copy() for one in lists]
-    try:
-        yield
-    finally:
-        for now, before in zip(dicts, kept_dicts, strict=True):
-            if now.keys() != before.keys() or any(now[key] is not before[key] for key in before):
-                now.clear()
-                now.update(before)
-        for row, kept in zip(lists, kept_lists, strict=True):
-            row[:] = kept
