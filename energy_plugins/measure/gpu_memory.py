@@ -70,5 +70,5 @@ def _memory(gpu: Gpu, told: Mapping[str, int]) -> Level:
         except pynvml.NVMLError:  # of a slice, or by an older driver: CUDA may know
             bits, clock_hz = told.get("memory_bus_bits", 0), told.get("memory_clock_khz", 0) * 1e3
     bandwidth = _DATA_RATE * clock_hz * bits / 8 or None
-    name = "HBM" if bits >= _WIDE_BUS_BITS else "GDDR"
+    name = "memory" if not bits else "HBM" if bits >= _WIDE_BUS_BITS else "GDDR"
     return Level(name, size_bytes, bandwidth, sharers=told.get("multiprocessors") or 1)

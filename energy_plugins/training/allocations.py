@@ -64,7 +64,8 @@ class Allocations(TorchDispatchMode):
 
 
 def _tensors(tree: object) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    """Return the tensors that have a storage of their own; a sparse one is made of others, which are seen, too."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided]
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -63,7 +63,7 @@ def passes_without_data(model: torch.nn.Module, batch: object, place: Place, siz
         shape = (size, *leaf.shape[1:]) if leaf.ndim and len(leaf) == samples else leaf.shape
         return torch.empty(shape, dtype=leaf.dtype, device=place.device)
 
-    with _quietly(), FakeTensorMode(allow_non_fake_inputs=True), attributes_left(model):
+    with _on_trial(model), _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
         own = dict(chain(model.named_parameters(prefix="model"), model.named_buffers(prefix="model")))
         stand_ins = {name: without_data(tensor, place.device) for name, tensor in own.items()}
         runner = _Runner(model, place, size)
@@ -82,7 +82,7 @@ def passes_for_real(model: torch.nn.Module, batch: object, place: Place, size: i
         return leaf.to(place.device, copy=True) if isinstance(leaf, torch.Tensor) else leaf
 
     whole = joined([batch] * -(-size // (samples_in(batch) or 1)))
-    with left_as_it_was(model), attributes_left(model):
+    with _on_trial(model):
         return _Runner(model, place, size).forward(mapped(cut(whole, size)[0], there))
 
 
@@ -131,6 +131,13 @@ class _Runner(torch.nn.Module):
     def _loss(self, batch: object) -> torch.Tensor:
         with self._place.context():
             return loss_of(self.model, batch)
+
+
+@contextmanager
+def _on_trial(model: torch.nn.Module) -> Iterator[None]:
+    """Put back all that a pass changes."""
+    with left_as_it_was(model), attributes_left(model):
+        yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ class Level:
     """
 
     name: str
-    """L1, L2, L3; of a GPU HBM or GDDR, of a CPU DRAM."""
+    """L1, L2, L3; then of a GPU HBM or GDDR ("memory" if it does not tell), of a CPU DRAM."""
     size_bytes: int
     """All of it that the device has, or that this process may use: of a level in several pieces their sum."""
     bandwidth_bytes_per_s: float | None = None

@@ -61,8 +61,8 @@ class WorkingSet:
         """Trace a forward and a backward pass of ``model``, at two sizes, and a step of its optimizer.
 
         Nothing is computed and nothing changes: the trace runs on tensors without data, which have the types and the
-        device of the model's. A model that needs the values of its data is run for real instead, with a note, at most
-        at the size of the example; parameters, gradients, buffers and random numbers stay as they are.
+        device of the model's. A model that needs the values of its data is run for real instead, with a note, at the
+        size of the example and half of it; parameters, gradients, buffers and random numbers stay as they are.
 
         Args:
             model: a `torch.nn.Module`, in the mode (training or evaluation) that is meant.

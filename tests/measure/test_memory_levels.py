@@ -14,7 +14,8 @@ from energy_plugins.errors import DeviceError
 from energy_plugins.measure.container import cpu_limit, memory_limit_bytes
 from energy_plugins.measure.cpu_memory import cpu_memory
 from energy_plugins.measure.drivers import Drivers, use_drivers
-from energy_plugins.testing import A100, RTX_4090, V100, Profile, Simulation
+from energy_plugins.measure.quantity import binary
+from energy_plugins.testing import A100, RTX_4090, V100, NotSupported, Profile, Simulation
 from energy_plugins.tune.memory_hierarchy import Level, MemoryHierarchy
 
 Simulated = Callable[..., Simulation]
@@ -83,6 +84,35 @@ def test_without_cuda_the_memory_is_known_and_the_rest_says_why(
         found = MemoryHierarchy.detect("cuda")
     assert sizes(found) == {"HBM": 143771 * MIB}
     assert "caches are not known: /nonexistent/libcuda.so.1" in found.notes[0]
+
+
+def test_a_bus_that_nvml_does_not_tell_of_cuda_may_know(simulated: Simulated) -> None:
+    simulated(faults=[NotSupported("nvmlDeviceGetMemoryBusWidth")])
+    hbm = MemoryHierarchy.detect("cuda").level("HBM")
+    assert hbm is not None
+    assert hbm.bandwidth_bytes_per_s == pytest.approx(4.8e12, rel=0.03)
+
+
+def test_a_memory_that_is_not_told_is_left_out_with_the_reason(simulated: Simulated) -> None:
+    simulated(faults=[NotSupported("nvmlDeviceGetMemoryInfo")])
+    found = MemoryHierarchy.detect("cuda")
+    assert [*sizes(found)] == ["L1", "L2"]
+    assert found.notes == ("the memory's size is not known: Not Supported",)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (7, "7 B"),
+        (1024, "1.00 KiB"),
+        (60 * MIB, "60.0 MiB"),
+        (233 * KIB, "233 KiB"),
+        (2**60, "1048576 TiB"),
+    ],
+)
+def test_bytes_are_said_as_caches_are_sold(size_bytes: int, text: str) -> None:
+    assert binary(size_bytes) == text
 
 
 @pytest.mark.parametrize("device", ["tpu", "", "cuda:x", "mps:0", None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -172,7 +173,7 @@ class Moody(nn.Module):
         self._looks = looks
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
+        self.calls += random.randint(1, 1)
         self.cache["x"] = self.last = nn.functional.dropout(self.norm(self.layer(x)))
         if self._looks and float(x.sum()) > 1e9:
             raise AssertionError
@@ -185,14 +186,15 @@ def test_nothing_of_the_model_changes(*, looks: bool) -> None:
     model(batch).sum().backward()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     gradients = [(one.grad, one.grad.clone()) for one in model.parameters() if one.grad is not None]
-    last, random = model.last, torch.get_rng_state()
+    last, states = model.last, (torch.get_rng_state(), random.getstate())
     found = WorkingSet.of(model, batch, torch.optim.Adam(model.parameters()), "bf16")
     assert (len(found.notes) == 1) is looks
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(type(one) is nn.Parameter for one in model.parameters())
     assert [one.grad for one in model.parameters()] == [same for same, _ in gradients]
     assert all(torch.equal(now, then) for now, then in gradients)
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
     assert model.last is last
     assert model.cache == {"x": last}
     assert model.calls == 1
@@ -271,6 +273,11 @@ def test_weights_that_are_tied_count_once() -> None:
     model[1].weight = model[0].weight
     found = WorkingSet.of(model, torch.empty(2, 8), adamw(model.parameters()))
     assert (found.parameter_bytes, found.gradient_bytes) == (256, 256)
+
+
+def test_sparse_gradients_are_no_obstacle() -> None:
+    found = WorkingSet.of(nn.Embedding(1000, 16, sparse=True), torch.zeros((4, 7), dtype=torch.long))
+    assert (found.parameter_bytes, found.notes) == (64000, ())
 
 
 def test_frozen_weights_have_no_gradients_and_no_state() -> None:
