@@ -250,14 +250,19 @@ class Attached:
         self._monitor.limit_power(
             who_of(accelerator),
             partial(sum_over_ranks, accelerator),
-            lambda: f"{shape_of(accelerator._models)} {accelerator.mixed_precision}",  # noqa: SLF001
+            self._shape,
         )
         if self._monitor.limiter is not None or self._monitor.config.micro_batch.enabled:
             self._pace_steps()
 
-    def tune_micro_batch(self, asked: MicroBatchConfig) -> MicroBatcher:
-        """Begin to tune the micro-batch of the loop, whose batches `micro_batched` runs. All ranks do."""
+    def tune_micro_batch(self, asked: MicroBatchConfig, sample: Callable[[], str]) -> MicroBatcher:
+        """Begin to tune the micro-batch of the loop, whose batches `micro_batched` runs. All ranks do.
+
+        ``sample`` tells what its samples are known by.
+        """
         accelerator, models = self._accelerator, self._accelerator._models  # noqa: SLF001
+        if asked.effective_batch == "grow":
+            warn("the effective batch does not grow: that of a loop of one's own is set where the loop is written")
         known = [why_not(model, allow_batch_statistics=asked.allow_batch_statistics) for model in models]
         batcher = self._monitor.tune_micro_batch(
             asked,
@@ -266,9 +271,14 @@ class Attached:
             why_not=why_no_micro_batch(accelerator) or next(filter(None, known), ""),
             most_sizes=min(map(most_sizes, models), default=MOST_SIZES),
             row_is_step=True,
+            shape=lambda: f"{self._shape()} {' '.join(type(one).__name__ for one in self._prepared())} {sample()}",
         )
         self._pace_steps()
         return batcher
+
+    def _shape(self) -> str:
+        """Return what the models and their precision are known by."""
+        return f"{shape_of(self._accelerator._models)} {self._accelerator.mixed_precision}"  # noqa: SLF001
 
     def _pace_steps(self) -> None:
         """Count steps from now on. The hook is one of its own: those of a rank that measures no more are gone."""

@@ -10,6 +10,7 @@ from energy_plugins.accelerate.attached import attach, attach_unmeasured, attach
 from energy_plugins.accelerate.micro_batches import Arguments, LossOf, MicroBatches
 from energy_plugins.config import micro_batch_asked
 from energy_plugins.errors import ConfigError
+from energy_plugins.training.batch_tree import sample_shape
 from energy_plugins.training.guard import warn
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class _Tuned:
         if handle is None:
             handle = attach(accelerator) if asked.size is None else attach_unmeasured(accelerator)
         self._accelerator = accelerator
-        self._batcher: MicroBatcher = handle.tune_micro_batch(asked)
+        self._batcher: MicroBatcher = handle.tune_micro_batch(asked, lambda: sample_shape(self._batches.window[0]))
         self._batches = MicroBatches(accelerator, loss_of, adds_up=adds_up, out_of_memory=self._batcher.out_of_memory)
         self._windows = 0
         self._has_said = False

@@ -41,6 +41,8 @@ class MicroBatchPart(Part):
     """Samples that the loader yields at once."""
     accumulation: int | None = None
     """How many of these are accumulated for an optimizer step."""
+    grown: str = ""
+    """What was changed in the training itself, where the user let its effective batch grow; empty if nothing was."""
     chosen: int | None = None
     """None if the user's setting was left alone."""
     source: str = ""

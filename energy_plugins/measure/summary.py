@@ -72,7 +72,9 @@ def _title(report: Report) -> list[str]:
     title = f"{name}{facts:>{WIDTH - len(name)}}" if len(name) + len(facts) + 2 <= WIDTH else f"{name}  {facts}"
     banner = [_SIMULATED.center(WIDTH, "=")] if report.simulated else []
     incomplete = ["", *_entry("INCOMPLETE", _INCOMPLETE)] if not report.complete else []
-    return [*banner, _clip(title, WIDTH), "-" * WIDTH, *incomplete]
+    grown = "" if report.micro_batch is None else report.micro_batch.grown
+    changed = ["", *_entry("CHANGED", _clean(grown))] if grown else []
+    return [*banner, _clip(title, WIDTH), "-" * WIDTH, *incomplete, *changed]
 
 
 def _energy(report: Report) -> list[str]:

@@ -90,6 +90,8 @@ class MicroBatcher:
         self._kind: Kind | None = None
         self.undecided = True
         """Whether windows are still to be considered."""
+        self.grown = ""
+        """What was changed in the training itself before it began, as a report says it first."""
         self._tell()
 
     @property
@@ -305,6 +307,7 @@ class MicroBatcher:
             asked="least energy" if config.size is None else f"{config.size} samples at once",
             batch=None if setting is None else setting.batch,
             accumulation=None if setting is None else setting.accumulation,
+            grown=self.grown,
             gradient_difference=None if check is None else check.difference,
             gradient_limit=None if check is None else check.limit,
             why=self._why if searched is None else searched.why,

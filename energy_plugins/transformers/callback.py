@@ -135,6 +135,7 @@ class EnergyCallback(TrainerCallback, ExportableState):
             pass
         trainer.add_callback(self)
         _OF_TRAINERS[trainer] = self
+        self._fits.before(trainer)
         return self
 
     def state(self) -> dict[str, Any]:
@@ -149,6 +150,7 @@ class EnergyCallback(TrainerCallback, ExportableState):
         """Remember whose this is, in case it is replaced."""
         if (trainer := trainer_above()) is not None:
             _OF_TRAINERS[trainer] = self
+            self._fits.before(trainer)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -21,6 +21,7 @@ from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
 from energy_plugins.training.watch import Watch
 from energy_plugins.transformers.attempts import Attempts
+from energy_plugins.transformers.effective_batch import grow_effective_batch
 from energy_plugins.transformers.inside import Inside
 from energy_plugins.transformers.micro_batch_fit import MicroBatchFit
 from energy_plugins.transformers.trainers import (
@@ -68,6 +69,10 @@ class Fits:
         """End the measurement because of ``error``, with one warning; the training goes on."""
         self.monitor.give_up(error)
 
+    def before(self, trainer: Trainer) -> None:
+        """Change what can be changed only before a training begins, if that is asked for."""
+        grow_effective_batch(trainer, self.monitor.config.micro_batch)
+
     def begin(
         self,
         trainer: Trainer | None,
@@ -105,6 +110,8 @@ class Fits:
         """Have the micro-batch tuned: from now on, if a training has begun, else in the next one."""
         self.monitor.config = replace(self.monitor.config, micro_batch=asked)
         run = self.monitor.run
+        if trainer is not None:
+            self.before(trainer)
         if trainer is None or not self._in_training or self._micro_batch is not None:
             return
         if run is not None:

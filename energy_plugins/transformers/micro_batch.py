@@ -64,6 +64,7 @@ class MicroBatchCallback(TrainerCallback):
         learning_rate_rule: str | None = None,
     ) -> None:
         from energy_plugins.config import micro_batch_asked  # noqa: PLC0415 - see above
+        from energy_plugins.transformers.effective_batch import check  # noqa: PLC0415
 
         self._asked = micro_batch_asked(
             size=size,
@@ -73,6 +74,7 @@ class MicroBatchCallback(TrainerCallback):
             max_effective_batch=max_effective_batch,
             learning_rate_rule=learning_rate_rule,
         )
+        check(self._asked)
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

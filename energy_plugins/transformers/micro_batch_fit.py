@@ -7,12 +7,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from energy_plugins.measure.spans import Kind
+from energy_plugins.training.batch_tree import sample_shape, samples_in
 from energy_plugins.training.guard import warn
 from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
+from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.place import rank_of
 from energy_plugins.training.replaced import Replaced
+from energy_plugins.transformers.effective_batch import grown
 from energy_plugins.transformers.micro_batches import MicroBatches
-from energy_plugins.transformers.trainers import MAY_FAIL, batch_of, sum_over_ranks, why_no_micro_batch
+from energy_plugins.transformers.trainers import (
+    MAY_FAIL,
+    batch_of,
+    precision_of,
+    sum_over_ranks,
+    why_no_micro_batch,
+)
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
@@ -56,7 +65,9 @@ class MicroBatchFit:
             why_not=known,
             most_sizes=most_sizes(wrapped),
             row_is_step=True,
+            shape=self._shape,
         )
+        self._batcher.grown = grown(trainer)
 
     def close(self) -> None:
         """Put everything back."""
@@ -70,7 +81,7 @@ class MicroBatchFit:
             return
         if batcher.undecided:
             # What the loader yields as a rule: a resumed epoch may begin with its last batch, which is cut short.
-            batch = None if batches.batch is None else batch_of(self._trainer)
+            batch = batch_of(self._trainer) if batches.window and samples_in(batches.window[0]) else None
             batcher.consider(batch, self._trainer.args.gradient_accumulation_steps, batches.compare)
         batches.plan = batcher.plan
         if batcher.settled and not self._has_said:
@@ -78,6 +89,12 @@ class MicroBatchFit:
             why = batcher.part().why
             if why and self._trainer.args.process_index == 0:
                 warn(f"the micro-batch is left alone: {why}")
+
+    def _shape(self) -> str:
+        """Return what the work is known by, once there is a window."""
+        trainer, args = self._trainer, self._trainer.args
+        samples = sample_shape(self._batches.window[0])
+        return f"{shape_of([trainer.model_wrapped])} {args.optim} {precision_of(args)} {samples}"
 
     def _out_of_memory(self, size: int) -> None:
         if self._batcher is not None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from energy_plugins.training.batch_tree import samples_in
 from energy_plugins.training.both_ways import both_ways
 from energy_plugins.training.memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_passes import Pass, passes
@@ -71,7 +70,7 @@ class MicroBatches:
         self._at_window = at_window
         self._at_pass = at_pass
         self._out_of_memory = out_of_memory
-        self._window: Sequence[Any] = ()
+        self.window: Sequence[Any] = ()
         """The batches of the optimizer step that runs."""
         self._begun = 0
         """How many of them the trainer has handed on."""
@@ -90,7 +89,7 @@ class MicroBatches:
     def close(self) -> None:
         """Put everything back."""
         self._replaced.close()
-        self._window, self._held = (), []
+        self.window, self._held = (), []
 
     def compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
         """Return how the gradients of the window that begins would differ, None if it is not a whole one."""
@@ -99,23 +98,18 @@ class MicroBatches:
             return None
         return both_ways(
             [call.model],
-            self._window,
+            self.window,
             plan,
             partial(self._run, call),
             adds_up=self._adds_up(call),
             precision=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         )
 
-    @property
-    def batch(self) -> int | None:
-        """Samples of the first batch of the window, None if that cannot be told."""
-        return samples_in(self._window[0]) if self._window else None
-
     # Over the trainer's functions.
 
     def _fetching(self, original: Original, /, *args: object, **kwargs: object) -> object:
         fetched: Any = original(*args, **kwargs)
-        self._window, self._begun, self._held = fetched[0], 0, []
+        self.window, self._begun, self._held = fetched[0], 0, []
         return fetched
 
     def _in_training_step(
@@ -134,7 +128,7 @@ class MicroBatches:
         if plan is None or plan.is_users:
             return call(inputs)
         self._held.append(inputs)
-        if len(self._held) < plan.together and self._begun < len(self._window):
+        if len(self._held) < plan.together and self._begun < len(self.window):
             return torch.zeros((), device=self._trainer.args.device)
         held, self._held = self._held, []
         try:
@@ -151,14 +145,14 @@ class MicroBatches:
         free_caches()
         self._now = None
         self._out_of_memory(size)
-        if done := [Pass(batch) for batch in self._window[: self._begun - len(held)]]:
+        if done := [Pass(batch) for batch in self.window[: self._begun - len(held)]]:
             with self._trainer.accelerator.no_sync(call.model):
                 self._run(call, done)
         return self._run(call, [Pass(batch) for batch in held])
 
     def _is_reduced(self) -> bool:
         """Tell whether other ranks are in the middle of this pass, too: then nobody can begin anew."""
-        return self._begun == len(self._window) and self._trainer.accelerator.num_processes > 1
+        return self._begun == len(self.window) and self._trainer.accelerator.num_processes > 1
 
     def _in_loss(self, original: Original, /, *args: object, **kwargs: object) -> object:
         found: Any = original(*args, **kwargs)

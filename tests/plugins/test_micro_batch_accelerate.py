@@ -182,6 +182,23 @@ def test_gradients_are_not_asked_for_in_an_evaluation() -> None:
     assert 0 < apart(Loop(wrap), Loop()) <= 1e-5
 
 
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("when", [20, 21])
+def test_a_window_that_runs_out_of_memory_is_begun_anew(size: int, when: int) -> None:
+    class Filling(Loop):
+        def _mean(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            loss = super()._mean(x, y)
+            if len(x) == size and len(self.sizes) > when:
+                self.accelerator.backward(loss)  # what a pass leaves that fails half-way
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return loss
+
+    how: dict[str, Any] = {"batch": 2, "accumulation": 4, "dtype": torch.float64}
+    tuned = Filling(fixed(size), **how)
+    assert 0 < apart(tuned, Loop(**how)) <= 1e-9
+    assert max(tuned.sizes[when + 6 :]) == 2
+
+
 def declined(wrap: Callable[[Any, Accelerator], Any], **how: Any) -> str:
     """Train with a tuner that has to leave everything as it is, and return what it says."""
     with our_warnings() as texts:

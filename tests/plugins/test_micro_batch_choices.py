@@ -111,12 +111,16 @@ def test_a_trainer_finds_the_best_and_keeps_it(simulation: Simulation, tmp_path:
     tuned = train(tmp_path / "tuned", model, MicroBatchCallback(search_share=SHARE))
     assert_saved(tuned, plain)
     assert set(model.sizes[-STEPS // 4 :]) == {16}
+    again = part_of(train(tmp_path / "again", Model(simulation.gpus[0]), MicroBatchCallback(search_share=SHARE)))
+    assert (again.chosen, again.source) == (16, "memory")
+    assert again.search_s < 0.7 * part_of(tuned).search_s
 
 
 def test_a_loop_finds_the_best_and_keeps_it(simulation: Simulation, tmp_path: Path) -> None:
     plain = loop(tmp_path / "plain", Model(simulation.gpus[0]), tuned=False)
     tuned = loop(tmp_path / "tuned", Model(simulation.gpus[0]), tuned=True)
     assert_saved(tuned, plain)
+    assert part_of(loop(tmp_path / "again", Model(simulation.gpus[0]), tuned=True)).source == "memory"
 
 
 def test_what_does_not_fit_is_not_used(simulation: Simulation, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 from transformers_training import Logs, make_trainer
 
+from energy_plugins.errors import ConfigError
 from energy_plugins.testing import Simulation
 from energy_plugins.testing.ranks import in_ranks
 from energy_plugins.transformers import EnergyCallback, MicroBatchCallback
@@ -301,6 +302,25 @@ class TestWhatStays:
         assert 0 < apart(tuned, reference) <= 1e-5
         assert sizes[:3] == [4, 2, 2]  # both ways, of as many as fit
 
+    @pytest.mark.parametrize("size", [4, 8])
+    @pytest.mark.parametrize("when", [20, 21])
+    def test_a_window_that_runs_out_of_memory_is_begun_anew(self, size: int, when: int, tmp_path: Path) -> None:
+        class Filling(Seen):
+            def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+                found = super().forward(input_ids, labels)
+                if len(input_ids) == size and len(self.seen) > when:
+                    found["loss"].sum().backward(retain_graph=True)  # what a pass leaves that fails half-way
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                return found
+
+        reference, tuned = Steps(), Steps()
+        how: dict[str, Any] = {"batch": 2, "accumulation": 4, "dtype": torch.float64}
+        train(tmp_path, reference, made=sample_model, **how)
+        trainer = train(tmp_path, tuned, MicroBatchCallback(size), made=Filling, **how)
+        assert 0 < apart(tuned, reference) <= 1e-9
+        assert isinstance(trainer.model, Filling)
+        assert max(map(len, trainer.model.seen[when + 6 :])) == 2
+
 
 def declined(folder: Path, *callbacks: TrainerCallback, **how: Any) -> str:
     """Train with a tuner that has to leave everything as it is, and return what it says."""
@@ -346,3 +366,45 @@ class TestDeclined:
 
     def test_a_search_where_nothing_is_measured(self, tmp_path: Path) -> None:
         assert "nothing is measured" in declined(tmp_path, MicroBatchCallback(), made=sample_model)
+
+
+class TestGrowing:
+    """A larger effective batch is another training: the one that the same numbers in the arguments make."""
+
+    @pytest.mark.parametrize(("rule", "factor"), [("linear", 4), ("sqrt", 2), ("none", 1)])
+    def test_it_is_the_training_with_more_accumulation(self, rule: str, factor: int, tmp_path: Path) -> None:
+        how: dict[str, Any] = {"made": sample_model, "batch": 4, "rows": 80, "warmup_steps": 8}
+        by_hand, grown_ = Steps(), Steps()
+        train(tmp_path, by_hand, accumulation=4, **{**how, "learning_rate": factor * 1e-2, "warmup_steps": 2})
+        tuner = MicroBatchCallback(4, effective_batch="grow", max_effective_batch=31, learning_rate_rule=rule)
+        trainer = train(tmp_path, grown_, tuner, accumulation=1, **how)
+        assert trainer.args.gradient_accumulation_steps == 4
+        assert apart(grown_, by_hand) == 0
+
+    def test_the_report_says_so_first(self, simulation: Simulation, tmp_path: Path) -> None:
+        tuner = MicroBatchCallback(8, effective_batch="grow", max_effective_batch=8)
+        trainer = train(tmp_path, EnergyCallback(table=False), tuner, made=sample_model, batch=2, rows=80, max_steps=20)
+        assert trainer.state.global_step == 5
+        report = load(tmp_path)
+        part = report.micro_batch
+        assert part is not None
+        assert part.grown.startswith("TRAINING ITSELF WAS CHANGED: the effective batch is 8 instead of 2")
+        assert any("TRAINING ITSELF WAS CHANGED" in line for line in str(report).splitlines()[:6])
+        assert (part.batch, part.accumulation, part.chosen) == (2, 4, 8)
+
+    def test_it_needs_an_end(self) -> None:
+        with pytest.raises(ConfigError, match="max_effective_batch is not given"):
+            MicroBatchCallback(effective_batch="grow")
+
+    def test_it_must_be_asked_for_in_time(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, data=Texts(16), model=sample_model())
+
+        class Late(TrainerCallback):
+            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+                trainer.add_callback(MicroBatchCallback(2, effective_batch="grow", max_effective_batch=64))
+
+        trainer.add_callback(Late())
+        with our_warnings() as texts:
+            trainer.train()
+        assert any("does not grow: the training has begun already" in text for text in texts)
+        assert trainer.args.gradient_accumulation_steps == 1
