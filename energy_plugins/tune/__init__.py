@@ -8,6 +8,7 @@ from energy_plugins.tune.joint_choice import JointChoice
 from energy_plugins.tune.learning_rate import LearningRateRule, rule_of, rule_to_try
 from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
 from energy_plugins.tune.micro_batch import (
+    Memory,
     MicroBatchChoice,
     MicroBatchTask,
     OutOfMemory,
@@ -36,6 +37,7 @@ __all__ = [
     "LimitSearch",
     "Measure",
     "Measurement",
+    "Memory",
     "MicroBatchChoice",
     "MicroBatchTask",
     "Objective",

@@ -24,12 +24,13 @@ from energy_plugins.tune.micro_batch_task import (
 )
 from energy_plugins.tune.size_decision import next_size, open_sizes
 from energy_plugins.tune.size_outlook import reference_of, size_outlook
-from energy_plugins.tune.sizes import candidates
+from energy_plugins.tune.sizes import Memory, candidates
 from energy_plugins.tune.tried_size import TriedSize
 
 __all__ = [
     "Action",
     "Done",
+    "Memory",
     "MicroBatchChoice",
     "MicroBatchSearch",
     "MicroBatchTask",
@@ -103,6 +104,7 @@ def search_micro_batch(  # noqa: PLR0913 - what may be asked of a search; most o
     share: int,
     budget_s: float | None = None,
     host_power_w: float = 0.0,
+    memory: Memory | None = None,
 ) -> MicroBatchChoice:
     """Return the micro-batch of least energy; of equals the smallest, and the start unless another surely saves.
 
@@ -114,12 +116,19 @@ def search_micro_batch(  # noqa: PLR0913 - what may be asked of a search; most o
         share: samples of an optimizer step on one rank.
         budget_s: the longest that the search may take in all; None for a minute.
         host_power_w: what the machine draws beside what is measured: longer steps cost it, too.
+        memory: the model on its device; with it the search knows where activations live.
 
     Raises:
         ConfigError: if a value makes no sense.
     """
     task = MicroBatchTask(
-        start=start, candidates=tuple(candidates), share=share, budget_s=budget_s, host_power_w=host_power_w
+        start=start,
+        candidates=tuple(candidates),
+        share=share,
+        budget_s=budget_s,
+        host_power_w=host_power_w,
+        fits=memory.fits(candidates) if memory else None,
+        levels=tuple(map(memory.level_of, candidates)) if memory else (),
     )
     state, action = begin(task)
     while True:
