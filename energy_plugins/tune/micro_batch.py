@@ -75,6 +75,8 @@ class MicroBatchSearch:
     windows: tuple[SizeWindow, ...] = ()
     failed: tuple[OutOfMemory | Refused, ...] = ()
     spent_s: float = 0.0
+    beside_s: float = 0.0
+    """What the last window took beside its steps."""
 
 
 def begin(task: MicroBatchTask) -> tuple[MicroBatchSearch, Action]:
@@ -83,13 +85,21 @@ def begin(task: MicroBatchTask) -> tuple[MicroBatchSearch, Action]:
     return MicroBatchSearch(task, first), first
 
 
-def step(state: MicroBatchSearch, outcome: Outcome) -> tuple[MicroBatchSearch, Action | Done]:
+def step(
+    state: MicroBatchSearch, outcome: Outcome, took_s: float | None = None
+) -> tuple[MicroBatchSearch, Action | Done]:
     """Return the state after ``outcome``, the answer to the last action, and what to do next.
+
+    Args:
+        state: that of the search.
+        outcome: what was measured, or why nothing was.
+        took_s: how long that took in all, with changing the size and waiting for figures that are late: it counts
+            against the budget. None if it took no more than the steps of the window.
 
     Raises:
         WindowError: if the outcome names another size than the action did.
     """
-    state = _told(state, outcome)
+    state = _told(state, outcome, took_s)
     following = _following(state)
     if following is None:
         return state, Done(choose(state.task, state.windows, state.failed))
@@ -138,22 +148,25 @@ def search_micro_batch(  # noqa: PLR0913 - what may be asked of a search; most o
         action = following
 
 
-def _told(state: MicroBatchSearch, outcome: Outcome) -> MicroBatchSearch:
+def _told(state: MicroBatchSearch, outcome: Outcome, took_s: float | None) -> MicroBatchSearch:
     """Return the state with an outcome in it; what fails, though it ran before, takes its windows with it."""
     asked = state.pending
     if isinstance(outcome, Measurement):
         seconds = _whole_steps(asked.seconds, outcome.step_time_s)
-        window = SizeWindow(asked.size, state.spent_s + seconds / 2, seconds, outcome)
-        return replace(state, windows=(*state.windows, window), spent_s=state.spent_s + seconds)
+        beside_s = max((took_s or 0.0) - seconds, 0.0)
+        window = SizeWindow(asked.size, state.spent_s + beside_s + seconds / 2, seconds, outcome)
+        spent_s = state.spent_s + beside_s + seconds
+        return replace(state, windows=(*state.windows, window), spent_s=spent_s, beside_s=beside_s)
     if outcome.size != asked.size:
         raise WindowError(f"the answer is about {outcome.size} samples at once, but {asked.size} were asked about")
     failed = (*state.failed, outcome)
     usable = open_sizes(state.task, failed)
+    a_step_s = state.windows[-1].measured.step_time_s if state.windows else 0.0
     return replace(
         state,
         failed=failed,
         windows=tuple(window for window in state.windows if window.size in usable),
-        spent_s=state.spent_s + (state.windows[-1].measured.step_time_s if state.windows else 0.0),
+        spent_s=state.spent_s + (a_step_s if took_s is None else took_s),
     )
 
 
@@ -178,7 +191,7 @@ def _following(state: MicroBatchSearch) -> Action | None:
 
 def _affordable(state: MicroBatchSearch, size: int, seconds: float) -> Action | None:
     """Return an action that there is time for, a shorter one if need be."""
-    left_s = _PLANNED * (state.task.budget_s or BUDGET_S) - state.spent_s
+    left_s = _PLANNED * (state.task.budget_s or BUDGET_S) - state.spent_s - state.beside_s
     step_s = max((window.measured.step_time_s for window in state.windows), default=0.0)
     seconds = min(seconds, left_s - step_s)  # what is begun is ended: it takes up to a step longer
     if seconds < _LOOK_S:

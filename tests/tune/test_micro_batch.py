@@ -201,6 +201,25 @@ def test_a_budget_is_kept(model: Model, given_batch: tuple[int, int], budget_s: 
     assert training.now_s <= max(budget_s, 5.0 + 2 * step_s)
 
 
+@few
+@given(given_batch=batches, beside_s=st.floats(0.0, 6.0))
+def test_what_windows_take_beside_their_steps_is_in_the_budget(given_batch: tuple[int, int], beside_s: float) -> None:
+    batch, accumulation = given_batch
+    training = BatchTraining(Model(), batch * accumulation, 0.005)
+    state, action = begin(MicroBatchTask.of(batch, accumulation))
+    now_s = 0.0
+    while not isinstance(action, Done):
+        began_s = training.now_s
+        outcome = training.measure(action.size, action.seconds)
+        took_s = training.now_s - began_s + beside_s
+        now_s += took_s
+        state, action = step(state, outcome, took_s)  # type: ignore[assignment]
+    assert now_s <= BUDGET_S
+    middles_s = [window.middle_s for window in action.choice.windows]
+    assert middles_s == sorted(middles_s)
+    assert middles_s[-1] <= now_s
+
+
 def test_windows_at_the_users_setting_lie_between() -> None:
     training = BatchTraining(Model(), 256, 0.01)
     chosen(training, 8)
