@@ -9,6 +9,7 @@ from energy_plugins.tune.learning_rate import LearningRateRule, rule_of, rule_to
 from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
 from energy_plugins.tune.memory_hierarchy import Level, MemoryHierarchy
 from energy_plugins.tune.micro_batch import (
+    Memory,
     MicroBatchChoice,
     MicroBatchTask,
     OutOfMemory,
@@ -39,6 +40,7 @@ __all__ = [
     "LimitSearch",
     "Measure",
     "Measurement",
+    "Memory",
     "MemoryHierarchy",
     "MicroBatchChoice",
     "MicroBatchTask",
