@@ -113,9 +113,11 @@ class Cell:
 class SizeReplay:
     """A training that goes on while micro-batches are tried."""
 
-    def __init__(self, cell: Cell, curve: Curve, noise: float, rng: np.random.Generator) -> None:
+    def __init__(self, cell: Cell, curve: Curve, noise: float, rng: np.random.Generator, beside_s: float = 0.0) -> None:
         self.cell = cell
         self.curve = curve
+        self.beside_s = beside_s
+        """What each window takes beside its steps."""
         self._observer = Observer(noise, rng)
 
     @property
@@ -133,6 +135,7 @@ class SizeReplay:
         step_s = self.cell.share * point.sample_s
         count = max(math.ceil(seconds / step_s), 1)
         (seen,) = self._observer.window(step_s, [self.cell.share * point.sample_j], count)
+        self._observer.now_s += self.beside_s
         return seen
 
     def best_j(self, sizes: set[int]) -> float:

@@ -24,13 +24,15 @@ from _common import Bar, Kind, Table, finish, print_table, progress
 from _micro_batch_curves import ENDS, RECORDED, SOURCE, SPILL, Cell, Curve, SizeReplay, recorded_curves
 from _recorded import DRIFT, NOISE_OF_S, TOGETHER
 
-from energy_plugins.tune import FixedCost, candidates, effective_batch_outlook, rule_of, search_micro_batch
+from energy_plugins.tune import FixedCost, MicroBatchChoice, MicroBatchTask, effective_batch_outlook, rule_of
 from energy_plugins.tune.fixed_cost import SizeCost
+from energy_plugins.tune.micro_batch import Done, begin, step
 from energy_plugins.tune.sizes import possible
 
 SEEDS = tuple(range(11001, 11021))
 """Not those that the search was made with, nor those of earlier results."""
-LITTLE_NOISE, MUCH_NOISE = 0.005, 0.02
+LEVELS = {"little": (0.005, 0.0), "much": (0.02, 0.0), "late": (0.005, 3.0)}
+"""Noise, and what each window takes beside its steps (s): a plugin changes the size, and waits for late figures."""
 MUCH_TO_SAVE = 0.05
 """Where less can be saved, a share of it says little: there what is left counts."""
 MOST_S = 60.0
@@ -78,7 +80,19 @@ class Outcome:
     expected_saving: float
 
 
-def outcomes(curves: Mapping[str, Curve], noise: float) -> list[Outcome]:
+def searched(replay: SizeReplay) -> MicroBatchChoice:
+    """Return what the search chooses, driven as a training's hook drives it."""
+    state, action = begin(MicroBatchTask.of(replay.cell.batch, replay.cell.accumulation))
+    while True:
+        began_s = replay.now_s
+        outcome = replay.measure(action.size, action.seconds)
+        state, following = step(state, outcome, replay.now_s - began_s)
+        if isinstance(following, Done):
+            return following.choice
+        action = following
+
+
+def outcomes(curves: Mapping[str, Curve], noise: float, beside_s: float) -> list[Outcome]:
     """Return what is chosen for each training, with each seed."""
     found = []
     for number in progress("trainings", len(CELLS)):
@@ -86,10 +100,8 @@ def outcomes(curves: Mapping[str, Curve], noise: float) -> list[Outcome]:
         curve = curves[cell.curve]
         sizes = set(possible(cell.batch, cell.accumulation)) & set(curve)
         for seed in SEEDS:
-            replay = SizeReplay(cell, curve, noise, np.random.default_rng([seed, number]))
-            choice = search_micro_batch(
-                replay.measure, candidates(cell.batch, cell.accumulation), start=cell.batch, share=cell.share
-            )
+            replay = SizeReplay(cell, curve, noise, np.random.default_rng([seed, number]), beside_s)
+            choice = searched(replay)
             best_j, start_j = replay.best_j(sizes), replay.start_j(choice.size)
             found.append(
                 Outcome(
@@ -143,9 +155,10 @@ def summary(cells: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def print_cells(noise: float, cells: Sequence[Mapping[str, float]], rows: Sequence[Outcome]) -> None:
+def print_cells(level: str, cells: Sequence[Mapping[str, float]], rows: Sequence[Outcome]) -> None:
     """Print what is saved of each training."""
-    print(f"\nnoise of {noise:.1%}; means of {len(SEEDS)} seeds")
+    noise, beside_s = LEVELS[level]
+    print(f"\nnoise of {noise:.1%}, {beside_s:.0f} s beside each window; means of {len(SEEDS)} seeds")
     table = [("training", "best", "saved", "share", "least", "search", "longest", "sizes chosen")]
     for number, (cell, found) in enumerate(zip(CELLS, cells, strict=True)):
         share = found["share_of_best"]
@@ -205,10 +218,10 @@ def main() -> int:
         print(f"micro_batch_curves: skipped, there is no {path}")
         return 0
     curves = recorded_curves(path)
-    rows = {"little": outcomes(curves, LITTLE_NOISE), "much": outcomes(curves, MUCH_NOISE)}
+    rows = {level: outcomes(curves, noise, beside_s) for level, (noise, beside_s) in LEVELS.items()}
     cells = {level: [of_cell(some, number) for number in range(len(CELLS))] for level, some in rows.items()}
-    for level, noise in (("little", LITTLE_NOISE), ("much", MUCH_NOISE)):
-        print_cells(noise, cells[level], rows[level])
+    for level in LEVELS:
+        print_cells(level, cells[level], rows[level])
     all_of = {level: summary(some) for level, some in cells.items()}
     grown = outlooks(curves)
     print("\nsteps of one small batch: what growing the effective batch is said to save, and what was recorded")
@@ -219,7 +232,7 @@ def main() -> int:
             for row in grown
         ]
     )
-    little, much = all_of["little"], all_of["much"]
+    little, much, late = (all_of[level] for level in LEVELS)
     apart = [float(row["told"]) - float(row["recorded"]) for row in grown]
     bars = [
         Bar("share of the exhaustive best's saving, least of all trainings", little["least_share_of_best"], 0.95),
@@ -229,6 +242,8 @@ def main() -> int:
         Bar("noise of 2 %: share of the best's saving, least of all trainings", much["least_share_of_best"], 0.85),
         Bar("noise of 2 %: least saving of any search", much["least_saving"], at_least=-0.01),
         Bar("noise of 2 %: longest search (s)", much["longest_search_s"], at_most=MOST_S, show=".0f"),
+        Bar("3 s beside each window: share of the best's saving, least", late["least_share_of_best"], at_least=0.95),
+        Bar("3 s beside each window: longest search (s)", late["longest_search_s"], at_most=MOST_S, show=".0f"),
         Bar("growing the effective batch: told beyond what was recorded, at most", max(apart), at_most=0.10),
     ]
     told = {
@@ -238,7 +253,8 @@ def main() -> int:
             "seeds": SEEDS,
             "searches": len(SEEDS) * len(CELLS),
             "trainings": len(CELLS),
-            "noise_of_a_window": {"little": LITTLE_NOISE, "much": MUCH_NOISE, "of_s": NOISE_OF_S},
+            "noise_of_a_window": {level: noise for level, (noise, _) in LEVELS.items()} | {"of_s": NOISE_OF_S},
+            "beside_each_window_s": {level: beside_s for level, (_, beside_s) in LEVELS.items()},
             "correlation_of_time_and_energy": TOGETHER,
             "drift_per_600_s": DRIFT * 600,
         },

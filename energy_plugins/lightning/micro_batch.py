@@ -110,7 +110,11 @@ class MicroBatchTuner(Callback):
             )
             self._monitor.after_batch = partial(self._after_batch, trainer)
         self._batches = MicroBatches(
-            trainer, pl_module, at_pass=self._enter_forward, out_of_memory=self._batcher.out_of_memory
+            trainer,
+            pl_module,
+            at_window=partial(self._at_window, trainer),
+            at_pass=self._enter_forward,
+            out_of_memory=self._batcher.out_of_memory,
         )
         self._batches.keeps = True
 
@@ -142,20 +146,37 @@ class MicroBatchTuner(Callback):
         if self._monitor is not None:
             self._monitor.after_batch = None
 
+    def _at_window(self, trainer: Trainer) -> None:
+        """Show the first batch of a window to the batcher before it runs, if all it could do is to cut it.
+
+        A batch may be too large to run as it is.
+        """
+        batches, batcher, size = self._batches, self._batcher, self._asked.size
+        if batches is None or batcher is None or not batcher.undecided:
+            return
+        accumulation = trainer.accumulate_grad_batches
+        samples = samples_in(batches.window[0].kwargs.get("batch"))
+        if accumulation == 1 or (size is not None and size < (samples or 0)):
+            self._consider(trainer, batches, batcher)
+
     def _after_batch(self, trainer: Trainer) -> None:
         """Show a window that has ended to the batcher while it wants any, and hear what to do with the next."""
         batches, batcher = self._batches, self._batcher
         if batches is None or batcher is None or not batches.ended:
             return
-        # Not guarded: looking is collective, so a rank that measures nothing has to take part.
         if batcher.undecided:
-            batch = batches.window[0].kwargs.get("batch") if batches.window else None
-            batcher.consider(samples_in(batch), trainer.accumulate_grad_batches, batches.compare)
-            if trainer.is_global_zero:
-                _warn_if_declined(batcher)
-        batches.keeps = batcher.undecided
-        batches.plan = batcher.plan
+            self._consider(trainer, batches, batcher)
+        batches.plan = batcher.plan or (batcher.setting if batches.smaller else None)
         batches.forget()
+
+    def _consider(self, trainer: Trainer, batches: MicroBatches, batcher: MicroBatcher) -> None:
+        # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        batch = batches.window[0].kwargs.get("batch") if batches.window else None
+        batcher.consider(samples_in(batch), trainer.accumulate_grad_batches, batches.compare)
+        batches.keeps, batches.smaller = batcher.undecided, batcher.smaller
+        batches.plan = batcher.plan or (batcher.setting if batches.smaller else None)
+        if trainer.is_global_zero:
+            _warn_if_declined(batcher)
 
     def _shape(self, trainer: Trainer, module: LightningModule) -> str:
         """Return what the work is known by, once there is a window."""

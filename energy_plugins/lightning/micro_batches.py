@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,8 @@ from energy_plugins.errors import BatchError
 from energy_plugins.lightning.installed import ParallelStrategy
 from energy_plugins.lightning.logged import Logged, metrics_kept
 from energy_plugins.training.batch_tree import joined, samples_in
-from energy_plugins.training.gradient_check import GradientCheck, compare, limit_of
+from energy_plugins.training.both_ways import both_ways
+from energy_plugins.training.gradient_check import GradientCheck
 from energy_plugins.training.memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_batch_plan import MicroBatchPlan
 from energy_plugins.training.micro_passes import Pass, passes, unheard
@@ -38,6 +40,7 @@ class MicroBatches:
     Args:
         trainer: which fits.
         module: what it fits.
+        at_window: called with the first batch of a window, before anything runs, when `plan` may be changed.
         at_pass: called before each pass but the first of a batch.
         out_of_memory: told of a size that did not fit after all.
     """
@@ -47,15 +50,19 @@ class MicroBatches:
         trainer: Trainer,
         module: LightningModule,
         *,
+        at_window: Callable[[], None],
         at_pass: Callable[[], None],
         out_of_memory: Callable[[int], None],
     ) -> None:
         self.plan: MicroBatchPlan | None = None
         """What is done with the windows that begin; None is what the user does."""
+        self.smaller: list[int] = []
+        """Sizes to go down to if the user's own does not fit, the largest last; empty once it has run."""
         self.keeps = False
         """Whether the batches of a window are kept until the next begins, for `compare`."""
         self.window: list[_Arrived] = []
         """The batches of the optimizer step that runs, or that has just been made."""
+        self._at_window = at_window
         self.at_pass = at_pass
         self.out_of_memory = out_of_memory
         self.trainer = trainer
@@ -87,14 +94,16 @@ class MicroBatches:
         self, kwargs: OrderedDict[str, Any], optimizer: torch.optim.Optimizer, batch_idx: int
     ) -> Closure | Passes:
         loop, trainer = self.loop, self.trainer
+        arrived = _Arrived(kwargs, optimizer, loop._make_zero_grad_fn(batch_idx, optimizer))  # noqa: SLF001
         if self._ended or batch_idx % trainer.accumulate_grad_batches == 0:
-            self.window, self._begun, self._now = [], 0, self.plan
+            self.window, self._begun = [arrived], 0
+            self._at_window()
+            self._now = self.plan
+        elif self.keeps or self._now is not None:
+            self.window.append(arrived)
         self._ended = not trainer.fit_loop._should_accumulate()  # noqa: SLF001 - what the loop itself asks
         plan = self._now
-        is_users = plan is None or plan.is_users or loop._skip_backward  # noqa: SLF001
-        if not is_users or self.keeps:
-            self.window.append(_Arrived(kwargs, optimizer, loop._make_zero_grad_fn(batch_idx, optimizer)))  # noqa: SLF001
-        if plan is None or is_users:
+        if plan is None or (plan.is_users and not self.smaller) or loop._skip_backward:  # noqa: SLF001
             self._begun = len(self.window)
             return type(loop)._make_closure(loop, kwargs, optimizer, batch_idx)  # noqa: SLF001
         held = self.window[self._begun :]
@@ -103,9 +112,11 @@ class MicroBatches:
         self._begun = len(self.window)
         return Passes(self, held, plan)
 
-    def users_way(self) -> None:
-        """Go on with this window as the user has it."""
-        self._now = None
+    def fall_back(self, failed: MicroBatchPlan) -> MicroBatchPlan:
+        """Go on with this window in smaller passes: as the user has it, or if that is too large, with the next size."""
+        size = failed.batch if failed.together > 1 else self.smaller.pop()
+        self._now = replace(failed, size=size)
+        return self._now
 
     def block(self, *, block: bool) -> AbstractContextManager[object]:
         """Return a context in which no gradients are reduced, if so."""
@@ -121,25 +132,24 @@ class MicroBatches:
     # The check.
 
     def compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
-        """Return how the gradients of the last window would differ with ``plan``, None if it was not a whole one."""
-        window = list(self.window)
-        if [samples_in(one.kwargs["batch"]) for one in window] != [plan.batch] * plan.accumulation:
-            return None
-        batches = [one.kwargs["batch"] for one in window]
-        other = [
-            one
-            for first in range(0, len(batches), plan.together)
-            for one in passes(batches[first : first + plan.together], plan, adds_up=False)
-        ]
-        attributes = vars(self.module)
+        """Return how the gradients of the window would differ with ``plan``, None if it is no whole one.
+
+        To cut batches, those that have come are enough.
+        """
+        batches = [one.kwargs["batch"] for one in self.window]
+        if plan.together == 1 and batches:
+            plan = replace(plan, accumulation=len(batches))
+        attributes, model = vars(self.module), self.trainer.strategy.model
         attributes["log"] = lambda *_, **__: None
         try:
-            with unheard(self.trainer.strategy.model or self.module), metrics_kept(self.module):
-                return compare(
-                    self.module,
-                    lambda: self._differentiate([Pass(batch) for batch in batches]),
-                    lambda: self._differentiate(other),
-                    limit=limit_of(self.module, precision_of(self.trainer)),
+            with unheard(model or self.module), metrics_kept(self.module):
+                return both_ways(
+                    [self.module],
+                    batches,
+                    plan,
+                    self._differentiate,
+                    adds_up=False,
+                    precision=precision_of(self.trainer),
                 )
         finally:
             attributes.pop("log", None)
@@ -190,32 +200,38 @@ class Passes:
         if not self._held:
             return None
         self._zeroed = False
-        each = passes([one.kwargs["batch"] for one in self._held], self._plan, adds_up=False)
-        if not self._run(each, self._held, guarded=True):
+        if not self._run(self._plan, self._held, guarded=True):
             self._begin_anew()
+        elif self._plan.is_users:
+            self._batches.smaller = []
         return None if self._result is None else self._result.loss
 
     def _begin_anew(self) -> None:
-        """Run the window so far as the user has it, when a pass was too large."""
+        """Run the window so far once more in smaller passes, when one was too large."""
         batches = self._batches
         # What is left of the failed pass must be gone before anything else runs: half its gradients are there.
         for parameter in batches.module.parameters():
             parameter.grad = None
         free_caches()
         batches.out_of_memory(self._plan.size)
-        batches.users_way()
+        plan = batches.fall_back(self._plan)
         done = batches.window[: -len(self._held)]
         if done:
             with batches.block(block=True):
-                self._run([Pass(one.kwargs["batch"]) for one in done], done, is_logged=False)
-        self._run([Pass(one.kwargs["batch"]) for one in self._held], self._held)
+                self._run(plan, done, is_logged=False)
+        if not self._run(plan, self._held, guarded=plan.size < plan.batch):
+            self._plan = plan
+            self._begin_anew()
 
     def _run(
-        self, each: Sequence[Pass], arrived: Sequence[_Arrived], *, is_logged: bool = True, guarded: bool = False
+        self, plan: MicroBatchPlan, arrived: Sequence[_Arrived], *, is_logged: bool = True, guarded: bool = False
     ) -> bool:
-        """Run passes, and return whether there was enough memory for them."""
+        """Run the passes that a plan makes of batches, and return whether there was enough memory for them."""
         batches, results = self._batches, list[tuple[Pass, Any]]()
-        logged = Logged(batches.module)
+        logged, each = Logged(batches.module), list[Pass]()
+        for first in range(0, len(arrived), plan.together):
+            some = [one.kwargs["batch"] for one in arrived[first : first + plan.together]]
+            each += passes(some, plan, adds_up=False)
         zero_grad = next((one.zero_grad for one in arrived if one.zero_grad is not None), None)
         reduced = batches.ended and batches.trainer.world_size > 1
         for index, one in enumerate(each):
@@ -230,9 +246,8 @@ class Passes:
                         zero_grad()
                     self._backward(result, one.weight)
             except RuntimeError as error:
-                # Where ranks reduce in the last pass, the others are in the middle of it: nobody could begin anew. And
-                # what the user has must fit.
-                recovers = guarded and self._plan.together > 1 and not (is_last and reduced)
+                # Where ranks reduce in the last pass, the others are in the middle of it: nobody could begin anew.
+                recovers = guarded and (plan.together > 1 or batches.smaller) and not (is_last and reduced)
                 if not (recovers and is_out_of_memory(error)):
                     raise
                 return False

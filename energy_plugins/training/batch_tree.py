@@ -61,6 +61,15 @@ def joined(trees: Sequence[T]) -> T:
     return _rebuilt(trees, lambda leaves: _joined(leaves, samples))
 
 
+def mapped(tree: T, change: Callable[[Any], Any]) -> T:
+    """Return a batch of the same shape with what ``change`` makes of each leaf: tensors, texts, numbers, lists of them.
+
+    Raises:
+        BatchError: if it holds what is no batch.
+    """
+    return _rebuilt([tree], lambda leaves: change(leaves[0]))
+
+
 def _samples(tree: object) -> int:
     lengths = set()
     for tensor in _tensors(tree):

@@ -76,4 +76,4 @@ def _planned(batches: Sequence[Any], plan: MicroBatchPlan, *, adds_up: bool) -> 
 
 def _fewer(samples: int, size: int) -> int:
     """Return about half as many, in whole micro-batches."""
-    return samples // (2 * size) * size if samples > 2 * size else 0
+    return -(-samples // (2 * size)) * size

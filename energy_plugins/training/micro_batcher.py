@@ -101,6 +101,11 @@ class MicroBatcher:
         return None if setting is None or size is None or size == setting.batch else replace(setting, size=size)
 
     @property
+    def setting(self) -> MicroBatchPlan | None:
+        """What the user does, as a plan; None while it is not known."""
+        return self._setting
+
+    @property
     def size(self) -> int | None:
         """Samples that go through the model at once; None while it is not known how many a batch has."""
         return None if self._setting is None else (self._rank.size or self._setting.batch)
@@ -135,6 +140,12 @@ class MicroBatcher:
             self._begin()
         self._tell()
 
+    @property
+    def smaller(self) -> list[int]:
+        """Sizes that a search may use below the user's, rising: to go down to if that does not fit."""
+        setting = self._setting
+        return [] if setting is None or self._course is None else [one for one in self._allowed if one < setting.batch]
+
     def after_step(self) -> None:
         """Count an optimizer step, and do what is due after it. Collective now and then, where there are several."""
         self._rank.steps += 1
@@ -148,9 +159,14 @@ class MicroBatcher:
             self._tell()
 
     def out_of_memory(self, size: int) -> None:
-        """Hear that a size did not fit after all; this rank goes on as the user has it, and the others will hear."""
+        """Hear that a size did not fit after all; this rank goes on with a smaller one, and the others will hear.
+
+        That is the user's own, or if it is this that did not fit, the next below it.
+        """
         self._rank.failed = max(self._rank.failed, size)
-        self._rank.size = None
+        below = [one for one in self.smaller if one < size]
+        setting = self._setting
+        self._rank.size = below[-1] if below and setting is not None and size <= setting.batch else None
 
     def lose(self, why: str) -> None:
         """Go on without measuring: a search ends, and the other ranks are told."""

@@ -76,15 +76,18 @@ def begin(batch: MicroBatchTask, limit: Task) -> tuple[JointSearch, Try]:
     return JointSearch(batch, limit, first, part), first
 
 
-def step(state: JointSearch, outcome: Outcome) -> tuple[JointSearch, Try | JointDone]:
+def step(state: JointSearch, outcome: Outcome, took_s: float | None = None) -> tuple[JointSearch, Try | JointDone]:
     """Return the state after ``outcome``, the answer to the last try, and what to do next.
+
+    ``took_s`` is how long the answer took in all, None for no longer than the steps of its window: it counts against
+    the budget of the search for the micro-batch.
 
     Raises:
         WindowError: if a size fails that ran before, once it was chosen; or if an answer is about another size.
     """
     match state.part:
         case MicroBatchSearch() as part:
-            searching, action = micro_batch.step(part, outcome)
+            searching, action = micro_batch.step(part, outcome, took_s)
             if isinstance(action, micro_batch.Action):
                 following = Try(action.size, state.limit_task.start, action.seconds, action.guarded)
                 return replace(state, part=searching, pending=following), following

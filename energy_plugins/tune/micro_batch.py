@@ -24,12 +24,13 @@ from energy_plugins.tune.micro_batch_task import (
 )
 from energy_plugins.tune.size_decision import next_size, open_sizes
 from energy_plugins.tune.size_outlook import reference_of, size_outlook
-from energy_plugins.tune.sizes import candidates
+from energy_plugins.tune.sizes import Memory, candidates
 from energy_plugins.tune.tried_size import TriedSize
 
 __all__ = [
     "Action",
     "Done",
+    "Memory",
     "MicroBatchChoice",
     "MicroBatchSearch",
     "MicroBatchTask",
@@ -74,6 +75,8 @@ class MicroBatchSearch:
     windows: tuple[SizeWindow, ...] = ()
     failed: tuple[OutOfMemory | Refused, ...] = ()
     spent_s: float = 0.0
+    beside_s: float = 0.0
+    """What the last window took beside its steps."""
 
 
 def begin(task: MicroBatchTask) -> tuple[MicroBatchSearch, Action]:
@@ -82,13 +85,21 @@ def begin(task: MicroBatchTask) -> tuple[MicroBatchSearch, Action]:
     return MicroBatchSearch(task, first), first
 
 
-def step(state: MicroBatchSearch, outcome: Outcome) -> tuple[MicroBatchSearch, Action | Done]:
+def step(
+    state: MicroBatchSearch, outcome: Outcome, took_s: float | None = None
+) -> tuple[MicroBatchSearch, Action | Done]:
     """Return the state after ``outcome``, the answer to the last action, and what to do next.
+
+    Args:
+        state: that of the search.
+        outcome: what was measured, or why nothing was.
+        took_s: how long that took in all, with changing the size and waiting for figures that are late: it counts
+            against the budget. None if it took no more than the steps of the window.
 
     Raises:
         WindowError: if the outcome names another size than the action did.
     """
-    state = _told(state, outcome)
+    state = _told(state, outcome, took_s)
     following = _following(state)
     if following is None:
         return state, Done(choose(state.task, state.windows, state.failed))
@@ -103,6 +114,7 @@ def search_micro_batch(  # noqa: PLR0913 - what may be asked of a search; most o
     share: int,
     budget_s: float | None = None,
     host_power_w: float = 0.0,
+    memory: Memory | None = None,
 ) -> MicroBatchChoice:
     """Return the micro-batch of least energy; of equals the smallest, and the start unless another surely saves.
 
@@ -114,12 +126,19 @@ def search_micro_batch(  # noqa: PLR0913 - what may be asked of a search; most o
         share: samples of an optimizer step on one rank.
         budget_s: the longest that the search may take in all; None for a minute.
         host_power_w: what the machine draws beside what is measured: longer steps cost it, too.
+        memory: the model on its device; with it the search knows where activations live.
 
     Raises:
         ConfigError: if a value makes no sense.
     """
     task = MicroBatchTask(
-        start=start, candidates=tuple(candidates), share=share, budget_s=budget_s, host_power_w=host_power_w
+        start=start,
+        candidates=tuple(candidates),
+        share=share,
+        budget_s=budget_s,
+        host_power_w=host_power_w,
+        fits=memory.fits(candidates) if memory else None,
+        levels=tuple(map(memory.level_of, candidates)) if memory else (),
     )
     state, action = begin(task)
     while True:
@@ -129,22 +148,25 @@ def search_micro_batch(  # noqa: PLR0913 - what may be asked of a search; most o
         action = following
 
 
-def _told(state: MicroBatchSearch, outcome: Outcome) -> MicroBatchSearch:
+def _told(state: MicroBatchSearch, outcome: Outcome, took_s: float | None) -> MicroBatchSearch:
     """Return the state with an outcome in it; what fails, though it ran before, takes its windows with it."""
     asked = state.pending
     if isinstance(outcome, Measurement):
         seconds = _whole_steps(asked.seconds, outcome.step_time_s)
-        window = SizeWindow(asked.size, state.spent_s + seconds / 2, seconds, outcome)
-        return replace(state, windows=(*state.windows, window), spent_s=state.spent_s + seconds)
+        beside_s = max((took_s or 0.0) - seconds, 0.0)
+        window = SizeWindow(asked.size, state.spent_s + beside_s + seconds / 2, seconds, outcome)
+        spent_s = state.spent_s + beside_s + seconds
+        return replace(state, windows=(*state.windows, window), spent_s=spent_s, beside_s=beside_s)
     if outcome.size != asked.size:
         raise WindowError(f"the answer is about {outcome.size} samples at once, but {asked.size} were asked about")
     failed = (*state.failed, outcome)
     usable = open_sizes(state.task, failed)
+    a_step_s = state.windows[-1].measured.step_time_s if state.windows else 0.0
     return replace(
         state,
         failed=failed,
         windows=tuple(window for window in state.windows if window.size in usable),
-        spent_s=state.spent_s + (state.windows[-1].measured.step_time_s if state.windows else 0.0),
+        spent_s=state.spent_s + (a_step_s if took_s is None else took_s),
     )
 
 
@@ -169,7 +191,7 @@ def _following(state: MicroBatchSearch) -> Action | None:
 
 def _affordable(state: MicroBatchSearch, size: int, seconds: float) -> Action | None:
     """Return an action that there is time for, a shorter one if need be."""
-    left_s = _PLANNED * (state.task.budget_s or BUDGET_S) - state.spent_s
+    left_s = _PLANNED * (state.task.budget_s or BUDGET_S) - state.spent_s - state.beside_s
     step_s = max((window.measured.step_time_s for window in state.windows), default=0.0)
     seconds = min(seconds, left_s - step_s)  # what is begun is ended: it takes up to a step longer
     if seconds < _LOOK_S:

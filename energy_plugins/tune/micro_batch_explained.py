@@ -66,7 +66,7 @@ def _spill(tried: Sequence[TriedSize]) -> Iterator[str]:
         if dearer < max(WORTH, SURE * _error(smaller, larger)):
             continue
         moved = smaller.level != larger.level
-        why = f": a layer's activations no longer fit {smaller.level}, but {larger.level}" if moved else ""
+        why = f": a layer's activations left the {smaller.level} for the {larger.level}" if moved else ""
         yield f"{larger.size} samples at once cost more than {smaller.size}{why}"
 
 

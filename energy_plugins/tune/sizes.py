@@ -65,9 +65,9 @@ class Memory:
     """What may be used; None for all of the device's own memory."""
 
     def level_of(self, size: int) -> str:
-        """Return the name of the first level that holds a layer's activations, "no level" if none does."""
+        """Return the name of the first level that holds a layer's activations; beyond all that are known, "memory"."""
         needed = self.needs.layer_bytes_per_sample * size
-        return next((level.name for level in self.hierarchy.levels if needed <= level.size_bytes), "no level")
+        return next((level.name for level in self.hierarchy.levels if needed <= level.size_bytes), "memory")
 
     def need(self, size: int) -> float:
         """Return the share of the memory that a size is predicted to need; 0 if it is not known how much there is."""

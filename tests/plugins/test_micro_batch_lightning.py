@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import outcomes
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -43,13 +44,8 @@ def both(
     return plain, tuned, tuner, tuned_model
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models as small as these take ten times as long on two threads as on one, where others compute, too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = outcomes.one_thread
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
@@ -349,6 +345,17 @@ class TooLarge(Reader):
 
 
 class TestOutOfMemory:
+    @pytest.mark.parametrize(("batch", "accumulation"), [(12, 1), (12, 2)])
+    def test_batches_that_only_fit_in_parts_run_in_parts(self, tmp_path: Path, batch: int, accumulation: int) -> None:
+        settings: dict[str, Any] = {"rows": 20 * batch, "batch": batch, "accumulate_grad_batches": accumulation}
+        plain, tuned, tuner, model = Gradients(), Gradients(), MicroBatchTuner(size=4), TooLarge()
+        trained(tmp_path, Reader(), plain, precision="64-true", **settings)
+        trained(tmp_path, model, tuned, tuner, precision="64-true", **settings)
+        assert tuner.found is not None
+        assert tuner.found.chosen == 4
+        for one, other in zip(plain.gradients, tuned.gradients, strict=True):
+            assert apart(one, other) <= 1e-9
+
     def test_a_size_that_never_fits_is_not_used(self, tmp_path: Path) -> None:
         with our_warnings() as texts:
             plain, tuned, tuner, _ = both(tmp_path, TooLarge, 4, 4, 16, free=True, precision="64-true")

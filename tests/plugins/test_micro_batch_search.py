@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import outcomes
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -24,13 +25,8 @@ BATCH, ACCUMULATION = 4, 4
 WINDOWS = 250
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the tests of gradients."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = outcomes.one_thread
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Working(Reader):
@@ -129,6 +125,21 @@ def test_sizes_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     assert part.chosen == 8
     assert "16 samples at once: it does not fit into memory" in part.explanation
     assert set(model.sizes[-100:]) == {8}
+
+
+def test_where_the_users_setting_does_not_fit_a_smaller_one_is_found(tmp_path: Path) -> None:
+    def cost(size: int) -> float:
+        if size > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more")
+        return overhead(size)
+
+    settings = {"batch": 16, "accumulate_grad_batches": 1, "rows": 16 * 200}
+    tuned, model = fit(tmp_path, cost, quiet(), MicroBatchTuner(search_share=0.5), **settings)
+    part = part_of(tuned)
+    assert part.chosen == 8
+    assert {one.size: one.why for one in part.tried}[16] == "out of memory"
+    assert set(model.sizes[-100:]) == {8}
+    assert tuned.work.steps == 200
 
 
 def test_one_that_runs_out_of_memory_in_the_search_is_an_answer(tmp_path: Path) -> None:

@@ -71,3 +71,15 @@ def test_where_the_gpu_was_always_busy_there_is_no_fixed_cost() -> None:
 
 def test_one_size_makes_no_curve() -> None:
     assert FixedCost.fit(costs(Model(), (8,))) is None
+
+
+def test_noise_makes_no_negative_power() -> None:
+    # Energy falls while time rises, as no GPU does: the idle power that would explain it is below 0.
+    curve = FixedCost.fit([SizeCost(4, 0.03, 1.0), SizeCost(8, 0.02, 3.0), SizeCost(16, 0.02, 8.0)])
+    assert curve is not None
+    assert curve.idle_w == 0.0
+    assert curve.sample_j > 0
+    work = FixedCost.fit([SizeCost(4, 0.02, 3.0), SizeCost(8, 0.022, 2.9), SizeCost(16, 0.02, 2.0)])
+    assert work is not None
+    assert work.sample_j == 0.0
+    assert work.idle_w > 0

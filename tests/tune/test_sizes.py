@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+from batch_trainings import BatchTraining, Model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_plugins.errors import ConfigError
-from energy_plugins.tune import MicroBatchTask, candidates
+from energy_plugins.tune import MicroBatchTask, candidates, search_micro_batch
 from energy_plugins.tune.sizes import MOST_SIZES, Memory, possible
 
 MIB = 2**20
@@ -97,6 +98,9 @@ def test_sizes_beside_a_boundary_stay() -> None:
     sizes = candidates(8, 1024, H200, net)
     assert len(sizes) == MOST_SIZES
     assert {8, 32, 64, 8192} <= set(sizes)
+    later = Net(layer_bytes_per_sample=MIB / 32, bytes_per_sample=1e6)  # the L1 is left above 1056, the L2 above 1920
+    assert {1024, 2048} <= set(candidates(8, 1024, H200, later))
+    assert 1024 not in candidates(8, 1024)
     assert [memory.level_of(size) for size in (32, 33, 34, 60, 64)] == ["L1", "L1", "L2", "L2", "HBM"]
 
 
@@ -119,6 +123,15 @@ def test_a_search_knows_what_fits_and_where_it_lives() -> None:
     assert task.level_of(64) == "HBM"
     unknown = MicroBatchTask.of(32, 8)
     assert (unknown.fits, unknown.levels, unknown.level_of(32)) == (None, (), None)
+
+
+def test_a_search_can_be_told_where_activations_live() -> None:
+    memory = Memory(H200, Net(layer_bytes_per_sample=1.0 * MIB, fixed_bytes=0, bytes_per_sample=1e6))
+    training = BatchTraining(Model(spill_from=32, floor_s=0.0), 64)
+    found = search_micro_batch(training.measure, (16, 32, 64), start=64, share=64, memory=memory)
+    assert found.size == 16
+    assert {one.size: one.level for one in found.tried} == {16: "L1", 32: "L1", 64: "HBM"}
+    assert "64 samples at once cost more than 32: a layer's activations left the L1 for the HBM" in found.explanation
 
 
 def test_a_size_that_may_just_fit_is_tried_with_care() -> None:
