@@ -256,6 +256,15 @@ class TestWhatStays:
         assert 0 < apart(resumed, rest) <= 1e-9
         assert [row["step"] for row in after.state.log_history] == [row["step"] for row in before.state.log_history]
 
+    def test_a_compiled_model(self, tmp_path: Path) -> None:
+        """What is compiled computes the same, of batches and of parts."""
+        how: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "aot_eager", "dtype": torch.float64}
+        reference, tuned = Steps(), Steps()
+        train(tmp_path, reference, made=sample_model, **how)
+        torch._dynamo.reset()
+        train(tmp_path, tuned, MicroBatchCallback(2), made=sample_model, **how)
+        assert 0 < apart(tuned, reference) <= 1e-9
+
     def test_the_trainer_is_as_it_was(self, tmp_path: Path) -> None:
         class Fails(TrainerCallback):
             def on_step_end(self, *args: Any, **kwargs: Any) -> None:
