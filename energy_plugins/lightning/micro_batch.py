@@ -22,6 +22,7 @@ from energy_plugins.training.model_shape import shape_of
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
+    from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.micro_batch_part import MicroBatchPart
     from energy_plugins.measure.report import Report
 
@@ -96,7 +97,7 @@ class MicroBatchTuner(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the batches in hand, when everybody has started."""
         self._close()
-        known = _why_not(trainer, pl_module, allow_batch_statistics=self._asked.allow_batch_statistics)
+        known = _why_not(trainer, pl_module, self._asked)
         if self._monitor is None:
             who, summed = who_of(trainer), partial(sum_over_ranks, trainer)
             self._batcher = MicroBatcher(self._asked, None, who=who, sum_over_ranks=summed, why_not=known)
@@ -208,9 +209,14 @@ class EnvironmentTuner(MicroBatchTuner):
             super().setup(trainer, pl_module, stage)
 
 
-def _why_not(trainer: Trainer, module: LightningModule, *, allow_batch_statistics: bool) -> str:
+def _why_not(trainer: Trainer, module: LightningModule, asked: MicroBatchConfig) -> str:
     """Return a sentence that says why a fit must be left as it is; empty if nothing speaks against it."""
     strategy = type(trainer.strategy).__name__
+    if asked.effective_batch == "grow":
+        return (
+            "effective_batch is 'grow', which Lightning's side does not do: give the Trainer more "
+            "accumulate_grad_batches, and the optimizer its learning rate"
+        )
     if not module.automatic_optimization:
         return "the module optimises by hand (automatic_optimization=False): cut its batches in its training_step"
     if any(name in strategy for name in _OTHERS) or trainer.strategy.handles_gradient_accumulation:
@@ -219,4 +225,4 @@ def _why_not(trainer: Trainer, module: LightningModule, *, allow_batch_statistic
         return "this epoch has no backward pass"
     if any(isinstance(one, GradientAccumulationScheduler) for one in vars(trainer)["callbacks"]):
         return "a GradientAccumulationScheduler changes the samples of an optimizer step as it goes"
-    return why_not(module, allow_batch_statistics=allow_batch_statistics)
+    return why_not(module, allow_batch_statistics=asked.allow_batch_statistics)

@@ -154,7 +154,15 @@ class EnergyMonitor(Callback):
     ) -> MicroBatcher:
         """Have the micro-batch of the fit that runs tuned, see `MicroBatchTuner`."""
         who, summed = who_of(trainer), partial(sum_over_ranks, trainer)
-        return self._monitor.tune_micro_batch(asked, who, summed, why_not=why_not, most_sizes=most_sizes, shape=shape)
+        return self._monitor.tune_micro_batch(
+            asked,
+            who,
+            summed,
+            why_not=why_not,
+            most_sizes=most_sizes,
+            optimizer=type(trainer.optimizers[0]).__name__ if trainer.optimizers else None,
+            shape=shape,
+        )
 
     def enter(self, phase: Kind) -> None:
         """Note that the step that runs goes on to another phase."""

@@ -21,7 +21,7 @@ from energy_plugins.training.micro_batch_gate import Gate
 from energy_plugins.training.micro_batch_plan import MicroBatchPlan
 from energy_plugins.training.own_sizes import OwnSizes
 from energy_plugins.training.watch import SumOverRanks
-from energy_plugins.tune import candidates
+from energy_plugins.tune import MicroBatchChoice, candidates, effective_batch_outlook, rule_to_try
 from energy_plugins.tune.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class MicroBatcher:
         sum_over_ranks: collective where there are several.
         why_not: why this rank's training must be left as it is; empty if nothing is known against it.
         most_sizes: the most that may be tried.
+        optimizer: the name of its class; None if that is not known.
         shape: returns what the model, its optimizer, precision and samples are known by; without it nothing is
             remembered.
         row_is_step: whether a row of the report is an optimizer step; if not, it is a batch of the loader.
@@ -62,6 +63,7 @@ class MicroBatcher:
         sum_over_ranks: SumOverRanks,
         why_not: str = "",
         most_sizes: int = MOST_SIZES,
+        optimizer: str | None = None,
         shape: Callable[[], str] | None = None,
         row_is_step: bool = False,
         timing: Timing | None = None,
@@ -71,6 +73,7 @@ class MicroBatcher:
         self._ranks = AllRanks(who, sum_over_ranks)
         self._rank = OwnSizes(measured)
         self._most_sizes = most_sizes
+        self._optimizer = optimizer
         self._shape = shape
         self._row_is_step = row_is_step
         self._timing = timing or Timing()
@@ -295,6 +298,18 @@ class MicroBatcher:
 
     # What is said of it.
 
+    def _outlook(self, choice: MicroBatchChoice) -> tuple[str, ...]:
+        """Say what a larger effective batch would save, unless it has been made larger."""
+        if choice.curve is None or self._setting is None or self.grown:
+            return ()
+        return effective_batch_outlook(
+            choice.curve,
+            share=self._setting.share,
+            micro_batch=choice.size,
+            rule=rule_to_try(self._optimizer),
+            ranks=self._ranks.who.world_size,
+        ).sentences
+
     def _tell(self) -> None:
         if self._measured is not None:
             self._measured.meter.micro_batched(self.part())
@@ -330,6 +345,7 @@ class MicroBatcher:
                 search_s=searched.search_s,
                 tried=_tried(choice.tried),
                 explanation=(*choice.explanation, *self._reasons),
+                outlook=self._outlook(choice),
             )
         )
 

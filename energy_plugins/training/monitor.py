@@ -388,6 +388,7 @@ class Monitor:
         *,
         why_not: str = "",
         most_sizes: int = MOST_SIZES,
+        optimizer: str | None = None,
         shape: Callable[[], str] | None = None,
         row_is_step: bool = False,
     ) -> MicroBatcher:
@@ -399,6 +400,7 @@ class Monitor:
             sum_over_ranks=sum_over_ranks,
             why_not=why_not,
             most_sizes=most_sizes,
+            optimizer=optimizer,
             shape=shape,
             row_is_step=row_is_step,
             timing=self.timing,
