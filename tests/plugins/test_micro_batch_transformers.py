@@ -149,8 +149,10 @@ class TestGradients:
         assert len(tuned.gradients) == STEPS
         assert 0 < apart(tuned, reference) <= 1e-6
 
-    @pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
-    @pytest.mark.parametrize("made", [language_model, sample_model])
+    @pytest.mark.parametrize(
+        ("batch", "accumulation", "size", "made"),
+        [(*way, made) for way, made in zip(WAYS, [language_model, sample_model] * 2, strict=True)],
+    )
     def test_of_a_whole_training(
         self, batch: int, accumulation: int, size: int, made: Callable[[], nn.Module], tmp_path: Path
     ) -> None:
@@ -311,8 +313,7 @@ class TestWhatStays:
         assert 0 < apart(tuned, reference) <= 1e-5
         assert sizes[:3] == [4, 2, 2]  # both ways, of as many as fit
 
-    @pytest.mark.parametrize("size", [4, 8])
-    @pytest.mark.parametrize("when", [20, 21])
+    @pytest.mark.parametrize(("size", "when"), [(4, 20), (4, 21), (8, 20)])
     def test_a_window_that_runs_out_of_memory_is_begun_anew(self, size: int, when: int, tmp_path: Path) -> None:
         class Filling(Seen):
             def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
