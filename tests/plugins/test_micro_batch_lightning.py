@@ -78,7 +78,8 @@ class TestMixedPrecision:
     def test_losses_are_scaled_as_they_were(self, tmp_path: Path, batch: int, accumulation: int, size: int) -> None:
         settings: dict[str, Any] = {"rows": STEPS * batch * accumulation, "batch": batch, "gradient_clip_val": 0.5}
         settings["accumulate_grad_batches"] = accumulation
-        seen, states, tuner = [], [], MicroBatchTuner(size=size)
+        seen: list[Gradients] = []
+        states, tuner = [], MicroBatchTuner(size=size)
         for callbacks in ([], [tuner]):
             scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
             plugin = MixedPrecision("16-mixed", "cpu", scaler)
