@@ -58,6 +58,7 @@ def _cut(batch: object, size: int, *, adds_up: bool) -> list[Pass]:
 @contextmanager
 def unheard(model: torch.nn.Module) -> Iterator[None]:
     """Have passes of a model be this rank's alone: no gradient is reduced, no buffer is handed round."""
+    model = getattr(model, "_orig_mod", model)  # of one that is compiled
     if not isinstance(model, DistributedDataParallel):
         yield
         return

@@ -149,8 +149,10 @@ class TestGradients:
         assert len(tuned.gradients) == STEPS
         assert 0 < apart(tuned, reference) <= 1e-6
 
-    @pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
-    @pytest.mark.parametrize("made", [language_model, sample_model])
+    @pytest.mark.parametrize(
+        ("batch", "accumulation", "size", "made"),
+        [(*way, made) for way, made in zip(WAYS, [language_model, sample_model] * 2, strict=True)],
+    )
     def test_of_a_whole_training(
         self, batch: int, accumulation: int, size: int, made: Callable[[], nn.Module], tmp_path: Path
     ) -> None:
@@ -256,6 +258,15 @@ class TestWhatStays:
         assert 0 < apart(resumed, rest) <= 1e-9
         assert [row["step"] for row in after.state.log_history] == [row["step"] for row in before.state.log_history]
 
+    def test_a_compiled_model(self, tmp_path: Path) -> None:
+        """What is compiled computes the same, of batches and of parts."""
+        how: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "aot_eager", "dtype": torch.float64}
+        reference, tuned = Steps(), Steps()
+        train(tmp_path, reference, made=sample_model, **how)
+        torch._dynamo.reset()
+        train(tmp_path, tuned, MicroBatchCallback(2), made=sample_model, **how)
+        assert 0 < apart(tuned, reference) <= 1e-9
+
     def test_the_trainer_is_as_it_was(self, tmp_path: Path) -> None:
         class Fails(TrainerCallback):
             def on_step_end(self, *args: Any, **kwargs: Any) -> None:
@@ -302,8 +313,7 @@ class TestWhatStays:
         assert 0 < apart(tuned, reference) <= 1e-5
         assert sizes[:3] == [4, 2, 2]  # both ways, of as many as fit
 
-    @pytest.mark.parametrize("size", [4, 8])
-    @pytest.mark.parametrize("when", [20, 21])
+    @pytest.mark.parametrize(("size", "when"), [(4, 20), (4, 21), (8, 20)])
     def test_a_window_that_runs_out_of_memory_is_begun_anew(self, size: int, when: int, tmp_path: Path) -> None:
         class Filling(Seen):
             def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
