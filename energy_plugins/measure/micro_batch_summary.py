@@ -58,7 +58,7 @@ def _searched(part: MicroBatchPart) -> str:
 
 
 def _result(saving: float | None, why: str | None) -> str:
-    return why or "not known" if saving is None else f"{-saving * 100:+.1f} %"
+    return why or "not known" if saving is None else f"{(0.0 - saving) * 100:+.1f} %"
 
 
 def _plain(text: str) -> str:

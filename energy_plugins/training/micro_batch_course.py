@@ -21,8 +21,6 @@ _CHANGE_STEPS = 3
 """Optimizer steps after a change that are left out: kernels are chosen, and what is compiled is compiled again."""
 _PACE_STEPS = 2
 """After them, by which it is told how long a step takes now."""
-_LEAST_SEARCH_S = 15.0
-"""A search that may take less could try nothing."""
 
 
 _FOR_EVER = 1 << 62
@@ -132,7 +130,7 @@ class MicroBatchCourse:
                 wait_s = timing.watch_s
             else:
                 budget_s = min(self._search_share * (elapsed_s + left_s), BUDGET_S)
-                if budget_s < _LEAST_SEARCH_S:
+                if budget_s < timing.least_search_s:
                     searched.why = (
                         f"{self._search_share:g} of the training, which is planned to take {elapsed_s + left_s:.0f} s "
                         "in all, is too short to search: see micro_batch.search_share"

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from micro_batching import IGNORED, WORDS, Contrastive, Gradients, OfTokens, Reader, apart, trained
 from outcomes import our_warnings
 from torch import nn
@@ -70,6 +71,41 @@ class TestGradients:
         for one, other in zip(plain.gradients, tuned.gradients, strict=True):
             assert apart(one, other) <= 1e-9
         assert apart(plain.parameters[-1], tuned.parameters[-1]) <= 1e-9
+
+
+class TestMixedPrecision:
+    @pytest.mark.parametrize(("batch", "accumulation", "size"), [(12, 1, 4), (4, 4, 8)])
+    def test_losses_are_scaled_as_they_were(self, tmp_path: Path, batch: int, accumulation: int, size: int) -> None:
+        settings: dict[str, Any] = {"rows": STEPS * batch * accumulation, "batch": batch, "gradient_clip_val": 0.5}
+        settings["accumulate_grad_batches"] = accumulation
+        seen: list[Gradients] = []
+        states, tuner = [], MicroBatchTuner(size=size)
+        for callbacks in ([], [tuner]):
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
+            plugin = MixedPrecision("16-mixed", "cpu", scaler)
+            gradients = Gradients(seen[0].parameters if seen else ())
+            trained(tmp_path, Reader(), *callbacks, gradients, plugins=[plugin], **settings)
+            seen.append(gradients)
+            states.append(scaler.state_dict())
+        assert tuner.found is not None
+        assert tuner.found.chosen == size
+        assert states[0] == states[1]
+        assert states[0]["scale"] < 2**20  # the first steps overflowed
+        finite = [pair for pair in zip(*(one.gradients for one in seen), strict=True) if all(map(_finite, pair))]
+        assert len(finite) > STEPS / 2
+        assert all(apart(one, other) <= 1e-2 for one, other in finite)
+
+    @pytest.mark.parametrize(("batch", "accumulation", "size"), [(12, 1, 4), (4, 4, 8)])
+    def test_of_16_bits_without_scaling(self, tmp_path: Path, batch: int, accumulation: int, size: int) -> None:
+        plain, tuned, tuner, _ = both(tmp_path, Reader, batch, accumulation, size, free=False, precision="bf16-mixed")
+        assert tuner.found is not None
+        assert (tuner.found.chosen, tuner.found.gradient_limit) == (size, 3e-2)
+        for one, other in zip(plain.gradients, tuned.gradients, strict=True):
+            assert apart(one, other) <= 3e-2
+
+
+def _finite(gradients: list[torch.Tensor]) -> bool:
+    return all(bool(one.isfinite().all()) for one in gradients)
 
 
 class TestEndsOfEpochs:
