@@ -293,11 +293,11 @@ def test_without_time_for_it_the_limit_of_all_stays() -> None:
 
 def test_where_the_end_is_not_known_it_waits_until_there_is_time() -> None:
     training = Straggling([1.2, 1.0, 1.0], 0.5, planned_s=None)
-    progress = agreed(drive(training, 780))
+    progress = agreed(drive(training, 700))
     assert progress.kept is not None
     assert (progress.searches, progress.kept.limits) == (1, None)
     training = Straggling([1.2, 1.0, 1.0], 0.5, planned_s=None)
-    progress = agreed(drive(training, 2000))
+    progress = agreed(drive(training, 1100))
     assert (progress.searches, len(set(limits_of(training)))) == (2, 2)
     assert progress.search_s < 0.2 * training.now_s
 
