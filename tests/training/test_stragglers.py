@@ -6,6 +6,7 @@ A model of a training: its ranks' work, waits and power are formulas, so the bes
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -14,10 +15,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_limiter import DRAWN_W, FOUND_W, LOWEST_W, ModelRank, Training, drive
 
+from energy_plugins.config import PowerLimitConfig
+from energy_plugins.measure.rank_part import Rank
 from energy_plugins.training.limit_apart import LONGER, apart, with_reserve
 from energy_plugins.training.limit_check import Kept
 from energy_plugins.training.limit_progress import Progress
+from energy_plugins.training.limiter import Limiter
 from energy_plugins.training.peer_waits import LEAST_SHARE, PeerWaits
+from energy_plugins.training.rank_limits import RankLimits
 from energy_plugins.training.step_window import Told
 from energy_plugins.tune import Task
 
@@ -300,6 +305,16 @@ def test_where_the_end_is_not_known_it_waits_until_there_is_time() -> None:
     progress = agreed(drive(training, 1100))
     assert (progress.searches, len(set(limits_of(training)))) == (2, 2)
     assert progress.search_s < 0.2 * training.now_s
+
+
+@pytest.mark.parametrize(("rank", "own_w"), [(0, 600.0), (1, 400.0)])
+def test_a_report_has_the_limit_of_its_rank_and_those_of_all(rank: int, own_w: float) -> None:
+    limiter = Limiter(PowerLimitConfig(), None, who=Rank(rank=rank, world_size=2), sum_over_ranks=lambda own: own)
+    kept = Kept(limit=600.0, saving=0.1, slowdown=0.02, confidence=1.0, binding=True, source="search")
+    limiter._course.progress.kept = kept
+    assert (limiter.part().chosen, limiter.part().by_rank) == (600.0, ())
+    limiter._course.progress.kept = replace(kept, limits=RankLimits(400.0, (1,), 600.0))
+    assert (limiter.part().chosen, limiter.part().by_rank) == (own_w, (600.0, 400.0))
 
 
 @given(st.floats(-0.5, math.inf), st.floats(-0.01, 0.05))
