@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 import warnings
@@ -16,6 +17,7 @@ import click
 
 from energy_plugins.cli import child
 from energy_plugins.errors import EnergyError, ReportError
+from energy_plugins.measure.spool import INSIDE_VARIABLE
 from energy_plugins.training.folder import first_free
 
 if TYPE_CHECKING:
@@ -83,11 +85,14 @@ def _measure(words: Sequence[str], folder: Path, name: str, mask: set[signal.Sig
     from energy_plugins.measure.meter import EnergyMeter  # noqa: PLC0415 - numpy's threads must find the signals held
 
     meter = EnergyMeter(name, folder=folder, config={"command": list(words)}).start()
+    if meter.run is not None:
+        os.environ[INSIDE_VARIABLE] = meter.run.run_id  # what the command measures of itself is not to count twice
+    code = _OWN_FAILURE
     try:
         came = child.held_signal()
         code = 128 + came if came is not None else child.wait(child.start(words, mask))
     finally:
-        meter.stop()
+        meter.stop(failed=code != 0)
     return code, meter.report()
 
 
