@@ -8,6 +8,7 @@ import platform
 import threading
 import uuid
 from collections import deque
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from numbers import Integral
@@ -236,8 +237,9 @@ class Run:
                 self._collector.finish(self._end_ns, self._codes.names, cut_short=unresolved > 0)
             self._spill.close()
         report = self.report(complete=True)
-        self._write_header(report)
         self.heartbeat.end(self._status, SoFar.of(report))
+        report = replace(report, warnings=tuple(dict.fromkeys((*report.warnings, *self._notices.texts))))
+        self._write_header(report)
         return report
 
     @property
