@@ -27,7 +27,7 @@ PATIENCE_S: Final = 60.0
 _PAUSES_S: Final = (0.01, 0.5)
 """Between two tries at what somebody else did at the same time: at first, and at most."""
 _LOCK: Final = 0x656E65726779
-"""The advisory lock of PostgreSQL under which tables are made: "energy" in ASCII."""
+"""The advisory lock of PostgreSQL that writers take: "energy" in ASCII."""
 _WRITES: Final = "energy_writes"
 _AGAIN: Final = frozenset({"40001", "40P01"})
 """SQLSTATE of transactions that had to give way to another: serialization failure, deadlock."""
@@ -107,20 +107,14 @@ class Database:
         while True:
             try:
                 with writing.begin() as connection:
-                    self._bring_up_to_date(connection)
+                    _be_alone(connection)
+                    upgrade(connection)
                     return work(connection)
             except DBAPIError as error:
                 if not _worth_another_try(error) or time.monotonic() > end_s:
                     raise
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, _PAUSES_S[1])
-
-    def _bring_up_to_date(self, connection: Connection) -> None:
-        if is_current(connection):
-            return
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        upgrade(connection)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -163,6 +157,12 @@ def _prepare_sqlite(engine: Engine) -> None:
         # A transaction that reads before it writes would be refused if another wrote in between.
         immediate = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _be_alone(connection: Connection) -> None:
+    """Have others who write wait for the end of this transaction, as SQLite does anyway: it takes milliseconds."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
 def _worth_another_try(error: DBAPIError) -> bool:
