@@ -125,13 +125,15 @@ class LedgerEntry(Part):
     def _complaint(self) -> str:
         """Say why this cannot be an entry, or cannot be kept in a database; nothing if it can."""
         texts = [
-            *(self.inside, self.name, self.node, self.user, self.project, self.model, self.framework, self.missing),
+            *(self.name, self.node, self.user, self.project, self.model, self.framework, self.missing),
             *(text for gpu in self.gpus for text in (gpu.uuid, gpu.name)),
         ]
         counts = (self.rank, self.world_size, self.beat, self.steps, self.samples or 0, self.tokens or 0)
         amounts = (self.duration_s, self.energy_j or 0.0, *(gpu.energy_j or 0.0 for gpu in self.gpus))
         wrong = {
-            "its run_id or training_id is none": not (is_id(self.run_id) and is_id(self.training_id)),
+            "its run_id, training_id or inside is none": not all(
+                map(is_id, (self.run_id, self.training_id, self.inside or self.run_id))
+            ),
             "a text in it is too long, or cannot be printed": any(text != one_line(text) for text in texts),
             "started or updated is no time in UTC, in ISO 8601": not (
                 _is_time(self.started) and _is_time(self.updated)

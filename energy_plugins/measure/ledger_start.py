@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from energy_plugins.measure.heartbeat import Heartbeat, open_runs
 from energy_plugins.measure.json_section import JSON
-from energy_plugins.measure.ledger_entry import GpuEntry, LedgerEntry, Status, one_line
+from energy_plugins.measure.ledger_entry import GpuEntry, LedgerEntry, Status, is_id, one_line
 from energy_plugins.measure.options import Options
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.reporting import Facts
@@ -35,7 +35,7 @@ def _first_entry(options: Options, facts: Facts) -> LedgerEntry:
     return LedgerEntry(
         run_id=facts.run_id,
         training_id=facts.run_id,
-        inside=one_line(inside),
+        inside=inside if is_id(inside) else "",
         rank=rank.rank,
         world_size=rank.world_size,
         name=one_line(facts.name),

@@ -50,13 +50,16 @@ class Database:
         self.url = _parsed(url)
         self._patience_s = patience_s
         self._path: Path | None = None
-        options: dict[str, float] = {}
+        options: dict[str, float | str] = {}
         if self.url.get_backend_name() == "sqlite":
             if self.url.database in {None, "", ":memory:"}:
                 raise LedgerError(f"{self} keeps nothing: name a file, such as sqlite:////data/ledger.sqlite")
             self._path = Path(str(self.url.database))
             refuse_network(self._path)
             options = {"timeout": patience_s}
+        elif self.url.drivername == "postgresql+psycopg" and "options" not in self.url.query:
+            waits = f"-c lock_timeout={max(round(patience_s * 1e3), 1)}"
+            options = {"connect_timeout": max(round(patience_s), 2), "options": waits}
         try:
             self._engine = create_engine(self.url, connect_args=options)
         except (NoSuchModuleError, ImportError) as error:
@@ -176,6 +179,7 @@ def _because(error: DBAPIError) -> str:
     """Return why a database refuses, with what to do about it where that is known."""
     said = " ".join(str(error.orig).split())
     remedies = {
+        "lock timeout": "another process is writing and does not end; try again later",
         "database is locked": "another process is writing and does not end; try again later",
         "readonly database": "you may not write there",
         "unable to open": "the folder is not there, or may not be written",

@@ -18,7 +18,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, create_engine, ins
 
 from energy_plugins.errors import LedgerError
 from energy_plugins.report.ledger import Ledger
-from energy_plugins.report.ledger_database import Database
+from energy_plugins.report.ledger_database import _LOCK, Database
 from energy_plugins.report.ledger_place import file_system_of, refuse_network
 from energy_plugins.report.ledger_schema import RUNS, TABLES, upgrade, version_of
 
@@ -71,6 +71,18 @@ def test_a_ledger_that_stays_locked_is_said(path: Path, spool: Path) -> None:
             assert len(ledger.runs()) == 300
         other.execute("ROLLBACK")
     assert "database is locked; another process is writing and does not end" in said
+
+
+def test_a_server_on_which_another_writes_and_does_not_end_is_said(server: str, spool: Path) -> None:
+    other = create_engine(server)
+    with other.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        with (
+            pytest.raises(LedgerError, match="lock timeout; another process is writing and does not end"),
+            Ledger(server, patience_s=0.2) as ledger,
+        ):
+            ledger.import_spool(spool)
+    other.dispose()
 
 
 def test_a_full_disk_is_said_and_what_fitted_is_there(path: Path, spool: Path) -> None:
@@ -211,9 +223,11 @@ def test_an_earlier_ledger_becomes_what_a_new_one_is_and_keeps_its_runs(url: str
     assert sql("SELECT count(*), max(trees) FROM energy_runs") == [(300, None)]
     upgraded = columns(url)
     sql("DROP TABLE energy_run_gpus", "DROP TABLE energy_runs", "DROP TABLE energy_ledger_version")
-    with create_engine(database.url).begin() as connection:
+    engine = create_engine(database.url)
+    with engine.begin() as connection:
         upgrade(connection, LATER, [plant])
         assert version_of(connection) == 2
+    engine.dispose()
     assert columns(url) == upgraded != before
     database.close()
 
