@@ -20,6 +20,8 @@ from energy_plugins.measure.spool import own_process
 from energy_plugins.report.ledger import Ledger
 from energy_plugins.report.ledger_import import put, supersedes
 
+pytest_plugins = ["ledger_fixtures"]
+
 Sql = Callable[..., list[tuple[object, ...]]]
 
 

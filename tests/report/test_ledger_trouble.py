@@ -22,6 +22,8 @@ from energy_plugins.report.ledger_database import _LOCK, Database
 from energy_plugins.report.ledger_place import file_system_of, refuse_network
 from energy_plugins.report.ledger_schema import RUNS, TABLES, upgrade, version_of
 
+pytest_plugins = ["ledger_fixtures"]
+
 Sql = Callable[..., list[tuple[object, ...]]]
 
 

@@ -1,4 +1,4 @@
-"""Ledgers to test with: files of SQLite, and a PostgreSQL server of our own where there is one to start."""
+"""Ledgers to test with, of SQLite and of a PostgreSQL server of our own: ``pytest_plugins = ["ledger_fixtures"]``."""
 
 from __future__ import annotations
 
