@@ -34,11 +34,11 @@ def postgres() -> Iterator[str]:
     try:
         if owner is not None:
             shutil.chown(folder, owner)
-        data = folder / "data"
+        data = str(folder / "data")
         command = [_tool("initdb"), "--no-sync", "--auth=trust", "--username=energy", "--encoding=UTF8", "-D", data]
         subprocess.run(command, cwd=folder, user=owner, check=True, capture_output=True, timeout=_PATIENCE_S)
         # No TCP: nobody but this machine's users can reach it.
-        options = ["-k", folder, "-c", "listen_addresses=", "-c", "max_connections=200"]
+        options = ["-k", str(folder), "-c", "listen_addresses=", "-c", "max_connections=200"]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
                 [_tool("postgres"), "-D", data, *options], cwd=folder, user=owner, stdout=log, stderr=log
