@@ -14,6 +14,7 @@ up; processes, signals, files and databases are real.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import select
@@ -362,6 +363,7 @@ def main() -> int:
     if missing := postgres_missing() if asked.only != "sqlite" else "":
         say(f"skipped: {missing}")
         return 0
+    gc.freeze()  # children share our memory: what the collector touches it would copy
     results = {}
     for name, load in (("sqlite", on_sqlite), ("postgresql", on_postgres)):
         if asked.only in {None, name}:

@@ -144,7 +144,7 @@ def _runs(*, url: str | None, project: str | None, user: str | None, since: Any,
     first = since.strftime("%Y-%m-%d") if since is not None else ""
     left_out = sum(run.simulated is not simulated for run in runs)
     if left_out and not simulated:
-        click.echo(f"{left_out:,} runs on simulated GPUs are left out; --simulated shows them", err=True)
+        click.echo(f"left out: {left_out:,} on simulated GPUs (--simulated shows them)", err=True)
     return [
         run
         for run in runs
