@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from energy_plugins.measure.ledger_entry import GpuEntry, Status
@@ -95,13 +96,13 @@ def runs_of(rows: Iterable[Row]) -> tuple[Run, ...]:
             ranks[row.training_id].append(row)
     trainings = {training_id: sorted(some, key=lambda row: row.rank) for training_id, some in ranks.items()}
     gpus = {training_id: _each_once(some) for training_id, some in trainings.items()}
-    training_of = {row.run_id: training_id for training_id, some in trainings.items() for row in some}
+    row_of = {row.run_id: row for some in trainings.values() for row in some}
     within: dict[str, dict[str, float]] = defaultdict(dict)
     for training_id, some in trainings.items():
-        around = training_of.get(some[0].inside)
-        if around is None or around == training_id:
+        around = row_of.get(some[0].inside)
+        if around is None or around.training_id == training_id or not _began_within(some[0], around):
             continue
-        inner_j = within[around]
+        inner_j = within[around.training_id]
         for gpu in gpus[training_id]:
             inner_j[gpu.uuid] = inner_j.get(gpu.uuid, 0.0) + (gpu.energy_j or 0.0)
     runs = (_run(some, gpus[training_id], within.get(training_id)) for training_id, some in trainings.items())
@@ -115,6 +116,12 @@ def _each_once(rows: Sequence[Row]) -> tuple[GpuEntry, ...]:
         if gpu.energy_j is not None and (before.energy_j is None or gpu.energy_j > before.energy_j):
             found[gpu.uuid] = gpu
     return tuple(found.values())
+
+
+def _began_within(inner: Row, outer: Row) -> bool:
+    """Tell whether a run began before the one around it ended: what a command leaves behind may measure later."""
+    began, ended = (datetime.fromisoformat(row.started).timestamp() for row in (inner, outer))
+    return began <= ended + outer.duration_s
 
 
 def _run(rows: Sequence[Row], gpus: tuple[GpuEntry, ...], within_j: Mapping[str, float] | None) -> Run:

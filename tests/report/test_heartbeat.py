@@ -299,3 +299,43 @@ sys.exit(3)
     outer = found.pop(Path(sys.executable).name)
     assert found["inner"].inside == outer.run_id == json.loads((tmp_path / "out" / "report.json").read_text())["run_id"]
     assert (outer.status, outer.framework, found["inner"].status) == (Status.FAILED, "command", Status.FINISHED)
+
+
+@pytest.fixture
+def hangs(state_home: Path, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    """Put the spool on a disk of its own, and give what makes that hang, and go on again."""
+    image = tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    try:
+        for command in (["mkfs.ext4", "-q", "-F", image], ["mount", "-o", "loop", image, state_home]):
+            subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs to mount a disk of its own: {error}")
+    try:
+        yield lambda hung: bool(subprocess.run(["fsfreeze", "-f" if hung else "-u", state_home], check=True))
+    finally:
+        subprocess.run(["fsfreeze", "-u", state_home], check=False, capture_output=True)
+        subprocess.run(["umount", "-l", state_home], check=True)
+
+
+def test_a_disk_that_hangs_delays_nothing(
+    simulated: Simulated, spool: Path, tmp_path: Path, hangs: Callable[[bool], None]
+) -> None:
+    simulated(Constant(POWER_W))
+    meter = EnergyMeter(folder=tmp_path / "report").start()
+    time.sleep(0.5)
+    hangs(True)
+    for _ in range(30):
+        began_s = time.monotonic()
+        with meter.step(samples=1):
+            time.sleep(0.1)
+        assert time.monotonic() - began_s < 1.0
+    began_s = time.monotonic()
+    with pytest.warns(RuntimeWarning, match="the ledger may lack this run: the disk takes too long"):
+        meter.stop()
+    assert time.monotonic() - began_s < 3.0
+    hangs(False)
+    report = meter.report()
+    assert (report.complete, report.steps.rows) == (True, 30)
+    assert report.total_j == pytest.approx(POWER_W * report.duration_s, rel=0.05)

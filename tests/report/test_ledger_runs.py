@@ -133,6 +133,13 @@ def test_a_run_that_was_killed_before_what_is_inside_it_takes_nothing_away() -> 
     assert overall(runs).energy_j == 70.0
 
 
+def test_what_a_command_left_behind_and_measured_later_is_not_inside_it() -> None:
+    later = "2026-11-22T08:16:01.000+00:00"  # a second after the end
+    runs = runs_of([row("shell", {"H200:1": 10.0}), row("fit", {"H200:1": 7.0}, inside="shell", started=later)])
+    assert {run.run_id: run.counted_j for run in runs} == {"shell": 10.0, "fit": 7.0}
+    assert overall(runs).jobs == 2
+
+
 def test_a_discarded_run_counts_nowhere() -> None:
     assert runs_of([row(status=Status.DISCARDED)]) == ()
 
