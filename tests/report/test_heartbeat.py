@@ -308,12 +308,16 @@ def hangs(state_home: Path, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
     with image.open("wb") as file:
         file.truncate(16 << 20)
     try:
-        for command in (["mkfs.ext4", "-q", "-F", image], ["mount", "-o", "loop", image, state_home]):
-            subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", image, state_home], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"needs to mount a disk of its own: {error}")
+
+    def hang(hung: bool) -> None:
+        subprocess.run(["fsfreeze", "-f" if hung else "-u", state_home], check=True)
+
     try:
-        yield lambda hung: bool(subprocess.run(["fsfreeze", "-f" if hung else "-u", state_home], check=True))
+        yield hang
     finally:
         subprocess.run(["fsfreeze", "-u", state_home], check=False, capture_output=True)
         subprocess.run(["umount", "-l", state_home], check=True)
