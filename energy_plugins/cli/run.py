@@ -17,7 +17,6 @@ import click
 
 from energy_plugins.cli import child
 from energy_plugins.errors import EnergyError, ReportError
-from energy_plugins.measure.spool import INSIDE_VARIABLE
 from energy_plugins.training.folder import first_free
 
 if TYPE_CHECKING:
@@ -83,6 +82,7 @@ def command(  # noqa: PLR0913 - an option each
 def _measure(words: Sequence[str], folder: Path, name: str, mask: set[signal.Signals]) -> tuple[int, Report]:
     """Run a command beside a meter and return its exit code and the report."""
     from energy_plugins.measure.meter import EnergyMeter  # noqa: PLC0415 - numpy's threads must find the signals held
+    from energy_plugins.measure.spool import INSIDE_VARIABLE  # noqa: PLC0415 - the same
 
     meter = EnergyMeter(name, folder=folder, config={"command": list(words)}).start()
     if meter.run is not None:

@@ -21,6 +21,7 @@ _PERIOD_NS: Final = 5_500_000_000
 run that is killed loses less than 10 s."""
 _PATIENCE_S: Final = 1.0
 """How long the end of a run waits for the disk."""
+_HANGS: Final = "the disk takes too long"
 
 open_runs: Final[list[str]] = []
 """The runs that this process measures now: one that begins is inside the last of them."""
@@ -89,20 +90,25 @@ class Heartbeat:
             self._write(self._next(Status.RUNNING, so_far))
 
     def end(self, status: Status, so_far: SoFar) -> None:
-        """Write the last word; a disk that takes more than a second for it is not waited for."""
+        """Begin to write the last word; `close` waits for it."""
         if self._entry is None:
             return
         open_runs.remove(self._entry.run_id)
         if status is not Status.DISCARDED or self._entry.beat > 0:
             self._join()
-            if self._writer is None:
-                self._write(self._next(status, so_far))
-                self._join()
             if self._writer is not None:
-                self._trouble = "the disk takes too long"
-            self._tell()
+                self._trouble = _HANGS
+            else:
+                self._write(self._next(status, so_far))
             self._last = self._entry
         self._entry = None
+
+    def close(self) -> str | None:
+        """Wait for the last word to be written, a second at most, and return what was said if it is not."""
+        if not self._trouble:
+            self._join()
+            self._trouble = self._trouble or (_HANGS if self._writer is not None else "")
+        return self._tell()
 
     def belongs_to(self, training_id: str) -> None:
         """Have the entry say of which training this run is a rank: by the run of rank 0, as that told."""
@@ -112,8 +118,7 @@ class Heartbeat:
         if self._last is not None and self._last.training_id != training_id and self._writer is None:
             self._last = replace(self._last, training_id=training_id, beat=self._last.beat + 1)
             self._write(self._last)
-            self._join()
-            self._tell()
+            self.close()
 
     def _next(self, status: Status, so_far: SoFar) -> LedgerEntry | None:
         before = self._entry
@@ -164,7 +169,10 @@ class Heartbeat:
             self._writer.join(_PATIENCE_S)
             self._writer = self._writer if self._writer.is_alive() else None
 
-    def _tell(self) -> None:
+    def _tell(self) -> str | None:
         trouble, self._trouble = self._trouble, ""
-        if trouble:
-            self._say(f"the ledger may lack this run: {trouble}")
+        if not trouble:
+            return None
+        text = f"the ledger may lack this run: {trouble}"
+        self._say(text)
+        return text

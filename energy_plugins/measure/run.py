@@ -238,8 +238,10 @@ class Run:
             self._spill.close()
         report = self.report(complete=True)
         self.heartbeat.end(self._status, SoFar.of(report))
-        report = replace(report, warnings=tuple(dict.fromkeys((*report.warnings, *self._notices.texts))))
-        self._write_header(report)
+        self._write_header(report)  # meanwhile the ledger's entry is written
+        if (trouble := self.heartbeat.close()) is not None:
+            report = replace(report, warnings=(*report.warnings, trouble))
+            self._write_header(report)
         return report
 
     @property
