@@ -90,6 +90,16 @@ class ReportConfig(_Section):
         default=True, metadata=_key(YES_NO, "Whether to show the joules in the progress bar, where there is one.")
     )
     table: bool = field(default=True, metadata=_key(YES_NO, "Whether to print the report as a table at the end."))
+    ledger: bool = field(
+        default=True, metadata=_key(YES_NO, "Whether runs are kept in this user's ledger, on this machine.")
+    )
+    project: str | None = field(
+        default=None,
+        metadata=_key(
+            TEXT,
+            "What the ledger books runs on; if not given, the name of the git repository or folder a training runs in.",
+        ),
+    )
 
 
 OBJECTIVE = one_of("energy", "energy_delay", "zeus")
