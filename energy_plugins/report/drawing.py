@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from energy_plugins.measure.quantity import percent, quantity
+from energy_plugins.report.extras import needed
 from energy_plugins.report.pictures.picture import GPU_COLOURS, Picture, Shares, colour_of
 from energy_plugins.report.pictures.power import PowerPicture
 from energy_plugins.report.pictures.ranks import RankPicture
@@ -106,7 +107,8 @@ def _where(picture: WherePicture, figure: Figure) -> None:
     axes.set_yticks(places, [_name(name) for name in names], fontsize=_SMALL)
     axes.invert_yaxis()
     axes.set_xlim(0.0, 1.25 * max(bar.energy_j + (bar.error_bound_j or 0.0) for bar in bars))
-    axes.set_xlabel("energy (J)")
+    axes.set_xlabel("energy")
+    axes.xaxis.set_major_formatter(needed("matplotlib.ticker", "a PNG").EngFormatter("J"))
 
 
 def _ranks(picture: RankPicture, figure: Figure) -> None:

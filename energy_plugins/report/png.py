@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.report import Report
@@ -44,6 +47,12 @@ def write_png(report: Report, folder: str | Path) -> tuple[Path, ...]:
 
 
 def _write(picture: Picture, report: Report, path: Path) -> Path:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", UserWarning)  # one for each letter that the font lacks
+        return _drawn(picture, report, path)
+
+
+def _drawn(picture: Picture, report: Report, path: Path) -> Path:
     figure: Figure = needed("matplotlib.figure", "a PNG").Figure(
         figsize=_SIZE.get(picture.name, (7.0, 3.6)), layout="constrained"
     )

@@ -73,7 +73,7 @@ def _part(value: object) -> JSON:
 
 
 def _number(value: float) -> float | int | None:
-    if not math.isfinite(value):
+    short = float(f"{value:.{_DIGITS}g}")  # which may be infinite where the value was not
+    if not math.isfinite(short):
         return None
-    short = float(f"{value:.{_DIGITS}g}")
     return int(short) if short.is_integer() and abs(short) < 2**53 else short

@@ -15,7 +15,7 @@
       chart ??= echarts.init(box, null, { renderer: "svg" });
       chart.resize();
       const graphic = data.simulated
-        ? [{ type: "text", right: 18, bottom: 70, silent: true, z: -1, style: { text: "SIMULATED", fontSize: narrow ? 26 : 40, fontWeight: 700, fill: look.banner, opacity: 0.16 } }]
+        ? [{ type: "text", left: "center", top: 150, silent: true, z: -1, style: { text: "SIMULATED", fontSize: narrow ? 26 : 40, fontWeight: 700, fill: look.banner, opacity: 0.16 } }]
         : [];
       chart.setOption({ ...view.option, graphic }, { notMerge: true });
     };
@@ -30,5 +30,6 @@
     waiting = requestAnimationFrame(redraw);
   });
   for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", redraw);
+  performance.mark("drawn");
   document.documentElement.dataset.drawn = String(data.pictures.length);
 }

@@ -19,12 +19,11 @@ function change(share) {
   return `${share >= 0 ? "+" : "−"}${Math.abs(100 * share).toFixed(1)} %`;
 }
 
-function clock(seconds) {
-  if (seconds < 120) return `${Number(seconds.toPrecision(4))} s`;
-  const minutes = Math.round(seconds / 6) / 10;
-  if (minutes < 120) return `${minutes} min`;
-  const hours = Math.round(seconds / 360) / 10;
-  return hours < 96 ? `${hours} h` : `${Math.round(hours / 2.4) / 10} days`;
+// The unit in which a run of this length is drawn, and how many seconds it has.
+function timeUnit(seconds) {
+  if (seconds < 300) return [1, "s"];
+  if (seconds < 3 * 3600) return [60, "min"];
+  return seconds < 4 * 86400 ? [3600, "h"] : [86400, "days"];
 }
 
 // Names come from users: a tooltip is HTML.

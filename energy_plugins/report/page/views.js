@@ -53,11 +53,11 @@ function band(name, group, at, low, high, colour, opacity) {
 }
 
 // Shares of stretches of time as a strip: stacked steps that fill it to 1.
-function strip(shares, axis, group) {
+function strip(shares, edges, axis, group) {
   return shares.parts.map((part) => ({
     name: part.name, type: "line", step: "end", xAxisIndex: axis, yAxisIndex: axis, stack: group, symbol: "none",
     color: part.colour, lineStyle: { width: 0 }, areaStyle: { color: part.colour, opacity: 0.9 }, silent: true,
-    data: points(shares.edges_s, [...part.share, part.share[part.share.length - 1]]),
+    data: points(edges, [...part.share, part.share[part.share.length - 1]]),
   }));
 }
 
@@ -69,6 +69,8 @@ function spoken(shares, at_s) {
 
 function powerView(picture, look, narrow, data) {
   const strips = [picture.doing, picture.held_back].filter((shares) => shares && shares.parts.length);
+  const [scale, unit] = timeUnit(picture.duration_s);
+  const inUnit = (seconds) => seconds.map((time) => time / scale);
   const titles = ["time spent", "held back by"].filter((_, row) => [picture.doing, picture.held_back][row]?.parts.length);
   const left = narrow ? 46 : 62;
   const main = 300;
@@ -76,9 +78,10 @@ function powerView(picture, look, narrow, data) {
   strips.forEach((_, row) => grids.push({ left, right: 14, top: 54 + main + 46 + row * 52, height: 26 }));
   const style = axisStyle(look);
   const xAxes = grids.map((_, row) => ({
-    type: "value", min: 0, max: picture.duration_s, gridIndex: row, ...style, splitLine: { show: false },
-    axisLabel: { ...style.axisLabel, show: row === 0, formatter: clock }, axisTick: { show: row === 0 },
+    type: "value", min: 0, max: picture.duration_s / scale, gridIndex: row, ...style, splitLine: { show: false },
+    axisLabel: { ...style.axisLabel, show: row === 0 }, axisTick: { show: row === 0 },
     axisPointer: { show: true, label: { show: false } },
+    ...(row ? {} : { name: unit, nameLocation: "middle", nameGap: 24 }),
   }));
   const yAxes = [{ type: "value", name: "W", min: 0, ...style }].concat(strips.map((_, row) => ({
     type: "value", min: 0, max: 1, gridIndex: row + 1, show: true, name: titles[row], nameLocation: "end", nameGap: 5,
@@ -89,22 +92,23 @@ function powerView(picture, look, narrow, data) {
   const several = picture.gpus.length > 1;
   picture.gpus.forEach((gpu, row) => {
     const colour = data.gpu_colours[row % data.gpu_colours.length];
-    const { at, mean, low, high } = gpu.power_w;
+    const { mean, low, high } = gpu.power_w;
+    const at = inUnit(gpu.power_w.at);
     series.push({ name: gpu.name, type: "line", data: points(at, mean), symbol: "none", color: colour, lineStyle: { width: 1.5 } });
     if (low) series.push(...band(gpu.name, `band ${row}`, at, low, high, colour, several ? 0.15 : 0.3));
     if (gpu.limit_w) {
       const last = gpu.limit_w.mean[gpu.limit_w.mean.length - 1];
       series.push({
         name: several ? `${gpu.name} limit` : "limit in force", type: "line", step: "end", symbol: "none",
-        data: [...points(gpu.limit_w.at, gpu.limit_w.mean), [picture.duration_s, last]],
+        data: [...points(inUnit(gpu.limit_w.at), gpu.limit_w.mean), [picture.duration_s / scale, last]],
         color: several ? colour : look.banner, lineStyle: { type: "dashed", width: 1.5 },
       });
     }
   });
-  strips.forEach((shares, row) => series.push(...strip(shares, row + 1, `strip ${row}`)));
+  strips.forEach((shares, row) => series.push(...strip(shares, inUnit(shares.edges_s), row + 1, `strip ${row}`)));
   const at = picture.gpus[0].power_w.at;
   const say = (row) => {
-    const lines = [`at ${clock(at[row])}`];
+    const lines = [`at ${Number((at[row] / scale).toPrecision(5))} ${unit}`];
     for (const gpu of picture.gpus) {
       const here = nearest(gpu.power_w.at, at[row]);
       const { mean, low, high } = gpu.power_w;
@@ -127,7 +131,7 @@ function powerView(picture, look, narrow, data) {
       ...common(look, narrow), grid: grids, xAxis: xAxes, yAxis: yAxes, series,
       axisPointer: { link: [{ xAxisIndex: "all" }] },
       dataZoom: zoom(grids.map((_, row) => row), 4),
-      tooltip: tooltip(look, (param) => say(nearest(at, param.axisValue))),
+      tooltip: tooltip(look, (param) => say(nearest(at, param.axisValue * scale))),
     },
   };
 }
@@ -236,7 +240,7 @@ function ranksView(picture, look, narrow) {
       name: "backward phase", type: "bar", xAxisIndex: 1, yAxisIndex: 1, color: "#56b4e9", barMaxWidth: 36,
       data: bars.map((bar) => ({
         value: bar.backward_s, itemStyle: bar.straggles ? { color: look.banner } : {},
-        label: { show: bar.straggles, position: "top", formatter: "the others wait", color: look.ink, fontSize: 11 },
+        label: { show: bar.straggles, position: "top", formatter: "the others wait", color: look.ink, backgroundColor: look.card, padding: 2, fontSize: 11 },
       })),
     });
   }

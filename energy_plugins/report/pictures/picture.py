@@ -29,7 +29,7 @@ COLOURS: Final = {
     "checkpoint": "#8f6bb3",
     "idle": "#8a8f98",
     "outside of steps": "#a7adb5",
-    "power limit": "#e69f00",
+    "power limit": "#9aa83a",
     "heat": "#c0392b",
     "another reason": "#8f6bb3",
 }

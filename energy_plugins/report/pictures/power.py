@@ -13,7 +13,7 @@ from energy_plugins.measure.report import Report
 from energy_plugins.measure.state import NO_THROTTLING, REASONS
 from energy_plugins.report.pictures.doing import doing
 from energy_plugins.report.pictures.picture import MOST_SHARES, Missing, Picture, Shares, edges
-from energy_plugins.report.pictures.trace import ROWS_A_TIME, Array, Stretches, Trace, trace_of
+from energy_plugins.report.pictures.trace import MOST, ROWS_A_TIME, Array, Stretches, Trace, trace_of
 
 NAME: Final = "power"
 TITLE: Final = "Power over time"
@@ -108,7 +108,7 @@ def _held(trace: Trace) -> Trace:
 
 def _held_back(report: Report) -> Shares | None:
     readings = max((state.rows for state in report.state.values()), default=0)
-    if not readings or not report.duration_s > 0:
+    if not readings or not 0 < report.duration_s < MOST:
         return None
     count = min(readings, MOST_SHARES)
     found: dict[str, list[Stretches]] = {}

@@ -18,6 +18,13 @@ MOST_ROWS: Final = 2 * MOST_POINTS
 """Rows of which each is drawn as it is: beyond it a point stands for two and more."""
 ROWS_A_TIME: Final = 1 << 18
 """Rows in memory at once, so that it stays flat however long the run was."""
+MOST: Final = 1e30
+"""What a file gives as more joules, watts or seconds than this is no measurement, and would overflow sums."""
+
+
+def known(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which values can be drawn."""
+    return np.asarray(np.abs(values) < MOST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,19 +63,18 @@ class Stretches:
         self._high = np.full(count, -np.inf)
 
     def add(self, at: NDArray[Any], values: NDArray[Any]) -> None:
-        """Add values, each at its place; a place or a value that is not finite is no value."""
-        known = np.isfinite(at) & np.isfinite(values) & (at >= 0) & (at <= self.end)
-        if not known.any():
+        """Add values, each at its place; what cannot be drawn is left out."""
+        there = known(values) & (at >= 0) & (at <= self.end)
+        if not there.any():
             return
-        row = np.minimum(at[known] / self.end * self.count, self.count - 1).astype(np.int64)
-        value = values[known].astype(np.float64)
+        row = np.minimum(at[there] / self.end * self.count, self.count - 1).astype(np.int64)
+        value = values[there].astype(np.float64)
         if np.any(np.diff(row) < 0):
             order = np.argsort(row, kind="stable")
             row, value = row[order], value[order]
         first = np.flatnonzero(np.diff(row, prepend=-1))
         place = row[first]
-        with np.errstate(over="ignore"):
-            self._sum[place] += np.add.reduceat(value, first)
+        self._sum[place] += np.add.reduceat(value, first)
         self._rows[place] += np.diff(first, append=len(row))
         self._low[place] = np.minimum(self._low[place], np.minimum.reduceat(value, first))
         self._high[place] = np.maximum(self._high[place], np.maximum.reduceat(value, first))
@@ -93,14 +99,14 @@ def trace_of(columns: Columns, at: str, value: str, end: float) -> Trace:
     Raises:
         ColumnError: the columns may not be read.
     """
-    if not end > 0:
+    if not 0 < end < MOST:
         return Trace(np.empty(0), np.empty(0))
     if columns.rows <= MOST_ROWS:
         place: Array = np.array(columns[at], np.float64)
         values: Array = np.array(columns[value], np.float64)
-        inside = np.isfinite(place) & (place >= 0) & (place <= end)
+        inside = (place >= 0) & (place <= end)
         order = np.argsort(place[inside], kind="stable")
-        values[~np.isfinite(values)] = np.nan
+        values[~known(values)] = np.nan
         return Trace(place[inside][order], values[inside][order])
     stretches = Stretches(end, MOST_POINTS)
     for part in columns.windows(ROWS_A_TIME, (at, value)):

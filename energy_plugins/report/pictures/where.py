@@ -11,6 +11,7 @@ from energy_plugins.measure.report import Report
 from energy_plugins.measure.spans import Kind
 from energy_plugins.report.pictures.marked import PHASES, marked_steps
 from energy_plugins.report.pictures.picture import Missing, Picture, counted
+from energy_plugins.report.pictures.trace import MOST
 
 NAME: Final = "where"
 TITLE: Final = "Where the joules went"
@@ -60,7 +61,7 @@ def where_picture(report: Report) -> WherePicture | Missing:
         ColumnError: the columns may not be read.
     """
     total_j = report.total_j
-    if total_j is None or not total_j > 0:
+    if total_j is None or not 0 < total_j < MOST:
         why = report.missing.get("total_j", "nothing was drawn, or no reason was recorded")
         return Missing(name=NAME, title=TITLE, why=why)
     parts_j, bounds_j = _parts(report)
@@ -79,8 +80,10 @@ def where_picture(report: Report) -> WherePicture | Missing:
     waste = tuple(
         Slice(name, joules, None, joules / total_j, what)
         for field, name, what in _WASTE
-        if (joules := getattr(report, field)) is not None
+        if (joules := getattr(report, field)) is not None and 0 <= joules < MOST
     )
+    if not work and not waste:
+        return Missing(name=NAME, title=TITLE, why="the report has the total alone, and no kind of work")
     estimate = (
         f" Forward, backward and optimizer were marked in {counted(marked.steps, 'step')} of {report.steps.rows:,}; "
         "the others are divided in the same way, so their bars are estimates without a bound."
@@ -100,16 +103,17 @@ def where_picture(report: Report) -> WherePicture | Missing:
 def _parts(report: Report) -> tuple[dict[str, float], dict[str, float]]:
     """Return joules and bounds by what the picture calls it; kinds beyond a dozen are one."""
     known = sorted(
-        ((kind.energy_j, kind) for kind in report.kinds if kind.energy_j is not None), key=lambda pair: -pair[0]
+        ((kind.energy_j, kind) for kind in report.kinds if kind.energy_j is not None and 0 <= kind.energy_j < MOST),
+        key=lambda pair: -pair[0],
     )
     parts_j: dict[str, float] = {}
     bounds_j: dict[str, list[float]] = {}
     for place, (joules, kind) in enumerate(known):
         name = _WORDS.get(kind.kind, kind.kind) if place < _MOST_KINDS else _OTHERS
         parts_j[name] = parts_j.get(name, 0.0) + joules
-        bounds_j.setdefault(name, []).append(math.nan if kind.error_bound_j is None else kind.error_bound_j)
+        bounds_j.setdefault(name, []).append(math.nan if kind.error_bound_j is None else abs(kind.error_bound_j))
     sums = {name: math.hypot(*bounds) for name, bounds in bounds_j.items()}
-    return parts_j, {name: bound for name, bound in sums.items() if math.isfinite(bound)}
+    return parts_j, {name: bound for name, bound in sums.items() if bound < MOST}
 
 
 def _divided(parts_j: Mapping[str, float], rest_j: float) -> dict[str, float]:
