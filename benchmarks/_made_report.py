@@ -132,23 +132,25 @@ def _spans(start_s: Floats, end_s: Floats, pauses: Floats) -> Columns:
         parts.append((kind, from_s, start_s[marked] + end * length_s[marked], _POWER_W["work"]))
     parts.append(("validate", pauses, pauses + 6.0 * step_s, _POWER_W["validate"]))
     parts.append(("checkpoint", pauses + 6.0 * step_s, pauses + 8.0 * step_s, _POWER_W["checkpoint"]))
-    kind = np.concatenate([np.full(len(begin), KINDS.index(name), np.int16) for name, begin, _, _ in parts])
+    codes = [np.full(len(begin), KINDS.index(name), np.int16) for name, begin, _, _ in parts]
     begin_s = np.concatenate([begin for _, begin, _, _ in parts])
     stop_s = np.concatenate([end for _, _, end, _ in parts])
     energy_j = np.concatenate([(end - begin) * power_w for _, begin, end, power_w in parts])
     order = np.argsort(stop_s, kind="stable")
-    columns = {
-        "kind": kind,
-        "start_s": begin_s,
-        "end_s": stop_s,
-        "energy_j": energy_j,
-        "error_bound_j": 0.05 * energy_j,
-    }
-    return Columns.of({**{name: column[order] for name, column in columns.items()}, "coverage": np.ones(len(order))})
+    return Columns.of(
+        {
+            "kind": np.concatenate(codes)[order],
+            "start_s": begin_s[order],
+            "end_s": stop_s[order],
+            "energy_j": energy_j[order],
+            "error_bound_j": 0.05 * energy_j[order],
+            "coverage": np.ones(len(order)),
+        }
+    )
 
 
 def _kinds(steps: Columns, spans: Columns, duration_s: float) -> tuple[KindTotal, ...]:
-    seconds = {name: 0.0 for name in KINDS}
+    seconds = dict.fromkeys(KINDS, 0.0)
     joules = dict(seconds)
     for code, name in enumerate(KINDS):
         chosen = spans["kind"] == code

@@ -1,4 +1,4 @@
-"""The HTML page of a long run: how long it takes to write, in how much memory, how large it is, and how soon it answers.
+"""The HTML page of a long run: how long writing it takes, in how much memory, its size, and how soon it answers.
 
 The run is made up: a million steps of 250 ms, 69 hours with 12.5 million power samples a GPU. The page is written by a
 process of its own, from the folder on disk, and opened by a browser without a window.
