@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from energy_plugins import __version__
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.json_section import plain
+from energy_plugins.measure.quantity import quantity
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_files import folder_errors, write_atomically
 from energy_plugins.report.advice import advice
@@ -59,6 +60,7 @@ def page(report: Report) -> str:
         version=__version__,
         tiles=tiles(report),
         advice=advice(report),
+        quantity=quantity,
         pictures=[(picture, table_of(picture)) for picture in drawn],
         absent=[picture for picture in pictures if isinstance(picture, Missing)],
         gpus=gpu_table(report),

@@ -74,12 +74,12 @@ function powerView(picture, look, narrow, data) {
   const titles = ["time spent", "held back by"].filter((_, row) => [picture.doing, picture.held_back][row]?.parts.length);
   const left = narrow ? 46 : 62;
   const main = 300;
-  const grids = [{ left, right: 14, top: 54, height: main }];
-  strips.forEach((_, row) => grids.push({ left, right: 14, top: 54 + main + 46 + row * 52, height: 26 }));
+  const grids = [{ left, right: 14, top: 54, height: main, outerBoundsMode: "none" }];
+  strips.forEach((_, row) => grids.push({ left, right: 14, top: 54 + main + 46 + row * 52, height: 26, outerBoundsMode: "none" }));
   const style = axisStyle(look);
   const xAxes = grids.map((_, row) => ({
     type: "value", min: 0, max: picture.duration_s / scale, gridIndex: row, ...style, splitLine: { show: false },
-    axisLabel: { ...style.axisLabel, show: row === 0 }, axisTick: { show: row === 0 },
+    axisLabel: { ...style.axisLabel, show: row === 0, showMaxLabel: false }, axisTick: { show: row === 0 },
     axisPointer: { show: true, label: { show: false } },
     ...(row ? {} : { name: unit, nameLocation: "middle", nameGap: 24 }),
   }));
@@ -113,11 +113,9 @@ function powerView(picture, look, narrow, data) {
       const here = nearest(gpu.power_w.at, at[row]);
       const { mean, low, high } = gpu.power_w;
       const range = low && low[here] !== null ? ` (${quantity(low[here], "W")} to ${quantity(high[here], "W")})` : "";
-      lines.push(`${gpu.name}: ${quantity(mean[here], "W")}${range}`);
-      if (gpu.limit_w) {
-        const until = gpu.limit_w.at.filter((place) => place <= at[row]).length;
-        lines.push(`limit: ${quantity(gpu.limit_w.mean[Math.max(until - 1, 0)], "W")}`);
-      }
+      const until = gpu.limit_w ? gpu.limit_w.at.filter((place) => place <= at[row]).length : 0;
+      const limit = gpu.limit_w ? `, limit ${quantity(gpu.limit_w.mean[Math.max(until - 1, 0)], "W")}` : "";
+      lines.push(`${gpu.name}: ${quantity(mean[here], "W")}${range}${limit}`);
     }
     strips.forEach((shares, place) => {
       const parts = spoken(shares, at[row]);
@@ -155,7 +153,7 @@ function stepsView(picture, look, narrow) {
     height: 380, count: at.length, series: line, say,
     option: {
       ...common(look, narrow), grid: { left: narrow ? 50 : 66, right: 14, top: 50, bottom: 66 }, series,
-      xAxis: { type: "value", min: 0, max: Math.max(picture.rows - 1, 1), name: "step", nameLocation: "middle", nameGap: 24, ...style, splitLine: { show: false } },
+      xAxis: { type: "value", min: 0, max: Math.max(picture.rows - 1, 1), name: "step", nameLocation: "middle", nameGap: 24, ...style, axisLabel: { ...style.axisLabel, showMaxLabel: false }, splitLine: { show: false } },
       yAxis: { type: "value", name: "per step", scale: true, ...style, axisLabel: { ...style.axisLabel, formatter: (value) => quantity(value, "J") } },
       dataZoom: zoom([0], 4),
       tooltip: tooltip(look, (param) => say(nearest(at, param.axisValue))),

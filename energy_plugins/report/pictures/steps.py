@@ -50,8 +50,8 @@ def step_picture(report: Report) -> StepPicture | Missing:
     what = (
         "Each step, with the 95 % error bound of its joules."
         if single
-        else f"A point is the mean of {steps.rows / count:,.0f} steps and the wide band reaches from the least to the "
-        "most that one of them drew; the narrow one is the 95 % error bound of a single step."
+        else f"A point is the mean of {steps.rows / count:,.0f} steps; the one band reaches from the least to the most "
+        "that any of them drew, the other is the 95 % error bound of a single step."
     )
     return StepPicture(
         name=NAME,
