@@ -124,7 +124,7 @@ def cost_table(report: Report) -> Table:
         ("telling other ranks", quantity(seen.ranks_s, "s"), share(seen.ranks_s), "CPU time, in the background"),
         ("lost on the way", lost, "", "because a buffer was full"),
     ]
-    return Table(("what", "time", "share of the run", ""), tuple(rows))
+    return Table(("what", "time", "share of the run", "remark"), tuple(rows))
 
 
 def missing_table(report: Report) -> Table:

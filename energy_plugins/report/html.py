@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _PAGE: Final = "energy_plugins.report"
 _SCRIPTS: Final = ("echarts.min.js", "scales.js", "views.js", "keys.js", "page.js")
 _STYLE: Final = "page.css"
+_MOST_LINES: Final = 500
+"""Of warnings, rows and settings: a page stays small whatever a report holds."""
 
 
 def write_html(report: Report, path: str | Path) -> Path:
@@ -61,6 +63,7 @@ def page(report: Report) -> str:
         tiles=tiles(report),
         advice=advice(report),
         quantity=quantity,
+        most_lines=_MOST_LINES,
         pictures=[(picture, table_of(picture)) for picture in drawn],
         absent=[picture for picture in pictures if isinstance(picture, Missing)],
         gpus=gpu_table(report),

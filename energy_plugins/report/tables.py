@@ -35,7 +35,7 @@ def table_of(picture: Picture) -> Table:
     match picture:
         case WherePicture():
             bars = [*(_slice(one, "") for one in picture.work), *(_slice(one, "of which ") for one in picture.waste)]
-            return Table(("what", "energy", "share", ""), tuple(bars))
+            return Table(("what", "energy", "share", "remark"), tuple(bars))
         case PowerPicture():
             rows = [
                 (gpu.name, quantity(gpu.power_w.at[place], "s"), *_extremes(gpu.power_w, place, "W"))
@@ -48,7 +48,7 @@ def table_of(picture: Picture) -> Table:
             return Table(("step", "mean", "lowest", "highest", "error bound"), tuple(rows))
         case RankPicture():
             return Table(
-                ("rank", "node", "energy", "data wait", "other stall", "peer wait", "backward", ""),
+                ("rank", "node", "energy", "data wait", "other stall", "peer wait", "backward", "remark"),
                 tuple(
                     (
                         str(bar.rank),
@@ -63,7 +63,7 @@ def table_of(picture: Picture) -> Table:
             )
         case SearchPicture():
             return Table(
-                (picture.setting, "energy of a step", "time of a step", ""),
+                (picture.setting, "energy of a step", "time of a step", "remark"),
                 tuple(
                     (
                         f"{mean.setting:g}",

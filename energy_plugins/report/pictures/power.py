@@ -26,6 +26,7 @@ _CLASSES: Final = {
 }
 """Reasons for low clocks, in the words of the picture; those that are not here are others."""
 _OTHER: Final = "another reason"
+_MOST_GPUS: Final = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def power_picture(report: Report) -> PowerPicture | Missing:
             power_w=trace_of(power, "t_s", "power_w", report.duration_s),
             limit_w=_limit(report.state.get(uuid), report.duration_s),
         )
-        for uuid, power in report.power.items()
+        for uuid, power in list(report.power.items())[:_MOST_GPUS]
     )
     gpus = tuple(gpu for gpu in gpus if np.isfinite(gpu.power_w.mean).any())
     if not gpus:
@@ -75,10 +76,12 @@ def power_picture(report: Report) -> PowerPicture | Missing:
         caption += ", each sample of the sensor"
     held_back = _held_back(report)
     strips = "Below, how that time was spent" + (", and what held the clocks down." if held_back else ".")
+    left_out = len(report.power) - _MOST_GPUS
+    more = f" {left_out} more GPUs are not drawn." if left_out > 0 else ""
     return PowerPicture(
         name=NAME,
         title=TITLE,
-        caption=f"{caption}. {strips}",
+        caption=f"{caption}. {strips}{more}",
         duration_s=report.duration_s,
         gpus=gpus,
         doing=doing(report),
