@@ -5,7 +5,7 @@ from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
 from energy_plugins.tune.memory_hierarchy import Level, MemoryHierarchy
 from energy_plugins.tune.objective import Energy, EnergyDelay, Objective, ZeusCost
 from energy_plugins.tune.power_limit import Clocks, PowerLimitChoice, search, search_power_limit
-from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, step
+from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, chosen, step
 from energy_plugins.tune.task import Task
 from energy_plugins.tune.working_set import Part, WorkingSet
 
@@ -29,6 +29,7 @@ __all__ = [
     "WorkingSet",
     "ZeusCost",
     "begin",
+    "chosen",
     "of_all_ranks",
     "search",
     "search_power_limit",
