@@ -54,6 +54,8 @@ _PATIENCE_S: Final = 10.0
 """How long rank 0 waits for the last word of the others, which as a rule comes at once."""
 _FOLDER_PATIENCE_S: Final = 30.0
 """How long a rank waits for rank 0 to name the folder: before its window opens."""
+_RUN_PATIENCE_S: Final = 2.0
+"""How long a rank that ends waits to hear which training the ledger is to book it on, if it never heard that before."""
 _DRIVER_PATIENCE_S: Final = 2.0
 _TOLD_AFTER_S: Final = (0.0, 1.0)
 _TOLD_EVERY_S: Final = 30.0
@@ -135,7 +137,7 @@ class RankExchange:
             if not self.who.alone:
                 self._mail.put("folder", b"" if folder is None else os.fsencode(folder.absolute()))
             return folder
-        heard = self._hear_folder(0.0 if failed else _FOLDER_PATIENCE_S)
+        heard = self._hear_soon("folder", 0.0 if failed else _FOLDER_PATIENCE_S)
         if heard == b"":
             return None
         folder = self._claimed(claim) if heard is None else Path(os.fsdecode(heard))
@@ -168,7 +170,7 @@ class RankExchange:
         if self._thread is not None:
             self._thread.join(_DRIVER_PATIENCE_S)
         with self._kept_from_training():
-            self._keep_together()
+            self._keep_together(0.0 if failed else _RUN_PATIENCE_S)
             with self._counted():
                 own = RankPart.of(report, self.who)
                 letter = own.encode()
@@ -249,25 +251,27 @@ class RankExchange:
             if self._done.wait(pause_s):
                 return
             with self._kept_from_training(), suppress(EnergyError):  # it was stopped just now
-                self._keep_together()
                 with self._counted():
                     letter = RankPart.of(meter.report(), self.who).encode()
                 self._mail.put(f"now/{self.who.rank}", letter)
+            with self._kept_from_training():
+                self._keep_together()
 
-    def _keep_together(self) -> None:
+    def _keep_together(self, patience_s: float = 0.0) -> None:
         """Tell the others what this run is called, or hear it from rank 0."""
         if self._run is None or self._together or self.who.alone:
             return
         if self.who.rank == 0:
             self._together = self._mail.put("run", self._run.run_id.encode())
-        elif (heard := self._mail.get(["run"]).get("run")) is not None:
+        elif (heard := self._hear_soon("run", patience_s)) is not None:
             self._together = True
             self._run.heartbeat.belongs_to(heard.decode("ascii", "replace"))
 
-    def _hear_folder(self, patience_s: float) -> bytes | None:
+    def _hear_soon(self, name: str, patience_s: float) -> bytes | None:
+        """Return rank 0's letter of this name, None if there is none within the time."""
         deadline_s = time.monotonic() + patience_s
         while self._mail.open:
-            if (heard := self._mail.get(["folder"]).get("folder")) is not None:
+            if (heard := self._mail.get([name]).get(name)) is not None:
                 return heard
             if time.monotonic() > deadline_s:
                 break

@@ -105,10 +105,10 @@ class Heartbeat:
 
     def close(self) -> str | None:
         """Wait for the last word to be written, a second at most, and return what was said if it is not."""
-        if not self._trouble:
+        if self._trouble != _HANGS:
             self._join()
-            if self._writer is not None:
-                self._trouble = _HANGS
+        if self._writer is not None:
+            self._trouble = _HANGS
         return self._tell()
 
     def belongs_to(self, training_id: str) -> None:
