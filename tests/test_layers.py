@@ -30,6 +30,8 @@ LEVELS = {
     # Ranks that tell each other of their measurements.
     "rank_mail": 3,
     "distributed": 4,
+    # Reads reports once they are there: it knows no training.
+    "report": 4,
     "training": 5,
     "lightning": 6,
     "transformers": 6,
