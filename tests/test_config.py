@@ -36,6 +36,7 @@ from energy_plugins.config import (
 )
 from energy_plugins.config.schema import FILE_VARIABLE, KNOB, OBJECTIVE
 from energy_plugins.config.values import (
+    AT_LEAST_ONE,
     COUNT,
     DEVICES,
     NOT_NEGATIVE,
@@ -58,6 +59,7 @@ VALUES: Mapping[Kind, st.SearchStrategy[Value]] = {
     COUNT: st.integers(0, 10**12),
     POSITIVE: st.floats(0, exclude_min=True, allow_infinity=False),
     NOT_NEGATIVE: st.floats(0, allow_infinity=False).map(abs),
+    AT_LEAST_ONE: st.floats(1, allow_infinity=False),
     SHARE: st.floats(0, 1).map(abs),
     OBJECTIVE: st.sampled_from(["energy", "energy_delay", "zeus"]),
     KNOB: st.sampled_from(["limit", "clocks", "auto"]),

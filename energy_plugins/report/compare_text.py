@@ -80,8 +80,8 @@ def _how(finding: Finding) -> list[str]:
         )
     if "start temperature" in finding.allowed_for:
         said.append(
-            "the GPUs were not equally warm at the start and there are too few runs to correct for that: the interval "
-            "allows for half a per cent a degree"
+            "the GPUs were not equally warm at the start, and the runs do not tell well what that changes: the "
+            "interval allows for up to half a per cent a degree"
         )
     return said
 

@@ -3,7 +3,7 @@
 The logarithm of what a run drew is the sum of its side, its place, its round and a slope times its start temperature.
 Sides, places and rounds are fixed effects, so only runs at the same place and in the same round are held against each
 other wherever there are such. Where no place saw both sides its offset cannot be told from the difference: then it is
-a random effect of known spread, which widens the interval.
+a random effect of known spread, which widens the interval; and so is the slope where runs are too few to tell it.
 
 Of the models in which a difference can be told, the one counts whose interval should be narrowest, judged by which runs
 there are and not by what they drew: to look at that, too, would make chance differences look real.
@@ -24,10 +24,10 @@ from energy_plugins.report.linear_model import Floats, Model
 PLACE_SPREAD: Final = 0.10 / math.sqrt(3)
 """Standard deviation of a place's offset: that of any value up to 10 % either way. Identical nodes differ by constant
 offsets (arXiv:2403.08151), and sensors by some 5 % (arXiv:2312.02741)."""
-TEMPERATURE_SLOPE: Final = 0.005
-"""The most by which a degree at the start is taken to change what a run draws, where this cannot be fitted.
+SLOPE_SPREAD: Final = 0.0025
+"""Standard deviation of what a degree at the start changes of what a run draws, where the runs do not tell it better.
 
-An assumption, on the careful side: leakage grows with temperature, and nobody has published one number for it."""
+An assumption, half a per cent a degree at most: leakage grows with temperature, and nobody has published one number."""
 TEMPERATURE_MATTERS_C: Final = 2.0
 """Start temperatures that differ by less are as good as equal: they are read in whole degrees."""
 _TINY = 1e-9
@@ -109,7 +109,7 @@ def _models(design: Design, side: int, base: int) -> Iterator[Model]:
                 weights=weights,
                 fitted=tuple(name for name, part in fitted if part.size),
                 place_spread=_small_is_nothing(PLACE_SPREAD * float(np.linalg.norm(weights @ places))),
-                drift=_small_is_nothing(TEMPERATURE_SLOPE * abs(float(np.sum(weights @ start)))),
+                slope_spread=_small_is_nothing(SLOPE_SPREAD * float(np.linalg.norm(weights @ start))),
             )
             found = found or model.degrees > 0
             yield model

@@ -36,13 +36,13 @@ class Model:
     fitted: tuple[str, ...]
     place_spread: float
     """Standard deviation that offsets of places leave in the difference."""
-    drift: float
-    """The most by which start temperatures that are not corrected for may shift it."""
+    slope_spread: float
+    """The same of start temperatures."""
 
     @property
     def allowed_for(self) -> tuple[str, ...]:
         """What the interval is widened for."""
-        return (("place",) if self.place_spread else ()) + (("start temperature",) if self.drift else ())
+        return (("place",) if self.place_spread else ()) + (("start temperature",) if self.slope_spread else ())
 
     @property
     def degrees(self) -> int:
@@ -75,4 +75,5 @@ class Model:
         return self._widened(half, confidence)
 
     def _widened(self, half: float, confidence: float) -> float:
-        return math.hypot(half, NormalDist().inv_cdf((1 + confidence) / 2) * self.place_spread) + self.drift
+        quantile = NormalDist().inv_cdf((1 + confidence) / 2)
+        return math.hypot(half, quantile * self.place_spread, quantile * self.slope_spread)

@@ -144,7 +144,7 @@ class TestOffsets:
         found = compare(0.001 * A[:2], 0.001 * B[:2], start_c=[40.0, 40.0, 50.0, 50.0])
         assert found.allowed_for == ("start temperature",)
         assert found.low is not None
-        assert found.low < found.log - 0.05
+        assert found.low < found.log - 1.96 * 0.0025 * 9
 
     def test_a_degree_is_none(self) -> None:
         found = compare(A, B, start_c=[40.0, 41.0] * 5)
