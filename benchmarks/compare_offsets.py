@@ -187,6 +187,8 @@ def main() -> int:
             "most_slope_per_c": MOST_SLOPE,
             "effect": EFFECT,
         },
+        "found": [one["found"] for one in found.values()],
+        "by_t_test": [one["false_by_t_test"] for one in found.values()],
         "designs": {
             name: {**one, "false_95": wilson(round(one["false"] * COMPARISONS), COMPARISONS)}
             for name, one in found.items()

@@ -441,7 +441,7 @@ def hf_parser() -> Any:
 
 def test_every_key_is_an_argument_of_transformers(hf_parser: Any, tmp_path: Path) -> None:
     samples: dict[Kind, Value] = {YES_NO: False, COUNT: 7, POSITIVE: 1.5, TEXT: "a b", DEVICES: (0, "GPU-1")}
-    samples |= {NOT_NEGATIVE: 0.5, SHARE: 0.25, OBJECTIVE: "zeus", KNOB: "auto"}
+    samples |= {NOT_NEGATIVE: 0.5, AT_LEAST_ONE: 1.5, SHARE: 0.25, OBJECTIVE: "zeus", KNOB: "auto"}
     values = {dotted: samples[key.kind] for dotted, key in KEYS.items()}
     expected = effective(environ={}, arguments=values).config
     words = [word for dotted, value in values.items() for word in (KEYS[dotted].flag, as_text(value))]

@@ -68,7 +68,8 @@ class CarbonWishes:
 
     def _footprint(self, report: Report) -> Footprint | None:
         from energy_plugins.config import effective  # noqa: PLC0415 - a report alone needs none of it
-        from energy_plugins.report.carbon import Circumstances, Embodied, footprint  # noqa: PLC0415
+        from energy_plugins.report.carbon import footprint  # noqa: PLC0415
+        from energy_plugins.report.circumstances import Circumstances, Embodied  # noqa: PLC0415
         from energy_plugins.report.grid import Marginal, own, placed  # noqa: PLC0415
 
         configured = effective(arguments={"report.country": self.country, "report.pue": self.pue}).config.report

@@ -14,6 +14,7 @@ import numpy as np
 from energy_plugins.errors import ReportError
 from energy_plugins.report.contrasts import Design, Difference, difference
 from energy_plugins.report.runs import LeftOut, Run, read_runs, refuse_twice
+from energy_plugins.report.same_work import WorkUnit, common_unit, counted_unit, work_of
 
 CONFIDENCE: Final = 0.95
 
@@ -24,20 +25,6 @@ class Metric(Enum):
     ENERGY = "energy"
     TIME = "time"
     POWER = "power"
-
-
-class WorkUnit(Enum):
-    """What energy and time are divided by."""
-
-    RUN = "run"
-    STEP = "step"
-    SAMPLE = "sample"
-    TOKEN = "token"  # noqa: S105 - of text
-
-    def count(self, run: Run) -> int | None:
-        """Return how many a run did, None if nobody said."""
-        counts = {WorkUnit.RUN: 1, WorkUnit.STEP: run.steps or None, WorkUnit.SAMPLE: run.samples}
-        return counts.get(self, run.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +101,7 @@ def compare(
     refuse_twice(runs)
     if len({run.simulated for run in runs}) > 1:
         raise ReportError("SIMULATED runs cannot be compared with measured ones")
-    unit = _unit(runs) if unit is None else _counted(runs, unit)
+    unit = common_unit(runs) if unit is None else counted_unit(runs, unit)
     values = {metric: [_value(run, metric, unit) for run in runs] for metric in Metric}
     design = Design(
         side=[number for number, some in enumerate(sides.values()) for _ in some],
@@ -177,43 +164,9 @@ def _mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
-def _unit(runs: Sequence[Run]) -> WorkUnit:
-    """Return what the work is counted in if all runs did the same. Raises ReportError if not."""
-    first = runs[0]
-    for run in runs:
-        if _work(run) != _work(first):
-            raise ReportError(
-                f"{first.folder} did {_said(first)} and {run.folder} {_said(run)}: different work is not compared as "
-                "it stands; name what to divide by with --unit sample, token, step or run"
-            )
-    return WorkUnit.SAMPLE if first.samples else WorkUnit.TOKEN if first.tokens else WorkUnit.RUN
-
-
-def _work(run: Run) -> tuple[int | None, ...]:
-    """Return what the work of a run is known by: how it is cut into steps only where nothing else was counted."""
-    counted = (run.samples or None, run.tokens or None)
-    return counted if any(counted) else (run.steps,)
-
-
-def _said(run: Run) -> str:
-    parts = [
-        f"{run.samples:,} samples" if run.samples else "",
-        f"{run.tokens:,} tokens" if run.tokens else "",
-        f"{run.steps:,} steps" if not (run.samples or run.tokens) else "",
-    ]
-    return " and ".join(filter(None, parts))
-
-
-def _counted(runs: Sequence[Run], unit: WorkUnit) -> WorkUnit:
-    for run in runs:
-        if not unit.count(run):
-            raise ReportError(f"{run.folder} does not say how many {unit.value}s it did: choose another --unit")
-    return unit
-
-
 def _notes(runs: Sequence[Run], sides: Sequence[Side], unit: WorkUnit, left_out: Sequence[LeftOut]) -> list[str]:
     notes = [f"{one.folder} is left out: {one.reason}" for one in left_out]
-    if unit is WorkUnit.RUN and not any(_work(run) != (0,) for run in runs):
+    if unit is WorkUnit.RUN and not any(work_of(run) != (0,) for run in runs):
         notes.append("no run says how much work it did: each counts as one, and you vouch that they did the same")
     if len({run.gpus for run in runs}) > 1:
         models = sorted({name for run in runs for name in run.gpus})

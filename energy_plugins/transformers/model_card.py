@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energy_plugins.report.carbon import Circumstances, footprint
+from energy_plugins.report.carbon import footprint
+from energy_plugins.report.circumstances import Circumstances
 from energy_plugins.report.grid import placed
 from energy_plugins.report.model_card import block, write_into
 from energy_plugins.training.guard import guarded, warn

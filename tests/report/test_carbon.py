@@ -17,8 +17,9 @@ from energy_plugins.errors import ConfigError
 from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.rank_part import Rank, RankPart
 from energy_plugins.measure.ranks import Ranks
-from energy_plugins.report.carbon import Circumstances, Embodied, Footprint, footprint
+from energy_plugins.report.carbon import Footprint, footprint
 from energy_plugins.report.carbon_text import as_json, text_block
+from energy_plugins.report.circumstances import Circumstances, Embodied
 from energy_plugins.report.grid import LocationBased, Marginal, country, of_country, own
 from energy_plugins.report.grid_series import Series
 from energy_plugins.report.relatable import BY_GRAMS, BY_KWH, as_much_as

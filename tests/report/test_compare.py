@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 from reporting import make_report, save_all
 
+from energy_plugins import EnergyMeter
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import Work
-from energy_plugins.report.compare import Comparison, Finding, Metric, WorkUnit, compare, compare_folders
+from energy_plugins.report.compare import Comparison, Finding, Metric, compare, compare_folders
 from energy_plugins.report.compare_html import html_page, html_section
 from energy_plugins.report.compare_text import as_json, text_table
 from energy_plugins.report.runs import SERIES, LeftOut, Run, read_runs, run_of
+from energy_plugins.report.same_work import WorkUnit
+from energy_plugins.testing import Constant, simulated_gpus
 
 JITTER = (1.001, 0.998, 1.002, 0.999, 1.0)
 
@@ -112,6 +115,33 @@ class TestDifferences:
         assert (run.energy_j, run.samples, run.place) == (1000.0, 200, "n0/GPU-of-n0 n1/GPU-of-n1")
         alone = make_report(rank=rank, ranks=Ranks.merge(parts[:1], 2))
         assert run_of(alone, Path("x")) == LeftOut(Path("x"), "not all of its ranks left a report")
+
+
+def measured(folder: Path, power_w: float, seed: int) -> None:
+    """Measure ten steps of a simulated GPU; another seed is another GPU."""
+    with (
+        simulated_gpus(Constant(power_w), virtual=True, start_s=10, seed=seed) as simulation,
+        EnergyMeter(folder=folder) as meter,
+    ):
+        for _ in range(10):
+            with meter.step(samples=8):
+                simulation.advance(0.5)
+
+
+def test_measured_runs_on_unequal_gpus_are_told_apart_from_the_sides(tmp_path: Path) -> None:
+    """SIMULATED: one GPU draws 8 % more, and side B 4 % less on either, but B has more of the hungry GPU."""
+    for gpu, scale in enumerate((1.0, 1.08)):
+        for side, share, repeats in (("a", 1.0, (3, 2)), ("b", 0.96, (2, 3))):
+            for number in range(repeats[gpu]):
+                jitter = 1 + 0.002 * (-1) ** number
+                measured(tmp_path / side / f"gpu-{gpu}-{number}", 300 * scale * share * jitter, seed=gpu)
+    comparison = compare_folders([tmp_path / "a", tmp_path / "b"])
+    found = finding(comparison, label="b")
+    assert (comparison.simulated, comparison.unit, found.fitted) == (True, WorkUnit.SAMPLE, ("place",))
+    assert found.shown
+    assert found.relative == pytest.approx(-0.04, abs=0.005)
+    assert found.raw > -0.03
+    assert not finding(comparison, Metric.TIME, "b").shown
 
 
 class TestWork:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from reporting import make_report
 
 from energy_plugins.errors import ReportError
-from energy_plugins.report.carbon import Circumstances, footprint
+from energy_plugins.report.carbon import footprint
+from energy_plugins.report.circumstances import Circumstances
 from energy_plugins.report.grid import Marginal, of_country
 from energy_plugins.report.model_card import KEY, block, with_block, write_into
 
