@@ -50,8 +50,9 @@ class Finding:
     """The interval; None if nothing was repeated."""
     raw: float
     """The relative difference with nothing corrected."""
-    fitted: tuple[str, ...]
-    allowed_for: tuple[str, ...]
+    corrected_for: tuple[str, ...]
+    places_confounded: bool
+    """Whether offsets of places cannot be told from the difference; the interval allows for them."""
 
     @property
     def shown(self) -> bool:
@@ -150,8 +151,8 @@ def _finding(side: Side, base: Side, metric: Metric, found: Difference) -> Findi
         low=None if found.low is None else math.expm1(found.low),
         high=None if found.high is None else math.expm1(found.high),
         raw=side.means[metric] / base.means[metric] - 1,
-        fitted=found.fitted,
-        allowed_for=found.allowed_for,
+        corrected_for=found.corrected_for,
+        places_confounded=found.places_confounded,
     )
 
 

@@ -71,17 +71,13 @@ def notes(comparison: Comparison) -> list[str]:
 
 def _how(finding: Finding) -> list[str]:
     said = []
-    if finding.fitted:
-        said.append(f"corrected for {', '.join(finding.fitted)}; uncorrected, energy differs by {signed(finding.raw)}")
-    if "place" in finding.allowed_for:
+    if finding.corrected_for:
+        names = ", ".join(finding.corrected_for)
+        said.append(f"corrected for {names}; uncorrected, energy differs by {signed(finding.raw)}")
+    if finding.places_confounded:
         said.append(
             "the sides did not run on the same GPUs, and identical nodes may differ by up to 10 % either way: the "
             "interval allows for that; run both on one node, or a third side on all, to do better"
-        )
-    if "start temperature" in finding.allowed_for:
-        said.append(
-            "the GPUs were not equally warm at the start, and the runs do not tell well what that changes: the "
-            "interval allows for up to half a per cent a degree"
         )
     return said
 
@@ -128,8 +124,8 @@ def as_json(comparison: Comparison) -> dict[str, JSON]:
                 "high": one.high,
                 "shown": one.shown,
                 "uncorrected": one.raw,
-                "corrected_for": list(one.fitted),
-                "allowed_for": list(one.allowed_for),
+                "corrected_for": list(one.corrected_for),
+                "places_confounded": one.places_confounded,
             }
             for one in comparison.findings
         ],

@@ -3,16 +3,16 @@
 The logarithm of what a run drew is the sum of its side, its place, its round and a slope times its start temperature.
 Sides, places and rounds are fixed effects, so only runs at the same place and in the same round are held against each
 other wherever there are such. Where no place saw both sides its offset cannot be told from the difference: then it is
-a random effect of known spread, which widens the interval; and so is the slope where runs are too few to tell it.
+a random effect of assumed spread, which widens the interval. The slope always is one: a few runs tell little of it.
 
-Of the models in which a difference can be told, the one counts whose interval should be narrowest, judged by which runs
-there are and not by what they drew: to look at that, too, would make chance differences look real.
+Which effects are fixed depends on which runs there are, never on what they drew: to look at that, too, would make
+chance differences look real.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
@@ -25,7 +25,7 @@ PLACE_SPREAD: Final = 0.10 / math.sqrt(3)
 """Standard deviation of a place's offset: that of any value up to 10 % either way. Identical nodes differ by constant
 offsets (arXiv:2403.08151), and sensors by some 5 % (arXiv:2312.02741)."""
 SLOPE_SPREAD: Final = 0.0025
-"""Standard deviation of what a degree at the start changes of what a run draws, where the runs do not tell it better.
+"""Standard deviation of what a degree at the start changes of what a run draws.
 
 An assumption, half a per cent a degree at most: leakage grows with temperature, and nobody has published one number."""
 TEMPERATURE_MATTERS_C: Final = 2.0
@@ -55,10 +55,10 @@ class Difference:
     high: float | None
     degrees: int
     """Of freedom: runs less what was fitted."""
-    fitted: tuple[str, ...]
-    """What it is corrected for: some of "place", "round" and "start temperature"."""
-    allowed_for: tuple[str, ...]
-    """What could not be told from it, so that the interval is wider."""
+    corrected_for: tuple[str, ...]
+    """Some of "place", "round" and "start temperature"."""
+    places_confounded: bool
+    """Whether offsets of places cannot be told from it, so that the interval allows for them."""
 
 
 def difference(logs: Floats, design: Design, side: int, base: int, confidence: float) -> Difference:
@@ -71,54 +71,34 @@ def difference(logs: Floats, design: Design, side: int, base: int, confidence: f
         base: the side that it is held against.
         confidence: with which the interval holds, such as 0.95.
     """
-    model = min(_models(design, side, base), key=lambda one: one.expected_half(confidence))
-    log = float(model.weights @ logs)
-    half = model.half(logs, confidence)
+    rounds, places, start = _indicators(design.round), _indicators(design.place), _centred(design.start_c)
+    places = places if places.shape[1] > 1 else places[:, :0]
+    for with_places, with_rounds in product((True, False), repeat=2):
+        fitted = {"place": places[:, : None if with_places else 0], "round": rounds[:, : None if with_rounds else 0]}
+        model = _model(design, side, base, fitted, np.hstack([PLACE_SPREAD * places, SLOPE_SPREAD * start]))
+        if model.can_tell:
+            break
+    weights, half = model.weights, model.half(logs, confidence)
+    log = float(weights @ logs)
+    corrected = {**fitted, "start temperature": start}
     return Difference(
         log=log,
         low=None if half is None else log - half,
         high=None if half is None else log + half,
         degrees=model.degrees,
-        fitted=model.fitted,
-        allowed_for=model.allowed_for,
+        corrected_for=tuple(name for name, columns in corrected.items() if columns.size),
+        places_confounded=bool(np.linalg.norm(weights @ places) > _TINY),
     )
 
 
-def _models(design: Design, side: int, base: int) -> Iterator[Model]:
-    """Yield the models in which the difference can be told; rounds are in them wherever that is possible."""
+def _model(design: Design, side: int, base: int, fitted: Mapping[str, Floats], random: Floats) -> Model:
     names = sorted(set(design.side))
     sides = np.array([[float(one == name) for name in names] for one in design.side])
-    wanted = np.array([float(name == side) - float(name == base) for name in names])
-    places = _indicators(design.place if len(set(design.place)) > 1 else [""] * len(design.place))
-    start = _centred(design.start_c)
-    for rounds in (_indicators(design.round), sides[:, :0]):
-        found = False
-        for with_place, with_slope in product((True, False), repeat=2):
-            columns = np.hstack([sides, rounds, places[:, : None if with_place else 0], start[:, :with_slope]])
-            target = np.concatenate([wanted, np.zeros(columns.shape[1] - len(wanted))])
-            weights = np.linalg.pinv(columns.T) @ target
-            if not np.allclose(columns.T @ weights, target, atol=1e-6):
-                continue
-            fitted = (
-                ("round", rounds),
-                ("place", places[:, : None if with_place else 0]),
-                ("start temperature", start[:, :with_slope]),
-            )
-            model = Model(
-                columns=columns,
-                weights=weights,
-                fitted=tuple(name for name, part in fitted if part.size),
-                place_spread=_small_is_nothing(PLACE_SPREAD * float(np.linalg.norm(weights @ places))),
-                slope_spread=_small_is_nothing(SLOPE_SPREAD * float(np.linalg.norm(weights @ start))),
-            )
-            found = found or model.degrees > 0
-            yield model
-        if found:
-            return
-
-
-def _small_is_nothing(value: float) -> float:
-    return value if value > _TINY else 0.0
+    fixed = np.hstack([sides, *fitted.values()])
+    wanted = np.zeros(fixed.shape[1])
+    wanted[names.index(side)], wanted[names.index(base)] = 1.0, -1.0
+    same_size = len(names) == 2 and len({design.side.count(name) for name in names}) == 1
+    return Model(fixed=fixed, random=random, wanted=wanted, equal=same_size or bool(fitted["round"].size))
 
 
 def _indicators(names: Sequence[str]) -> Floats:

@@ -16,8 +16,8 @@ from energy_plugins.measure.report_files import HEADER, folder_errors, header_pa
 
 SERIES = "interleaved"
 """Key of `Report.config` under which a run of an interleaved comparison has its round."""
-_LATEST_START_S = 5.0
-"""A temperature that was first read later than this says little about the start."""
+_LATEST_START_S = 3.0
+"""A temperature that was first read later than this says more about the run than about its start."""
 
 
 @dataclass(frozen=True, kw_only=True)

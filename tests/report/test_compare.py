@@ -72,14 +72,14 @@ class TestDifferences:
         a = repeated(1000, node="cool", times=JITTER[:4]) + repeated(1080, node="hot", times=JITTER[:2])
         b = repeated(1000, node="cool", times=JITTER[:2]) + repeated(1080, node="hot", times=JITTER[:4])
         found = finding(compare({"A": a, "B": b}))
-        assert found.fitted == ("place",)
+        assert found.corrected_for == ("place",)
         assert not found.shown
         assert found.raw > 0.02
         assert "uncorrected, energy differs by +2" in text_table(compare({"A": a, "B": b}))
 
     def test_nodes_of_their_own_widen_the_interval(self) -> None:
         comparison = compare({"A": repeated(1000, node="cool"), "B": repeated(1080, node="hot")})
-        assert finding(comparison).allowed_for == ("place",)
+        assert finding(comparison).places_confounded
         assert not finding(comparison).shown
         assert "did not run on the same GPUs" in text_table(comparison)
 
@@ -100,7 +100,7 @@ class TestDifferences:
             return runs(*(make_report(energy_j=v, config=c) for v, c in zip(values, said, strict=True)))
 
         found = finding(compare({"A": side(1000, JITTER), "B": side(980, JITTER[::-1])}))
-        assert found.fitted == ("round",)
+        assert found.corrected_for == ("round",)
         assert found.shown
 
     def test_ranks_count_together(self) -> None:
@@ -137,7 +137,7 @@ def test_measured_runs_on_unequal_gpus_are_told_apart_from_the_sides(tmp_path: P
                 measured(tmp_path / side / f"gpu-{gpu}-{number}", 300 * scale * share * jitter, seed=gpu)
     comparison = compare_folders([tmp_path / "a", tmp_path / "b"])
     found = finding(comparison, label="b")
-    assert (comparison.simulated, comparison.unit, found.fitted) == (True, WorkUnit.SAMPLE, ("place",))
+    assert (comparison.simulated, comparison.unit, found.corrected_for[0]) == (True, WorkUnit.SAMPLE, "place")
     assert found.shown
     assert found.relative == pytest.approx(-0.04, abs=0.005)
     assert found.raw > -0.03
