@@ -23,7 +23,10 @@ _MOST = len(string.ascii_uppercase)
 @click.option("--run", "commands", multiple=True, metavar="CMD", help="A command to run and measure; give two or more.")
 @click.option("--repeats", type=click.IntRange(min=1), metavar="N", help=f"How often to run each [{_REPEATS}].")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Where reports of --run go [./energy-reports/TIME-compare]."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where reports of --run go [./energy-reports/TIME-compare].",
 )
 @click.option(
     "--unit",
@@ -58,6 +61,8 @@ def command(  # noqa: PLR0913, PLR0917 - an option each
     ended a command.
     """
     if commands:
+        if unit not in {None, "run"}:
+            raise click.UsageError("commands are measured as wholes and do not say what they did: leave --unit out")
         folders = _run(commands, folders, repeats, output)
     elif repeats is not None or output is not None:
         raise click.UsageError("--repeats and --output are about --run: give that as well")

@@ -49,8 +49,8 @@ def run_all(commands: Mapping[str, Sequence[str]], repeats: int, output: Path) -
     What the commands print goes to the error output. Ctrl-C reaches the command that runs and ends the rest.
 
     Raises:
-        click.ClickException: a command cannot be run, or failed; what was measured before stays.
-        click.exceptions.Exit: a command was ended by a signal.
+        click.ClickException: a command cannot be run, or not be measured; what was measured before stays.
+        click.exceptions.Exit: a command failed, or was ended by a signal.
     """
     mask = child.hold_signals()
     for words in commands.values():
@@ -80,11 +80,14 @@ def _measure(words: Sequence[str], label: str, folder: Path, mask: set[signal.Si
 
 
 def _note(folder: Path, series: str, turn: Turn) -> None:
-    """Write into the report in which round it was made."""
+    """Write into the report in which round it was made. Raises click.ClickException if nothing was measured."""
     from energy_plugins.measure.report import Report, write_header  # noqa: PLC0415 - signals are held first
     from energy_plugins.report.runs import SERIES  # noqa: PLC0415
 
     report = Report.load(folder)
+    if report.total_j is None:
+        why = report.missing.get("total_j", "no reason was recorded")
+        raise click.ClickException(f"{turn.label} was run, but its energy was not measured: {why}")
     said: dict[str, JSON] = {"series": series, "round": turn.round, "side": turn.label}
     write_header(folder, replace(report, config={**report.config, SERIES: said}))
 

@@ -90,7 +90,7 @@ def footprint(report: Report, circumstances: Circumstances, *, earlier_j: float 
     asked, missing = circumstances, whole.missing.get("total_j", "no reason was recorded")
     found = Footprint(
         simulated=report.simulated,
-        whole="avg_power_w" not in report.missing and (report.ranks is None or report.ranks.complete),
+        whole="avg_power_w" not in report.missing and report.complete and (not report.ranks or report.ranks.complete),
         gpu_j=gpu_j,
         host_j=math.fsum(host) if host else None,
         pue=asked.pue,

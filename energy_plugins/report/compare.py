@@ -17,6 +17,8 @@ from energy_plugins.report.runs import LeftOut, Run, read_runs, refuse_twice
 from energy_plugins.report.same_work import WorkUnit, common_unit, counted_unit, work_of
 
 CONFIDENCE: Final = 0.95
+_SHORT_S = 5.0
+_LEAST_COVERAGE = 0.95
 
 
 class Metric(Enum):
@@ -174,6 +176,12 @@ def _notes(runs: Sequence[Run], sides: Sequence[Side], unit: WorkUnit, left_out:
         notes.append(f"the GPUs differ ({', '.join(models)}), so a difference may be theirs")
     if any(run.start_c is None for run in runs):
         notes.append("start temperatures are not known of all runs, so nothing is corrected for them")
+    if short := [run for run in runs if run.duration_s < _SHORT_S]:
+        notes.append(f"{len(short)} of {len(runs)} runs are shorter than {_SHORT_S:g} s, over which sensors are noisy")
+    if gaps := [run for run in runs if run.coverage < _LEAST_COVERAGE]:
+        notes.append(
+            f"{len(gaps)} of {len(runs)} runs, {gaps[0].folder} among them: readings cover too little of it to be trusted"
+        )
     once = [side.label for side in sides if len(side.runs) == 1]
     if once:
         notes.append(f"{', '.join(once)}: one run alone does not tell how much runs vary; repeat it")

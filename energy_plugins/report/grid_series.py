@@ -62,9 +62,12 @@ class Series:
         """Return the mean intensity over a run, weighed by what its GPUs drew when.
 
         Raises:
-            ConfigError: the series does not cover the run.
+            ConfigError: the series does not cover the run, or the report does not say when that was.
         """
-        start_s = datetime.fromisoformat(report.started).timestamp()
+        try:
+            start_s = datetime.fromisoformat(report.started).timestamp()
+        except ValueError as error:
+            raise ConfigError(f"the report says that the run began at {report.started!r}, which is no time") from error
         end_s = start_s + report.duration_s
         if start_s < self.from_s[0] or end_s > self.until_s:
             raise ConfigError(

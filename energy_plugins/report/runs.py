@@ -38,6 +38,8 @@ class Run:
     """Models."""
     round: str = ""
     """The series and round that it was interleaved in; empty if it was not."""
+    coverage: float = 1.0
+    """Fraction of it that readings cover."""
     start_c: float | None = None
     """Mean temperature of its GPUs when it began, None if that was not read."""
 
@@ -79,7 +81,10 @@ def read_runs(path: Path) -> tuple[list[Run], list[LeftOut]]:
 def report_folders(path: Path) -> Iterator[Path]:
     """Yield the folders of reports in ``path``; those of ranks belong to the run around them. Raises ReportError."""
     with folder_errors("cannot read", path):
-        if not path.is_dir() or (path / HEADER).exists():
+        path.stat()
+        if path.is_file() and path.name != HEADER:
+            raise ReportError(f"{path} is no report: name the folder of a run, or its {HEADER}")
+        if path.is_file() or (path / HEADER).exists():
             yield header_path(path).parent
             return
         inside = sorted(one for one in path.iterdir() if one.is_dir() and not one.is_symlink())
@@ -118,6 +123,7 @@ def run_of(report: Report, folder: Path) -> Run | LeftOut:
         place=" ".join(sorted({f"{node}/{uuid}" for node, uuid in places})) or report.node,
         gpus=tuple(sorted({device.name for device in report.devices})),
         round=_round(report),
+        coverage=whole.coverage if ranks is None else ranks.coverage,
         start_c=start_temperature_c(report),
     )
 

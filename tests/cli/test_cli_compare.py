@@ -50,11 +50,18 @@ class TestRunner:
         assert json.loads(again.stdout)["differences"] == found["differences"]
 
     def test_a_command_that_fails_ends_it_and_keeps_what_there_is(self, tmp_path: Path) -> None:
-        done = call("compare", "-o", tmp_path / "out", "--run", python("raise SystemExit(3)"), "--run", "true")
+        fails = python("raise SystemExit(3)")
+        done = call("compare", "-o", tmp_path / "out", "--run", fails, "--run", fails)
         assert done.returncode == 1
-        assert "A ended with exit code 3 in round 1" in done.stderr
-        assert (tmp_path / "out" / "A" / "round-1" / "report.json").exists()
+        assert "ended with exit code 3 in round 1" in done.stderr
+        assert len(list((tmp_path / "out").rglob("report.json"))) == 1
         assert "Traceback" not in done.stderr
+
+    def test_without_a_gpu_it_ends_with_the_first_run(self, tmp_path: Path) -> None:
+        done = call("compare", "-o", tmp_path / "out", "--run", "true", "--run", "true")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "was run, but its energy was not measured: cannot open the NVIDIA driver library" in done.stderr
+        assert done.stderr.count("round 1 of 5") == 1
 
     def test_a_signal_reaches_the_command_and_ends_it(self, tmp_path: Path) -> None:
         sleeps = python('import time; print("read" + "y", flush=True); time.sleep(30)')
@@ -88,6 +95,8 @@ class TestRefused:
             (["x", "--run", "true", "--run", "true"], "not both"),
             (["--run", "true", "--run", "true", "--repeats", "0"], "0"),
             (["x", "y", "--unit", "epoch"], "epoch"),
+            (["--run", "true", "--run", "true", "--unit", "token"], "leave --unit out"),
+            (["-o", __file__, "--run", "true", "--run", "true"], "is a file"),
         ],
     )
     def test_wrong_use(self, arguments: list[str], said: str) -> None:

@@ -104,8 +104,9 @@ class TestGrams:
         assert (found.kwh, found.location, found.cost) == (None, None, None)
         assert "the GPU was lost" in text_block(found)
 
-    def test_joules_that_are_missing_make_it_a_least(self) -> None:
-        assert "at least" in text_block(footprint(make_report(missing={"avg_power_w": "x"}), Circumstances()))
+    @pytest.mark.parametrize("changes", [{"missing": {"avg_power_w": "x"}}, {"complete": False}])
+    def test_joules_that_are_missing_make_it_a_least(self, changes: dict[str, Any]) -> None:
+        assert "at least" in text_block(footprint(make_report(**changes), Circumstances()))
 
     def test_location_based_and_marginal_stand_apart(self) -> None:
         both = Circumstances(location=of_country("FR"), marginal=own(Marginal, 500))
@@ -181,6 +182,10 @@ class TestSeries:
         series = self.series(tmp_path, HOURS)
         with pytest.raises(ConfigError, match="covers 2026-11-22T07:00:00Z to 2026-11-22T09:59:55Z, and the run"):
             series.mean_g_per_kwh(make_report(started=started))
+
+    def test_a_report_that_does_not_say_when(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="'yesterday', which is no time"):
+            self.series(tmp_path, HOURS).mean_g_per_kwh(make_report(started="yesterday"))
 
     @pytest.mark.parametrize(
         ("text", "said"),

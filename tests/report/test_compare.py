@@ -227,6 +227,13 @@ class TestRefused:
             read_runs(tmp_path / "c")
 
 
+def test_runs_that_are_not_to_be_trusted_are_named() -> None:
+    sides = {"A": runs(make_report(duration_s=2.0)), "B": runs(make_report(coverage=0.5))}
+    text = text_table(compare(sides))
+    assert "1 of 2 runs are shorter than 5 s" in text
+    assert "readings cover too little" in text
+
+
 class TestFolders:
     def test_a_run_and_runs_at_any_depth(self, tmp_path: Path) -> None:
         save_all(tmp_path / "b" / "monday", make_report(), make_report())
@@ -251,6 +258,16 @@ class TestFolders:
             (tmp_path / "report.json").write_text(content)
         with pytest.raises(ReportError):
             read_runs(tmp_path)
+
+    def test_a_path_that_is_not_there_is_not_read_as_its_parent(self, tmp_path: Path) -> None:
+        make_report().save(tmp_path)
+        for wrong, said in (
+            ("nowhere", "No such file"),
+            ("steps", "holds no report.json"),
+            ("steps/energy_j.f8", "no report"),
+        ):
+            with pytest.raises(ReportError, match=said):
+                read_runs(tmp_path / wrong)
 
     def test_labels_tell_folders_apart(self, tmp_path: Path) -> None:
         for name in ("x/a", "y/a"):
