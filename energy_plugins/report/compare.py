@@ -179,9 +179,7 @@ def _notes(runs: Sequence[Run], sides: Sequence[Side], unit: WorkUnit, left_out:
     if short := [run for run in runs if run.duration_s < _SHORT_S]:
         notes.append(f"{len(short)} of {len(runs)} runs are shorter than {_SHORT_S:g} s, over which sensors are noisy")
     if gaps := [run for run in runs if run.coverage < _LEAST_COVERAGE]:
-        notes.append(
-            f"{len(gaps)} of {len(runs)} runs, {gaps[0].folder} among them: readings cover too little of it to be trusted"
-        )
+        notes.append(f"{len(gaps)} of {len(runs)} runs, {gaps[0].folder} among them: readings cover too little of it")
     once = [side.label for side in sides if len(side.runs) == 1]
     if once:
         notes.append(f"{', '.join(once)}: one run alone does not tell how much runs vary; repeat it")
