@@ -46,7 +46,7 @@ fuzz: install  ## a million messages for the privileged helper, guided by covera
 soak: install  ## a day of random faults in virtual time (a minute or two)
 	$(PY) -m pytest -m soak $(PYTEST_ARGS)
 
-check: lint types stub warnings examples  ## every gate that is not a test
+check: lint types stub warnings  ## every gate that is not a test (the tests run the examples)
 
 check-oldest: install $(OLDEST)/.tools  ## the tests of plugins, launch and ranks with the oldest frameworks that are supported
 	PYTHONPATH="$(CURDIR)" $(OLDEST)/bin/python -m pytest $(PLUGIN_TESTS) $(PYTEST_ARGS)

@@ -180,6 +180,7 @@ class Run:
         """
         figures = self._collector.figures
         if figures.heard is None:
+            figures.backward_code = partial(self._codes.find, Kind.BACKWARD)
             figures.heard = deque(maxlen=_MOST_BATCHES)
         self.live()
         return figures.heard

@@ -243,7 +243,8 @@ class Monitor:
         """Open the step that began with the fetch of its first batch."""
         if self.run is not None:
             every = self.config.measure.phases_every_n_steps
-            self.run.steps.open(in_phases=every > 0 and optimizer_step % every == 0)
+            asked = self.limiter is not None and self.limiter.wants_phases
+            self.run.steps.open(in_phases=every > 0 and (asked or optimizer_step % every == 0))
 
     @guarded
     def enter(self, phase: Kind | None) -> None:

@@ -33,11 +33,14 @@ class Told(NamedTuple):
     energy_sem: float = math.nan
     drawn_w: float = math.nan
     """Of the one that draws most."""
+    backward_s: float = math.nan
+    """Of the steps whose phases were marked, waits for other ranks included."""
+    backward_sem: float = math.nan
 
     @property
     def known(self) -> bool:
-        """Whether there was something to tell."""
-        return not any(math.isnan(value) for value in self)
+        """Whether there was something to tell, be it without phases."""
+        return not any(math.isnan(value) for value in self[: self._fields.index("backward_s")])
 
     @classmethod
     def of(cls, steps: StepBatch, least: int) -> Self:
@@ -48,6 +51,9 @@ class Told(NamedTuple):
         if len(seconds) < least or not np.isfinite(joules).all():
             return cls(1.0)
         each_j: NDArray[np.float64] = joules.sum(axis=0)
+        backward_s = steps.backward_s[keep]
+        backward_s = backward_s[np.isfinite(backward_s)]
+        marked = len(backward_s) >= least
         return cls(
             1.0,
             time_s=float(seconds.mean()),
@@ -55,6 +61,8 @@ class Told(NamedTuple):
             time_sem=_sem(seconds),
             energy_sem=_sem(each_j),
             drawn_w=float((joules.sum(axis=1) / seconds.sum()).max()) if len(joules) else 0.0,
+            backward_s=float(backward_s.mean()) if marked else math.nan,
+            backward_sem=_sem(backward_s) if marked else math.nan,
         )
 
 
@@ -79,12 +87,13 @@ class Heard:
             self._kept.append(self._queue.popleft())
         self._kept = [batch for batch in self._kept if batch.end_ns[-1] > window.opened_ns]
         if not self._kept:
-            return StepBatch(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0)))
+            return StepBatch(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0)), np.zeros(0))
         start_ns = np.concatenate([batch.start_ns for batch in self._kept])
         end_ns = np.concatenate([batch.end_ns for batch in self._kept])
         energy_j = np.concatenate([batch.energy_j for batch in self._kept], axis=1)
+        backward_s = np.concatenate([batch.backward_s for batch in self._kept])
         inside = (start_ns >= window.settled_ns) & (end_ns > window.opened_ns) & (end_ns <= window.closed_ns)
-        return StepBatch(start_ns[inside], end_ns[inside], energy_j[:, inside])
+        return StepBatch(start_ns[inside], end_ns[inside], energy_j[:, inside], backward_s[inside])
 
 
 def _usual(seconds: NDArray[np.float64]) -> NDArray[np.bool_]:

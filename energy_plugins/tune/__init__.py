@@ -4,7 +4,7 @@ from energy_plugins.tune.decision import LimitChoice
 from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
 from energy_plugins.tune.objective import Energy, EnergyDelay, Objective, ZeusCost
 from energy_plugins.tune.power_limit import Clocks, PowerLimitChoice, search, search_power_limit
-from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, step
+from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, chosen, step
 from energy_plugins.tune.task import Task
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Window",
     "ZeusCost",
     "begin",
+    "chosen",
     "of_all_ranks",
     "search",
     "search_power_limit",
