@@ -46,6 +46,7 @@ from energy_plugins.rank_mail import Mail, process_group
 
 if TYPE_CHECKING:
     from energy_plugins.measure.meter import EnergyMeter
+    from energy_plugins.measure.run import Run
 
 __all__ = ["RankExchange", "this_rank"]
 
@@ -80,6 +81,9 @@ class RankExchange:
         self._own_cpu_s = 0.0
         self._warned: list[str] = []
         self._done = threading.Event()
+        self._run: Run | None = None
+        self._together = False
+        """Whether the ledger knows this rank's run as one of the training's."""
         self._thread: threading.Thread | None = None
 
     @property
@@ -126,6 +130,7 @@ class RankExchange:
         hear it, they claim one of their own.
         """
         if self.who.rank == 0:
+            self._keep_together()  # before others are let go on
             folder = self._claimed(claim)
             if not self.who.alone:
                 self._mail.put("folder", b"" if folder is None else os.fsencode(folder.absolute()))
@@ -138,10 +143,15 @@ class RankExchange:
             self._warn("rank 0 did not say where its report is, so that of this rank lies elsewhere")
         return None if folder is None else rank_folder(folder, self.who.rank)
 
+    def keep(self, meter: EnergyMeter) -> None:
+        """Have the ledger know what all ranks measure as one training, as soon as they can tell each other."""
+        self._run = meter.run
+
     def watch(self, meter: EnergyMeter) -> None:
         """Begin to tell the others, now and then, what ``meter`` has measured, on a thread of its own."""
         if self.who.alone or self._thread is not None:
             return
+        self.keep(meter)
         self._thread = threading.Thread(target=self._tell_on, args=(meter,), name="energy-ranks", daemon=True)
         self._thread.start()
 
@@ -158,6 +168,7 @@ class RankExchange:
         if self._thread is not None:
             self._thread.join(_DRIVER_PATIENCE_S)
         with self._kept_from_training():
+            self._keep_together()
             with self._counted():
                 own = RankPart.of(report, self.who)
                 letter = own.encode()
@@ -238,9 +249,20 @@ class RankExchange:
             if self._done.wait(pause_s):
                 return
             with self._kept_from_training(), suppress(EnergyError):  # it was stopped just now
+                self._keep_together()
                 with self._counted():
                     letter = RankPart.of(meter.report(), self.who).encode()
                 self._mail.put(f"now/{self.who.rank}", letter)
+
+    def _keep_together(self) -> None:
+        """Tell the others what this run is called, or hear it from rank 0."""
+        if self._run is None or self._together or self.who.alone:
+            return
+        if self.who.rank == 0:
+            self._together = self._mail.put("run", self._run.run_id.encode())
+        elif (heard := self._mail.get(["run"]).get("run")) is not None:
+            self._together = True
+            self._run.heartbeat.belongs_to(heard.decode("ascii", "replace"))
 
     def _hear_folder(self, patience_s: float) -> bytes | None:
         deadline_s = time.monotonic() + patience_s

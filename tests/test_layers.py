@@ -31,7 +31,7 @@ LEVELS = {
     # Ranks that tell each other of their measurements.
     "rank_mail": 3,
     "distributed": 4,
-    # Reads reports once they are there: it knows no training.
+    # What reports are for once a run is over; it never measures.
     "report": 4,
     "training": 5,
     "lightning": 6,

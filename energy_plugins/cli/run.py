@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 import warnings
@@ -81,13 +82,17 @@ def command(  # noqa: PLR0913 - an option each
 def _measure(words: Sequence[str], folder: Path, name: str, mask: set[signal.Signals]) -> tuple[int, Report]:
     """Run a command beside a meter and return its exit code and the report."""
     from energy_plugins.measure.meter import EnergyMeter  # noqa: PLC0415 - numpy's threads must find the signals held
+    from energy_plugins.measure.spool import INSIDE_VARIABLE  # noqa: PLC0415 - the same
 
     meter = EnergyMeter(name, folder=folder, config={"command": list(words)}).start()
+    if meter.run is not None:
+        os.environ[INSIDE_VARIABLE] = meter.run.run_id  # what the command measures of itself is not to count twice
+    code = _OWN_FAILURE
     try:
         came = child.held_signal()
         code = 128 + came if came is not None else child.wait(child.start(words, mask))
     finally:
-        meter.stop()
+        meter.stop(failed=code != 0)
     return code, meter.report()
 
 

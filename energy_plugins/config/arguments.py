@@ -84,6 +84,8 @@ class EnergyArguments:
         default=None, metadata=_of("report.carbon_intensity_g_per_kwh")
     )
     energy_report_pue: float | None = field(default=None, metadata=_of("report.pue"))
+    energy_report_ledger: bool | None = field(default=None, metadata=_of("report.ledger"))
+    energy_report_project: str | None = field(default=None, metadata=_of("report.project"))
     energy_power_limit_enabled: bool | None = field(default=None, metadata=_of("power_limit.enabled"))
     energy_power_limit_max_slowdown: float | None = field(default=None, metadata=_of("power_limit.max_slowdown"))
     energy_power_limit_objective: str | None = field(default=None, metadata=_of("power_limit.objective"))

@@ -103,6 +103,16 @@ class ReportConfig(_Section):
         default=1.0,
         metadata=_key(AT_LEAST_ONE, "What the building draws for each joule that its computers draw, for carbon."),
     )
+    ledger: bool = field(
+        default=True, metadata=_key(YES_NO, "Whether runs are kept in this user's ledger, on this machine.")
+    )
+    project: str | None = field(
+        default=None,
+        metadata=_key(
+            TEXT,
+            "What the ledger books runs on; if not given, the name of the git repository or folder a training runs in.",
+        ),
+    )
 
 
 OBJECTIVE = one_of("energy", "energy_delay", "zeus")

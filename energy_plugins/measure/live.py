@@ -113,6 +113,15 @@ class LiveFigures:
         of_each = ([length_ns for kind, length_ns in step.phases if kind == code] for step in steps)
         return np.array([sum(lengths_ns) * 1e-9 if lengths_ns else math.nan for lengths_ns in of_each])
 
+    def reach(self, segments: Segments, drained_ns: int) -> tuple[int, tuple[float, ...]]:
+        """Return up to when is known what was drawn, and what each GPU drew until then; `live` stays as it is."""
+        horizon_ns = max(self._horizon_ns(drained_ns), self._settlement.settled_ns)
+        bounds = np.array([(horizon_ns, horizon_ns)], np.int64)
+        return horizon_ns, tuple(
+            float(self._about(row, bounds, segments)[1][0]) - self._before_j(row) if self._told(row) else math.nan
+            for row in range(len(self._settlement.tracks))
+        )
+
     def _told(self, row: int) -> bool:
         """Return whether a GPU has ever told what it draws."""
         track = self._settlement.tracks[row]

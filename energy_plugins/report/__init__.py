@@ -1,1 +1,1 @@
-"""What reports are for once a run is over: comparing them, and saying what they mean to people."""
+"""Joules for people: reports rendered, compared and exported. Nothing here measures."""

@@ -118,6 +118,8 @@ class Monitor:
                 power_sensor=measure.power_sensor,
                 activity=measure.activity,
                 rank=place.who,
+                ledger=report.ledger,
+                project=report.project,
             )
             for stand_back in tuple(self.before_run):
                 stand_back()
@@ -179,6 +181,7 @@ class Monitor:
         run, self.run = self.run, None
         if run is not None:
             atexit.unregister(self._at_exit)
+            run.meter.leave_no_entry()
             run.drop()
             if run.place.folder is not None:
                 shutil.rmtree(run.place.folder, ignore_errors=True)
