@@ -31,7 +31,7 @@ LEVELS = {
     # Ranks that tell each other of their measurements.
     "rank_mail": 3,
     "distributed": 4,
-    # What reports are for once a run is over; it never measures.
+    # Renders and exports what was measured.
     "report": 4,
     "training": 5,
     "lightning": 6,
@@ -47,8 +47,12 @@ LEVELS = {
     "__main__": 10,
 }
 
-# `EnergyMeter(distributed=True)` is what users write, so the meter needs what is above it, and imports it only then.
-UPWARD = {"measure/meter.py": {"energy_plugins.distributed.RankExchange"}}
+# `EnergyMeter(distributed=True)` is what users write, so the meter needs what is above it, and imports it only then;
+# so are `report.to_html(path)` and `report.to_png(folder)`.
+UPWARD = {
+    "measure/meter.py": {"energy_plugins.distributed.RankExchange"},
+    "measure/report.py": {"energy_plugins.report.html.write_html", "energy_plugins.report.png.write_png"},
+}
 
 # For tests, examples, benchmarks and the demo: nothing else of ours may import it, wherever it stands.
 RESERVED = {"testing": {"testing", "demo"}}

@@ -107,7 +107,8 @@ class Heartbeat:
         """Wait for the last word to be written, a second at most, and return what was said if it is not."""
         if not self._trouble:
             self._join()
-            self._trouble = self._trouble or (_HANGS if self._writer is not None else "")
+            if self._writer is not None:
+                self._trouble = _HANGS
         return self._tell()
 
     def belongs_to(self, training_id: str) -> None:

@@ -73,6 +73,7 @@ def facts_of(trainer: Trainer | None, args: TrainingArguments, state: TrainerSta
         "world_size": args.world_size,
         "train_batch_size": state.train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "num_workers": args.dataloader_num_workers,
     }
     if steps_in_backward(trainer):
         facts["phases"] = DEEPSPEED

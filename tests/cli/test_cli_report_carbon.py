@@ -96,7 +96,8 @@ def test_a_model_card_needs_grams(tmp_path: Path) -> None:
         (["--epochs", "0"], "epochs"),
         (["--embodied-kg", "-1"], "embodied"),
         (["--lifetime-years", "4"], "give that as well"),
-        (["--country", "FR", "--steps"], "leave --steps out"),
+        (["--country", "FR", "--steps"], "leave --steps, --html and --png out"),
+        (["--price", "1", "--html", "page.html"], "leave --steps, --html and --png out"),
         (["--training-type", "guessing"], "guessing"),
     ],
 )
