@@ -30,7 +30,8 @@ SLOPE_SPREAD: Final = 0.0025
 An assumption, half a per cent a degree at most: leakage grows with temperature, and nobody has published one number."""
 TEMPERATURE_MATTERS_C: Final = 2.0
 """Start temperatures that differ by less are as good as equal: they are read in whole degrees."""
-_TINY = 1e-9
+_NOTHING = 1e-6
+"""What is left of effects that cancel, by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def difference(logs: Floats, design: Design, side: int, base: int, confidence: f
         high=None if half is None else log + half,
         degrees=model.degrees,
         corrected_for=tuple(name for name, columns in corrected.items() if columns.size),
-        places_confounded=bool(np.linalg.norm(weights @ places) > _TINY),
+        places_confounded=bool(np.linalg.norm(weights @ places) > _NOTHING),
     )
 
 
