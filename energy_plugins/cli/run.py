@@ -64,7 +64,7 @@ def command(  # noqa: PLR0913 - an option each
     try:
         child.find_command(words[0])
         name = name or Path(words[0]).name
-        folder = output or _new_folder(name)
+        folder = output or new_folder(name)
         code, report = _measure(words, folder, name, mask)
     except child.CommandError as error:
         _say(f"energy-plugins run: {error}")
@@ -96,7 +96,7 @@ def _measure(words: Sequence[str], folder: Path, name: str, mask: set[signal.Sig
     return code, meter.report()
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """Make a folder of its own for a run that starts now. Raises ReportError."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60]
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain}"
