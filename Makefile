@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo test soak fuzz check check-oldest lint types stub warnings examples sanitize bench wheel wheel-check clean FORCE
+.PHONY: help install demo test soak fuzz ledger-load check check-oldest lint types stub warnings examples sanitize bench wheel wheel-check clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,10 +43,13 @@ fuzz: install  ## a million messages for the privileged helper, guided by covera
 	$(PY) -m pip install --quiet --progress-bar off -r requirements/fuzz.txt
 	PYTHONPATH="$(CURDIR)/tests/powerd:$(CURDIR)/benchmarks" $(PY) tests/fuzz/powerd_fuzz.py
 
+ledger-load: install  ## 80,000 runs into ledgers, a third of them and all importers killed (half an hour; needs PostgreSQL)
+	$(PY) benchmarks/ledger_load.py
+
 soak: install  ## a day of random faults in virtual time (a minute or two)
 	$(PY) -m pytest -m soak $(PYTEST_ARGS)
 
-check: lint types stub warnings examples  ## every gate that is not a test
+check: lint types stub warnings  ## every gate that is not a test (the tests run the examples)
 
 check-oldest: install $(OLDEST)/.tools  ## the tests of plugins, launch and ranks with the oldest frameworks that are supported
 	PYTHONPATH="$(CURDIR)" $(OLDEST)/bin/python -m pytest $(PLUGIN_TESTS) $(PYTEST_ARGS)

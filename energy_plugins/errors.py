@@ -11,6 +11,7 @@
     ├── NvmlError (RuntimeError)    a call of NVML failed; has .call and .code
     ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
     ├── ReportError                 a report folder that cannot be written, or a report that cannot be read
+    ├── LedgerError (RuntimeError)  a ledger that cannot be opened, read or written; what runs wrote is still there
     ├── ColumnError (OSError)       a column file that cannot be written or read, a full disk for example
     └── ControlError (RuntimeError) a limit or clocks that could not be set, or not be verified
         ├── RefusedError            nothing may be set: no permission, no journal, no watchdog; has .remedy
@@ -68,6 +69,10 @@ class LibraryError(EnergyError, OSError):
 
 class ReportError(EnergyError):
     """A report folder cannot be written, or what lies there cannot be read as a report."""
+
+
+class LedgerError(EnergyError, RuntimeError):
+    """A ledger cannot be opened, read or written; the message says why. What runs left in the spool is still there."""
 
 
 class ColumnError(EnergyError, OSError):

@@ -37,6 +37,7 @@ from energy_plugins.config import (
 )
 from energy_plugins.config.schema import EFFECTIVE_BATCH, FILE_VARIABLE, KNOB, LEARNING_RATE_RULE, OBJECTIVE
 from energy_plugins.config.values import (
+    AT_LEAST_ONE,
     COUNT,
     DEVICES,
     NOT_NEGATIVE,
@@ -61,6 +62,7 @@ VALUES: Mapping[Kind, st.SearchStrategy[Value]] = {
     WHOLE: st.integers(1, 10**12),
     POSITIVE: st.floats(0, exclude_min=True, allow_infinity=False),
     NOT_NEGATIVE: st.floats(0, allow_infinity=False).map(abs),
+    AT_LEAST_ONE: st.floats(1, allow_infinity=False),
     SHARE: st.floats(0, 1).map(abs),
     OBJECTIVE: st.sampled_from(["energy", "energy_delay", "zeus"]),
     KNOB: st.sampled_from(["limit", "clocks", "auto"]),
@@ -384,7 +386,7 @@ def test_variables_of_others_and_empty_ones_are_passed_over() -> None:
 def test_the_packages_other_variables_are_known() -> None:
     sources = [*(ROOT / "energy_plugins").rglob("*.py"), *(ROOT / "csrc").rglob("*.?pp")]
     read = {name for path in sources for name in re.findall(r'"(ENERGY_[A-Z_]+)"', path.read_text(encoding="utf-8"))}
-    assert read - {FILE_VARIABLE} == OTHER_VARIABLES
+    assert read - {FILE_VARIABLE, *VARIABLES} == OTHER_VARIABLES
 
 
 @pytest.mark.parametrize(
@@ -460,7 +462,7 @@ def hf_parser() -> Any:
 
 def test_every_key_is_an_argument_of_transformers(hf_parser: Any, tmp_path: Path) -> None:
     samples: dict[Kind, Value] = {YES_NO: False, COUNT: 7, POSITIVE: 1.5, TEXT: "a b", DEVICES: (0, "GPU-1")}
-    samples |= {NOT_NEGATIVE: 0.5, SHARE: 0.25, OBJECTIVE: "zeus", KNOB: "auto"}
+    samples |= {NOT_NEGATIVE: 0.5, AT_LEAST_ONE: 1.5, SHARE: 0.25, OBJECTIVE: "zeus", KNOB: "auto"}
     samples |= {WHOLE: 4, EFFECTIVE_BATCH: "grow", LEARNING_RATE_RULE: "sqrt"}
     values = {dotted: samples[key.kind] for dotted, key in KEYS.items()}
     expected = effective(environ={}, arguments=values).config

@@ -284,6 +284,7 @@ class TestRun:
             (("-m",), "no program"),
             (("--energy-report-nam", "x", "plain.py"), "--energy-report-name"),
             (("--energy-config", "nowhere.yaml", "plain.py"), "nowhere.yaml: cannot be read"),
+            (("--energy-report-country", "Frence", "plain.py"), "the nearest: France (FR)"),
         ],
     )
     def test_wrong_use(self, start: Start, words: Sequence[str], said: str) -> None:

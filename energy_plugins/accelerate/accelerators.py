@@ -61,6 +61,7 @@ def facts_of(accelerator: Accelerator) -> dict[str, JSON]:
     return {
         "stage": "fit",
         "framework": "accelerate",
+        "model": next((type(model).__name__ for model in accelerator._models), ""),  # noqa: SLF001 - as above
         "distributed_type": accelerator.distributed_type.value,
         "precision": str(accelerator.mixed_precision),
         "rank": accelerator.process_index,

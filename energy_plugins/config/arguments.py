@@ -79,6 +79,13 @@ class EnergyArguments:
     energy_report_log: bool | None = field(default=None, metadata=_of("report.log"))
     energy_report_progress_bar: bool | None = field(default=None, metadata=_of("report.progress_bar"))
     energy_report_table: bool | None = field(default=None, metadata=_of("report.table"))
+    energy_report_country: str | None = field(default=None, metadata=_of("report.country"))
+    energy_report_carbon_intensity_g_per_kwh: float | None = field(
+        default=None, metadata=_of("report.carbon_intensity_g_per_kwh")
+    )
+    energy_report_pue: float | None = field(default=None, metadata=_of("report.pue"))
+    energy_report_ledger: bool | None = field(default=None, metadata=_of("report.ledger"))
+    energy_report_project: str | None = field(default=None, metadata=_of("report.project"))
     energy_power_limit_enabled: bool | None = field(default=None, metadata=_of("power_limit.enabled"))
     energy_power_limit_max_slowdown: float | None = field(default=None, metadata=_of("power_limit.max_slowdown"))
     energy_power_limit_objective: str | None = field(default=None, metadata=_of("power_limit.objective"))

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from energy_plugins.config.values import (
+    AT_LEAST_ONE,
     COUNT,
     DEVICES,
     NOT_NEGATIVE,
@@ -91,6 +92,28 @@ class ReportConfig(_Section):
         default=True, metadata=_key(YES_NO, "Whether to show the joules in the progress bar, where there is one.")
     )
     table: bool = field(default=True, metadata=_key(YES_NO, "Whether to print the report as a table at the end."))
+    country: str | None = field(
+        default=None,
+        metadata=_key(TEXT, "Where trainings run, a country's name or code: without it there are no grams of carbon."),
+    )
+    carbon_intensity_g_per_kwh: float | None = field(
+        default=None,
+        metadata=_key(NOT_NEGATIVE, "The carbon intensity of your electricity, instead of the country's mean."),
+    )
+    pue: float = field(
+        default=1.0,
+        metadata=_key(AT_LEAST_ONE, "What the building draws for each joule that its computers draw, for carbon."),
+    )
+    ledger: bool = field(
+        default=True, metadata=_key(YES_NO, "Whether runs are kept in this user's ledger, on this machine.")
+    )
+    project: str | None = field(
+        default=None,
+        metadata=_key(
+            TEXT,
+            "What the ledger books runs on; if not given, the name of the git repository or folder a training runs in.",
+        ),
+    )
 
 
 OBJECTIVE = one_of("energy", "energy_delay", "zeus")

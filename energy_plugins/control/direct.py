@@ -35,7 +35,10 @@ _NOT_HERE = {
 }
 _held: set[tuple[Path, str, Knob]] = set()
 """What this process controls now, by journal: an entry of its own that is not here belongs to nobody any more."""
+_kept: dict[tuple[Path, str, Knob], ExitStack] = {}
+"""What ends the watch over what blocks of this process could not put back, while it is in the journal."""
 os.register_at_fork(after_in_child=_held.clear)
+os.register_at_fork(after_in_child=_kept.clear)
 
 
 class DirectNvml:
@@ -107,6 +110,7 @@ def _begin(tools: _Tools, request: Request, undo: ExitStack) -> Entry:
     entry = Entry(uuid=gpu.uuid, knob=knob, owner=Owner.current(), found=found)
     tools.guard.enter()
     undo.callback(tools.guard.leave)
+    _let_go(tools.journal)
     tools.journal.write(entry)
     try:
         if found is None:
@@ -144,6 +148,15 @@ def _clear_the_way(tools: _Tools, request: Request) -> bool:
         elif knob is request.knob:
             raise OwnedError(f"this process controls the {knob.value} of GPU {entry.uuid} already", pid=entry.owner.pid)
     return unlocked
+
+
+def _let_go(journal: Journal) -> None:
+    """End the watch over what has been put back since, by whomever: it is in the journal no more."""
+    there = {(journal.folder, uuid, knob) for uuid, knob in journal.names()}
+    for one in [key for key in _kept if key[0] == journal.folder and key not in there]:
+        watch = _kept.pop(one, None)  # two threads may begin at once
+        if watch is not None:
+            watch.close()
 
 
 class DirectLease:
@@ -202,7 +215,9 @@ class DirectLease:
         """
         with self._mutex:
             restored = self._put_back()
-            if restored.ending is not Ending.KEPT:
+            if restored.ending is Ending.KEPT:
+                _kept[self._tools.journal.folder, self._entry.uuid, self._entry.knob] = self._undo
+            else:
                 self._undo.close()
             return restored
 

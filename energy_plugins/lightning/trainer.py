@@ -97,6 +97,8 @@ def facts_of(trainer: Trainer) -> dict[str, JSON]:
     """Return what a reader of the report needs to know of the trainer."""
     return {
         "stage": "" if trainer.state.fn is None else trainer.state.fn.value,
+        "framework": "lightning",
+        "model": type(trainer.lightning_module).__name__,
         "strategy": type(trainer.strategy).__name__,
         "precision": str(trainer.precision),
         "rank": trainer.global_rank,

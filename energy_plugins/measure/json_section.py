@@ -106,6 +106,14 @@ class Section:
         items = self._section(key, {str(i): item for i, item in enumerate(value)})
         return tuple(items.count(name) for name in items.values)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """Read a list of finite numbers."""
+        value = self._value(key)
+        if not isinstance(value, list):
+            self._refuse(key, "a list of numbers")
+        items = self._section(key, {str(i): item for i, item in enumerate(value)})
+        return tuple(items.number(name) for name in items.values)
+
     def maybe_count(self, key: str) -> int | None:
         """Read a whole number that is not negative, or null."""
         return None if self._value(key) is None else self.count(key)
@@ -202,6 +210,7 @@ _READERS: Mapping[str, Callable[[Section, str], object]] = {
     "float": Section.number,
     "float | None": Section.maybe_number,
     "tuple[int, ...]": Section.counts,
+    "tuple[float, ...]": Section.numbers,
     "tuple[str, ...]": Section.texts,
     "Mapping[str, str]": Section.text_by_name,
     "Mapping[str, float]": Section.number_by_name,

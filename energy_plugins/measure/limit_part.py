@@ -20,7 +20,14 @@ class TriedLimit(Part):
     step_time_s: float
     step_energy_j: float
     drawn_w: float
-    """Of the GPU that drew most."""
+    """Of the GPU that drew most, of those that it was for."""
+    ranks: tuple[int, ...] = ()
+    """Those that it was for, because they waited for a slower one; empty for all."""
+
+    @classmethod
+    def read(cls, section: Section) -> Self:
+        """Read it from JSON; raises ReportError."""
+        return super().read(section.with_defaults({"ranks": []}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,9 @@ class LimitPart(Part):
     """Who sets it; ``advice`` where nobody may."""
     found: float | None = None
     chosen: float | None = None
+    """Of this rank."""
+    by_rank: tuple[float, ...] = ()
+    """That of each rank, where those that wait for a slower one have another; empty where all have the same."""
     source: str = ""
     """``search``, ``memory`` (and checked) or ``fixed``; empty if nothing was chosen."""
     expected_saving: float | None = None
@@ -67,4 +77,4 @@ class LimitPart(Part):
     def read(cls, section: Section) -> Self:
         """Read it from JSON; raises ReportError."""
         tried = tuple(TriedLimit.read(one) for one in section.sections("tried"))
-        return cls(**read_fields(cls, section, "tried"), tried=tried)
+        return cls(**read_fields(cls, section.with_defaults({"by_rank": []}), "tried"), tried=tried)

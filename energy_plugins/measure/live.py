@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,8 @@ class StepBatch:
     end_ns: NDArray[np.int64]
     energy_j: NDArray[np.float64]
     """By GPU and step."""
+    backward_s: NDArray[np.float64]
+    """How long the backward phase took, in GPU time; NaN of a step whose phases were not marked."""
 
 
 class LiveFigures:
@@ -63,6 +66,8 @@ class LiveFigures:
         """Closed steps that the figures do not hold yet."""
         self.heard: list[deque[StepBatch]] = []
         """Where steps go one by one: a queue for each who listens."""
+        self.backward_code: Callable[[], int | None] = lambda: None
+        """Tells by which code the backward phase is marked; None while it never was."""
         self._settlement = settlement
 
     def publish(self, segments: Segments, drained_ns: int) -> None:
@@ -79,7 +84,7 @@ class LiveFigures:
         if self.heard and own:
             each = np.array([ends - starts for starts, ends in energy]).reshape(len(energy), len(bounds))
             steps = slice(1, len(own) + 1)
-            told = StepBatch(bounds[steps, 0], bounds[steps, 1], each[:, steps])
+            told = StepBatch(bounds[steps, 0], bounds[steps, 1], each[:, steps], self._backward_s(ready))
             for queue in self.heard:
                 queue.append(told)
         spent = sum((ends - starts for starts, ends in energy), np.zeros(len(bounds)))[1:]
@@ -103,6 +108,20 @@ class LiveFigures:
             stall_j=before.stall_j + stall_j,
             stepped_ns=ready[-1].end_ns if ready else before.stepped_ns,
             stepped_j=stepped_j if ready else before.stepped_j,
+        )
+
+    def _backward_s(self, steps: Sequence[Step]) -> NDArray[np.float64]:
+        code = self.backward_code()
+        of_each = ([length_ns for kind, length_ns in step.phases if kind == code] for step in steps)
+        return np.array([sum(lengths_ns) * 1e-9 if lengths_ns else math.nan for lengths_ns in of_each])
+
+    def reach(self, segments: Segments, drained_ns: int) -> tuple[int, tuple[float, ...]]:
+        """Return up to when is known what was drawn, and what each GPU drew until then; `live` stays as it is."""
+        horizon_ns = max(self._horizon_ns(drained_ns), self._settlement.settled_ns)
+        bounds = np.array([(horizon_ns, horizon_ns)], np.int64)
+        return horizon_ns, tuple(
+            float(self._about(row, bounds, segments)[1][0]) - self._before_j(row) if self._told(row) else math.nan
+            for row in range(len(self._settlement.tracks))
         )
 
     def _told(self, row: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,6 +75,9 @@ class EnergyMeter:
         such a meter. Each measures the GPU that it uses, reports to ``<folder>/rank-<k>``, and rank 0, to ``folder``,
         with `Report.ranks`: all of them side by side, for which its `stop` waits up to 10 s.
         rank: which process of a training this is, where `energy_plugins.distributed` is used directly.
+        ledger: whether the run is kept in this user's ledger; if left out, unless ENERGY_REPORT_LEDGER is 0.
+        project: what the ledger books the run on; if left out, what ENERGY_REPORT_PROJECT says, or else the name of the
+        git repository or the folder that the program runs in.
     """
 
     def __init__(  # noqa: PLR0913 - each is a separate wish of the user
@@ -89,6 +93,8 @@ class EnergyMeter:
         keep_power: bool = True,
         distributed: bool = False,
         rank: Rank | None = None,
+        ledger: bool | None = None,
+        project: str | None = None,
     ) -> None:
         self._options = Options(
             name=name or "run",
@@ -100,6 +106,8 @@ class EnergyMeter:
             activity=activity,
             keep_power=keep_power,
             rank=rank,
+            ledger=ledger,
+            project=project,
         )
         self._distributed = distributed
         self._exchange: RankExchange | None = None
@@ -161,15 +169,17 @@ class EnergyMeter:
             self._exchange.watch(self)
         return self
 
-    def stop(self) -> None:
-        """Close the window; does nothing when none is open."""
-        self._stop(failed=False)
+    def stop(self, *, failed: bool = False) -> None:
+        """Close the window; does nothing when none is open. What has ``failed`` is called so in the ledger."""
+        self._stop(failed=failed)
 
     def _stop(self, *, failed: bool) -> None:
         if not self.running or self.run is None:
             return
         run, self.run = self.run, None
         _LIVE.discard(self)
+        if failed:
+            run.failed()
         self._final = run.finish()
         if self._exchange is not None:
             self._final = self._exchange.finish(self._final, self._folder, failed=failed)
@@ -251,6 +261,11 @@ class EnergyMeter:
         if self.run is not None:
             self.run.stopped = reason
 
+    def leave_no_entry(self) -> None:
+        """Have the ledger not count this window: another meter measures the same joules."""
+        if self.run is not None:
+            self.run.discard()
+
     def limited(self, power_limit: LimitPart) -> None:
         """Have the report say what became of the power limit."""
         if self.run is not None:
@@ -284,7 +299,7 @@ def _at_exit() -> None:
     """Stop meters that were left running, then drop the private folders."""
     for meter in list(_LIVE):
         try:
-            meter.stop()
+            meter.stop(failed=hasattr(sys, "last_value"))  # of an exception that nobody caught
         except (EnergyError, OSError) as error:
             warnings.warn(f"energy: a meter could not be stopped at exit: {error}", RuntimeWarning, stacklevel=2)
     drop_private_folders()

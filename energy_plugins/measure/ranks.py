@@ -151,10 +151,10 @@ class Ranks(Part):
         said = []
         if self.absent:
             said.append(
-                f"nothing is known of {_named(self.absent)} of {self.world_size}; the joules are in no sum of all ranks"
+                f"nothing is known of {named(self.absent)} of {self.world_size}; the joules are in no sum of all ranks"
             )
         if unfinished := [row.part.who.rank for row in self.rows if not row.part.complete]:
-            said.append(f"{_named(unfinished)} never told the end: the sums hold what was settled of it before")
+            said.append(f"{named(unfinished)} never told the end: the sums hold what was settled of it before")
         return tuple(said)
 
 
@@ -193,7 +193,7 @@ def _once(present: Sequence[RankPart]) -> tuple[dict[int, list[GpuPart]], list[s
         )
         counted.setdefault(part.who.rank, []).append(gpu)
         if len(ranks := sorted({one.who.rank for one, _ in found})) > 1:
-            notes.append(f"{_named(ranks)} share {uuid} of {part.node}: it counts once, as rank {part.who.rank} saw it")
+            notes.append(f"{named(ranks)} share {uuid} of {part.node}: it counts once, as rank {part.who.rank} saw it")
     return counted, notes
 
 
@@ -202,7 +202,7 @@ def _choices(present: Sequence[RankPart]) -> list[str]:
     for part in present:
         if part.who.gpu_choice:
             ranks.setdefault(part.who.gpu_choice, []).append(part.who.rank)
-    return [f"{_named(those)}: {how}" for how, those in ranks.items()]
+    return [f"{named(those)}: {how}" for how, those in ranks.items()]
 
 
 def _rest(part: RankPart) -> tuple[float | None, float | None]:
@@ -261,7 +261,7 @@ def _count(present: Sequence[RankPart], name: str, missing: dict[str, str]) -> i
     known = [count for count in counts if count is not None]
     if len(known) < len(counts) or not counts:
         silent = [part.who.rank for part in present if getattr(part, name) is None]
-        missing[name] = f"{_named(silent)} did not say" if known else "no rank said"
+        missing[name] = f"{named(silent)} did not say" if known else "no rank said"
         return None
     return sum(known)
 
@@ -293,6 +293,7 @@ def _by_machine(present: Sequence[RankPart], name: str, missing: dict[str, str])
     return math.fsum(joules)
 
 
-def _named(ranks: Sequence[int]) -> str:
+def named(ranks: Sequence[int]) -> str:
+    """Return ranks as people name them, a few of them if they are many."""
     shown = ", ".join(map(str, ranks[:_MOST_NAMED])) + (", ..." if len(ranks) > _MOST_NAMED else "")
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {shown}"

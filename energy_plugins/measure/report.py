@@ -225,6 +225,23 @@ class Report:
                 move_report(Path(aside), target)
         return target
 
+    def to_html(self, path: str | Path) -> Path:
+        """Write this report as one page that opens anywhere and asks no network; return its path.
+
+        Raises:
+            ReportError: the extra ``report`` is not installed, or the file cannot be written.
+            ColumnError: the columns may not be read.
+        """
+        from energy_plugins.report.html import write_html  # noqa: PLC0415 - upward, and measuring does not need it
+
+        return write_html(self, path)
+
+    def to_png(self, folder: str | Path) -> tuple[Path, ...]:
+        """Write the pictures of that page as PNG files into ``folder``; return their paths. Raises as `to_html`."""
+        from energy_plugins.report.png import write_png  # noqa: PLC0415 - upward, and measuring does not need it
+
+        return write_png(self, folder)
+
     def header(self) -> dict[str, JSON]:
         """Return what ``report.json`` holds: every field, and of columns the number of rows and their types."""
         return _header(self)

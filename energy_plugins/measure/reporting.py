@@ -87,6 +87,8 @@ class State:
     stopped: str
     power_limit: LimitPart | None = None
     micro_batch: MicroBatchPart | None = None
+    ledger_s: float = 0.0
+    """CPU time that the ledger's entry took."""
 
 
 def compose(facts: Facts, collector: Collector, state: State) -> Report:
@@ -258,7 +260,7 @@ def _observer(collector: Collector, state: State) -> Observer:
         thread_cpu_s=sampler.thread_cpu_s if sampler else 0.0,
         driver_call_s=sampler.driver_call_s if sampler else 0.0,
         mark_s=marks.mark_ns * 1e-9,
-        collect_s=collector.collect_s + state.neighbours.cpu_s,
+        collect_s=collector.collect_s + state.neighbours.cpu_s + state.ledger_s,
         dropped=marks.dropped + (sampler.dropped if sampler else 0),
         marks=marks.marks,
         events=marks.events,

@@ -54,6 +54,10 @@ class KindCodes:
             code = self._codes[name] = len(self._codes)
         return code
 
+    def find(self, kind: Kind) -> int | None:
+        """Return the code of ``kind``, None if it was never used."""
+        return self._codes.get(kind.value)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Kind names by code."""
@@ -70,6 +74,8 @@ class Step:
     tokens: int
     waits: Sequence[tuple[int, int]]
     stall: tuple[int, int] | None
+    phases: Sequence[tuple[int, int]] = ()
+    """Spans that lay in it: the code of each kind, and how long it took (ns)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,7 @@ class Timeline:
     now_ns: int = 0
     _open: list[tuple[int, int]] = field(default_factory=list)
     _waits: list[tuple[int, int]] = field(default_factory=list)
+    _phases: list[tuple[int, int]] = field(default_factory=list)
     _idle_from_ns: int | None = None
     _work_from_ns: int | None = None
 
@@ -177,7 +184,9 @@ class Timeline:
             self._waits.append((start_ns, t_ns))
             if self._work_from_ns is not None and self._work_from_ns <= start_ns <= self._work_from_ns + _FRONT_NS:
                 self._work_from_ns = t_ns
-        elif code != KindCodes.RUN and not self._inside_step():
+        elif self._inside_step():
+            self._phases.append((code, t_ns - start_ns))
+        elif code != KindCodes.RUN:
             self._idle_from_ns = None
             self._waits = [wait for wait in self._waits if wait[0] < start_ns]  # the rest were this span's, no step's
         self.spans.append(Closed(code, start_ns, t_ns))
@@ -190,8 +199,8 @@ class Timeline:
             ]  # nobody knows since when the GPU was idle, but it was during the wait
         if self._idle_from_ns is not None and self._work_from_ns is not None:
             stall = (self._idle_from_ns, max(self._work_from_ns, self._idle_from_ns))
-        self.steps.append(Step(start_ns, end_ns, samples, tokens, tuple(self._waits), stall))
-        self._waits, self._idle_from_ns, self._work_from_ns = [], end_ns, None
+        self.steps.append(Step(start_ns, end_ns, samples, tokens, tuple(self._waits), stall, tuple(self._phases)))
+        self._waits, self._phases, self._idle_from_ns, self._work_from_ns = [], [], end_ns, None
 
     def _inside_step(self) -> bool:
         return any(code == KindCodes.STEP for code, _ in self._open)

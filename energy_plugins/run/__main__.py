@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from energy_plugins.config import effective, to_environment
 from energy_plugins.errors import ConfigError
+from energy_plugins.report.grid import placed
 
 _USAGE = """\
 usage: python -m energy_plugins.run [--energy-config FILE] [--energy-SECTION-KEY VALUE ...] (SCRIPT | -m MODULE) [...]
@@ -34,6 +35,7 @@ def main(words: Sequence[str]) -> None:
         _refuse(f"{program[0]}: no such option" if program else "there is no program to run")
     try:
         config = effective(flags=flags).config
+        placed(config.report.country, config.report.carbon_intensity_g_per_kwh)  # no country of that name: say so now
     except ConfigError as error:
         _refuse(str(error))
     os.environ.update(to_environment(config))  # for what the program starts, and the plugins in it

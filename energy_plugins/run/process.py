@@ -53,14 +53,19 @@ class Process:
             power_sensor=measure.power_sensor,
             activity=measure.activity,
             rank=None if exchange is None else exchange.who,
+            ledger=self._config.report.ledger,
+            project=self._config.report.project,
         )
         self._meter, self._exchange = meter.start(), exchange
+        if exchange is not None:
+            exchange.keep(meter)
         Monitor.before_run.append(self.stand_back)
 
     def stand_back(self) -> None:
         """Leave the measuring to another."""
         meter = self._forget()
         if meter is not None:
+            meter.leave_no_entry()
             meter.stop()
 
     @guarded
@@ -73,9 +78,9 @@ class Process:
         meter = self._forget()
         if meter is None or not meter.running:  # a forked child leaves the run to its parent
             return
-        meter.stop()
-        report, exchange = meter.report(), self._exchange
         failed = isinstance(sys.exc_info()[1], Exception)
+        meter.stop(failed=failed)
+        report, exchange = meter.report(), self._exchange
         if exchange is not None:
             _import_torch()
         folder = self._folder() if exchange is None else exchange.agree(self._folder, failed=failed)

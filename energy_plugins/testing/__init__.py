@@ -5,8 +5,9 @@ The names below are loaded on first use, for pytest imports this package whereve
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from energy_plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
     from energy_plugins.testing.device import SimulatedDevice
@@ -69,46 +70,33 @@ __all__ = [
     "simulated_gpus",
 ]
 
-_HOMES = {
-    "device": ("SimulatedDevice",),
-    "faults": (
-        "CounterJump",
-        "CounterReset",
-        "DriverMismatch",
-        "Fault",
-        "ForeignLimit",
-        "GpuLost",
-        "Hang",
-        "HiddenProcesses",
-        "Ignored",
-        "MigMode",
-        "MissingSymbol",
-        "NoCounter",
-        "NoPermission",
-        "NoSampleBuffer",
-        "NotSupported",
-        "ThroughMps",
-        "WallClockStep",
-    ),
-    "library": ("SimulatorError",),
-    "loads": ("Constant", "Load", "Script", "Square", "Step", "random_load"),
-    "profiles": ("A100", "H200", "Profile", "RTX_4090", "V100"),
-    "simulation": ("Simulation", "simulated_gpus"),
-}
-"""Which module holds which public names."""
-_MODULES = {name: module for module, names in _HOMES.items() for name in names}
-
-# Hidden from type checkers: to them it would make every misspelt name a valid one.
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """Import the module that holds a public name when the name is first asked for."""
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-        return value
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "device": ("SimulatedDevice",),
+            "faults": (
+                "CounterJump",
+                "CounterReset",
+                "DriverMismatch",
+                "Fault",
+                "ForeignLimit",
+                "GpuLost",
+                "Hang",
+                "HiddenProcesses",
+                "Ignored",
+                "MigMode",
+                "MissingSymbol",
+                "NoCounter",
+                "NoPermission",
+                "NoSampleBuffer",
+                "NotSupported",
+                "ThroughMps",
+                "WallClockStep",
+            ),
+            "library": ("SimulatorError",),
+            "loads": ("Constant", "Load", "Script", "Square", "Step", "random_load"),
+            "profiles": ("A100", "H200", "Profile", "RTX_4090", "V100"),
+            "simulation": ("Simulation", "simulated_gpus"),
+        },
+    )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from energy_plugins.training.rank_limits import RankLimits
 from energy_plugins.tune import Measurement, Task
 from energy_plugins.tune.measurement import with_host
 from energy_plugins.tune.outlook import LEAST_FALL
@@ -22,6 +23,13 @@ class Kept:
     binding: bool
     source: str
     """``search`` or ``memory``."""
+    limits: RankLimits | None = None
+    """Of each rank, where some have another than ``limit``."""
+
+    @property
+    def of_ranks(self) -> RankLimits:
+        """The limits of all ranks."""
+        return RankLimits(self.limit) if self.limits is None else self.limits
 
 
 _ENOUGH = 0.8

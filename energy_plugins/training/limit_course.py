@@ -1,7 +1,8 @@
-"""The course of limiting a training: warm up, search, keep watch, search again. All ranks follow it in step.
+"""The course of limiting a training: warm up, then search (`Searches`) for as long as there is time and cause.
 
-It is a generator that yields for how many steps to go on as things are. Whatever decides has been heard from all ranks
-(`AllRanks.hear`), so all decide alike; what fails on one rank alone is told to the others as numbers that are none.
+All ranks follow it in step. It is a generator that yields for how many steps to go on as things are. Whatever decides
+has been heard from all ranks (`AllRanks.hear`), so all decide alike; what fails on one rank alone is told to the others
+as numbers that are none.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from energy_plugins.training.limit_check import Kept, holds
+from energy_plugins.training.limit_check import Kept
+from energy_plugins.training.limit_searches import Searches
 from energy_plugins.training.limit_windows import Windows
-from energy_plugins.tune import Done, LimitChoice, Measurement, Objective, Task, ZeusCost, begin, step
+from energy_plugins.training.rank_limits import RankLimits
+from energy_plugins.tune import Objective, Task, ZeusCost
 from energy_plugins.tune.objective import OBJECTIVES
 
 
@@ -72,7 +75,7 @@ class Course:
         self._timing = windows.timing
         self._wanted = wanted
         self._recall = recall
-        self._remember = remember
+        self._searches = Searches(windows, remember, self._budget_s)
         self._remembered: float | None = None
 
     def searching(self) -> Iterator[int]:
@@ -86,21 +89,15 @@ class Course:
             yield from self.looking()
         progress.found = max(word.found for word in words)
         self._windows.found(progress.found)
+        # GPUs that two ranks share are turned by one of them, whom nobody told whether the other waits.
+        self._searches.may_differ = all(word.resolution > 0 for word in words)
         remembered = words[0].remembered
         while not progress.why:
             task = yield from self._task(words)
-            kept = None
-            if task is not None and not math.isnan(remembered):
-                kept = yield from self._check(task, min(remembered, task.start))
-            if task is not None and kept is None:
-                kept = yield from self._search(task)
+            if task is not None:
+                yield from self._searches.limiting(task, remembered)
             remembered = math.nan
-            if kept is not None:
-                progress.kept = kept
-                self._remember(kept)
-                yield from self._watch(kept)
-                progress.kept = None
-            self._windows.turn(progress.found)
+            self._windows.turn(RankLimits(progress.found))
         yield from self.looking()
 
     def fixed(self, limit: float) -> Iterator[int]:
@@ -161,19 +158,15 @@ class Course:
         """Return what to search for once there is time to, None if there will be none."""
         wanted, timing, progress = self._wanted, self._timing, self.progress
         while True:
-            own = (self._rank.elapsed_s, _number(self._rank.left_s(self._windows.step_s)))
-            elapsed_s, left_s = self._ranks.hear(own)[0]
-            spent_s = progress.search_s
-            if not math.isnan(left_s):
-                budget_s = wanted.search_share * (elapsed_s + left_s) - spent_s
+            budget_s, planned_s = self._budget_s()
+            if not math.isnan(planned_s):
                 if budget_s >= timing.least_search_s:
                     break
                 progress.why = (
-                    f"{wanted.search_share:g} of the training, which is planned to take {elapsed_s + left_s:.0f} s in "
+                    f"{wanted.search_share:g} of the training, which is planned to take {planned_s:.0f} s in "
                     f"all, is too short to search{' again' if progress.searches else ''}: see power_limit.search_share"
                 )
                 return None
-            budget_s = wanted.search_share * elapsed_s - spent_s
             if budget_s >= timing.unplanned_s:
                 break
             yield self._windows.steps_in(timing.watch_s)
@@ -190,73 +183,25 @@ class Course:
             must_bind=True,  # one that binds in no way has saved by chance, and may bind in other work
         )
 
+    def _budget_s(self) -> tuple[float, float]:
+        """Return for how long searches may still go on, and how long the training is planned to take. Collective.
+
+        Where its end is not known, that is NaN, and searches may take their share of what has passed.
+        """
+        own = (self._rank.elapsed_s, _number(self._rank.left_s(self._windows.step_s)))
+        elapsed_s, left_s = self._ranks.hear(own)[0]
+        planned_s = elapsed_s + left_s
+        share_s = self._wanted.search_share * (elapsed_s if math.isnan(planned_s) else planned_s)
+        return share_s - self.progress.search_s, planned_s
+
     def _objective(self, words: Sequence[Opening]) -> Objective:
         if self._wanted.objective == "zeus":
             return ZeusCost.of_all(self._wanted.eta, *(word.most_w for word in words))
         return OBJECTIVES[self._wanted.objective]
 
-    # Searching.
-
-    def _check(self, task: Task, limit: float) -> Generator[int, None, Kept | None]:
-        """Compare a remembered limit with the one found, and return it if it still does what it should."""
-        measured = []
-        for each in (task.start, limit, task.start):
-            one = yield from self._windows.measure(each, self._timing.check_s, back=task.start)
-            if one is None:
-                return None
-            measured.append(one)
-        return holds(task, limit, measured)
-
-    def _search(self, task: Task) -> Generator[int, None, Kept | None]:
-        self.progress.searches += 1
-        state, action = begin(task)
-        while True:
-            seconds = action.seconds / self._timing.shorter
-            measured = yield from self._windows.measure(action.limit, seconds, back=task.start)
-            if measured is None:
-                self.progress.why = self._rank.trouble or "windows told nothing, one after another"
-                return None
-            state, following = step(state, measured)
-            if isinstance(following, Done):
-                return _kept(following.choice)
-            action = following
-
-    def _watch(self, kept: Kept) -> Iterator[int]:
-        """Go on as long as steps take and cost what is to be expected."""
-        before: Measurement | None = None
-        while True:
-            now = yield from self._windows.measure(kept.limit, self._timing.watch_s, back=None)
-            if now is None:
-                self.progress.why = self._rank.trouble or "nothing could be measured any more"
-                return
-            if before is not None and self._differs(before, now):
-                return
-            before = now
-
-    def _differs(self, before: Measurement, now: Measurement) -> bool:
-        """Tell whether this is other work than a minute ago. What drifts more slowly is followed."""
-        pairs = (
-            (before.step_time_s, now.step_time_s, now.step_time_sem),
-            (before.step_energy_j, now.step_energy_j, now.step_energy_sem),
-        )
-        return any(abs(new - old) > max(self._timing.tolerance * old, _SURELY * sem) for old, new, sem in pairs)
-
 
 _CAN_BIND = 1.02
 """A limit is lower than the power drawn by more than this, or it could not be told to bind."""
-_SURELY = 4.0
-"""Standard errors that are no accident."""
-
-
-def _kept(choice: LimitChoice) -> Kept:
-    return Kept(
-        limit=choice.limit,
-        saving=choice.expected_saving,
-        slowdown=choice.expected_slowdown,
-        confidence=choice.confidence,
-        binding=choice.binding,
-        source="search",
-    )
 
 
 def _number(value: float | None) -> float:

@@ -15,6 +15,8 @@ class Tried:
     limit: float
     seconds: float
     measured: Measurement
+    ranks: tuple[int, ...] = ()
+    """Those that the limit was for; empty for all."""
 
 
 @dataclass

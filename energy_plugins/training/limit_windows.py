@@ -10,9 +10,13 @@ from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.limit_progress import Progress, Tried
 from energy_plugins.training.limit_timing import Timing
 from energy_plugins.training.own_rank import OwnRank
+from energy_plugins.training.peer_waits import PeerWaits
+from energy_plugins.training.rank_limits import RankLimits
 from energy_plugins.training.step_window import Told, WindowNs
 from energy_plugins.tune import Measurement
 
+_MARKED = 20
+"""Steps of a window whose phases are marked, about: enough to tell whether ranks wait for others."""
 _LONG_ENOUGH = 0.5
 """Share of what was asked for that a window must last: steps may turn out shorter than they were."""
 
@@ -35,7 +39,11 @@ class Windows:
         self.progress = Progress()
         self.step_s = 1.0
         """What a step takes, on the slowest rank."""
-        self._limit: float | None = None
+        self.waits = PeerWaits()
+        """Of the windows at the limits that trials are compared with, since somebody began anew."""
+        self._limits: tuple[float, ...] = ()
+        """In force, of each rank."""
+        self._mark_every = 0
         self._free_step = 0
         """From which on steps may be counted."""
         self._closed_ns = rank.now_ns()
@@ -53,16 +61,26 @@ class Windows:
         """Have the next window begin now."""
         self._free_step, self._closed_ns = self.rank.steps, self.rank.now_ns()
 
+    @property
+    def wants_phases(self) -> bool:
+        """Whether to mark the phases of the step that begins now: the same on all ranks."""
+        return self._mark_every > 0 and self.rank.steps % self._mark_every == 0
+
     def found(self, limit: float) -> None:
         """Take note of the limit that is in force."""
-        self._limit = limit
+        self._limits = RankLimits(limit).each(self.ranks.who.world_size)
 
-    def turn(self, limit: float) -> None:
-        """Set a limit, if it is another."""
-        if limit != self._limit:
-            self._limit = limit
-            self.rank.turn(limit)
-            self._free_step = self.rank.steps + self.steps_in(self.timing.settle_s)
+    def turn(self, limits: RankLimits) -> None:
+        """Set limits, if they are others; all ranks wait until they have settled, on whomever."""
+        who = self.ranks.who
+        before, self._limits = self._limits, limits.each(who.world_size)
+        if before == self._limits:
+            return
+        if before and before[who.rank] == self._limits[who.rank]:
+            self.rank.let_settle()
+        else:
+            self.rank.turn(self._limits[who.rank])
+        self._free_step = self.rank.steps + self.steps_in(self.timing.settle_s)
 
     def steps_in(self, seconds: float) -> int:
         """Return how many steps are made in so long, one at least."""
@@ -77,31 +95,37 @@ class Windows:
             self._closed_ns = closed_ns
 
     def measure(
-        self, limit: float | None, seconds: float, *, back: float | None
+        self, limits: RankLimits | None, seconds: float, *, back: RankLimits | None
     ) -> Generator[int, None, Measurement | None]:
-        """Measure steps at a limit for about so long; then go ``back``, if anywhere. None if nobody knows of any."""
+        """Measure steps at limits for about so long; then go ``back``, if anywhere. None if nobody knows of any."""
         timing, rank = self.timing, self.rank
         for attempt in range(timing.tries):
-            if limit is not None:
-                self.turn(limit)
+            if limits is not None:
+                self.turn(limits)
+            tried = self._limits
             # The GPU may still be at work on the last of them when the window is closed: where it is behind by more,
             # more steps are needed.
             count = (max(math.ceil(seconds / self.step_s), timing.least_steps) + 1) * 2**attempt
+            self._mark_every = max(count // _MARKED, 1) if self.ranks.who.world_size > 1 else 0
             yield max(self._free_step + count - rank.steps, 1)
+            self._mark_every = 0
             window = self._until(rank.now_ns())
             self._closed_ns, self._free_step = window.closed_ns, rank.steps
             if back is not None:
                 self.progress.search_s += count * self.step_s
                 self.turn(back)
             words = yield from self._figures(window)
-            measured = _together(words)
+            measured = _together(words, () if limits is None else limits.ranks)
             if measured is None:
                 continue
             self.step_s = measured.step_time_s
             if count * measured.step_time_s >= _LONG_ENOUGH * seconds:
-                self.progress.drawn_w = measured.drawn_w
-                if back is not None and limit is not None:
-                    self.progress.tried.append(Tried(limit, count * measured.step_time_s, measured))
+                self.progress.drawn_w = max(word.drawn_w for word in words)
+                if back is None or tried == self._limits:
+                    self.waits.add(words)
+                if back is not None and limits is not None:
+                    took_s = count * measured.step_time_s
+                    self.progress.tried.append(Tried(limits.limit, took_s, measured, limits.ranks))
                 return measured
         return None
 
@@ -123,8 +147,11 @@ class Windows:
         return WindowNs(self._closed_ns, closed_ns, self.rank.turned_ns + round(self.timing.settle_s * 1e9))
 
 
-def _together(words: Sequence[Told]) -> Measurement | None:
-    """Return what all ranks measured of steps that they made together, None if one of them measured nothing."""
+def _together(words: Sequence[Told], limited: Sequence[int]) -> Measurement | None:
+    """Return what all ranks measured of steps that they made together, None if one of them measured nothing.
+
+    The power drawn is that of those who are ``limited``, of all if nobody is named.
+    """
     if not all(word.known for word in words):
         return None
     slowest = max(words, key=lambda word: word.time_s)
@@ -134,7 +161,7 @@ def _together(words: Sequence[Told]) -> Measurement | None:
             step_energy_j=math.fsum(word.energy_j for word in words),
             step_time_sem=slowest.time_sem,
             step_energy_sem=math.hypot(*(word.energy_sem for word in words)),
-            drawn_w=max(word.drawn_w for word in words),
+            drawn_w=max(words[rank].drawn_w for rank in limited or range(len(words))),
         )
     except WindowError:
         return None

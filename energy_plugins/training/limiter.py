@@ -93,6 +93,11 @@ class Limiter:
         """The power limit that holds just now, None if none is held."""
         return None if self._rank.knob is None else self._rank.knob.limit_w
 
+    @property
+    def wants_phases(self) -> bool:
+        """Whether to mark the phases of the step that begins now, to see who waits for whom."""
+        return self._windows.wants_phases
+
     def lose(self, why: str) -> None:
         """Go on without measuring: what was found is put back at once, and the other ranks are told."""
         self._rank.lose(why)
@@ -170,6 +175,7 @@ class Limiter:
                     step_time_s=one.measured.step_time_s,
                     step_energy_j=one.measured.step_energy_j,
                     drawn_w=one.measured.drawn_w,
+                    ranks=one.ranks,
                 )
                 for one in progress.tried
             ),
@@ -179,7 +185,8 @@ class Limiter:
         if kept is not None:
             return replace(
                 part,
-                chosen=kept.limit,
+                chosen=kept.of_ranks.of(self._who.rank),
+                by_rank=() if kept.limits is None else kept.limits.each(self._who.world_size),
                 source=kept.source,
                 expected_saving=kept.saving,
                 expected_slowdown=kept.slowdown,

@@ -122,7 +122,7 @@ class Measured:
         That waits up to 10 s for the others, unless the training has ``failed``.
         """
         try:
-            self._close()
+            self._close(failed=failed)
             report = self.meter.report()
         except BaseException:
             self.place.abandon()
@@ -133,13 +133,13 @@ class Measured:
     def drop(self) -> None:
         """Put everything back and stop the meter, whose report nobody will ask for."""
         self.place.abandon()
-        self._close()
+        self._close(failed=False)
 
-    def _close(self) -> None:
+    def _close(self, *, failed: bool) -> None:
         self.replaced.close()
         try:
             self.steps.close()
             if self.fitting:
                 self.meter.end(Kind.FIT)
         finally:
-            self.meter.stop()
+            self.meter.stop(failed=failed)

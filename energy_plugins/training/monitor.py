@@ -122,6 +122,8 @@ class Monitor:
                 power_sensor=measure.power_sensor,
                 activity=measure.activity,
                 rank=place.who,
+                ledger=report.ledger,
+                project=report.project,
             )
             for stand_back in tuple(self.before_run):
                 stand_back()
@@ -183,6 +185,7 @@ class Monitor:
         run, self.run = self.run, None
         if run is not None:
             atexit.unregister(self._at_exit)
+            run.meter.leave_no_entry()
             run.drop()
             if run.place.folder is not None:
                 shutil.rmtree(run.place.folder, ignore_errors=True)
@@ -249,7 +252,8 @@ class Monitor:
         """Open the step that began with the fetch of its first batch."""
         if self.run is not None:
             every = self.config.measure.phases_every_n_steps
-            self.run.steps.open(in_phases=every > 0 and optimizer_step % every == 0)
+            asked = self.limiter is not None and self.limiter.wants_phases
+            self.run.steps.open(in_phases=every > 0 and (asked or optimizer_step % every == 0))
 
     @guarded
     def enter(self, phase: Kind | None) -> None:

@@ -79,7 +79,11 @@ class OwnRank:
             knob, began_s = self.knob, time.perf_counter()
             self._try(lambda: knob.turn(value, exact=exact), None)
             self.turn_s += time.perf_counter() - began_s
-        self.turned_ns = self._clock.now_ns()
+        self.turned_ns = self.now_ns()
+
+    def let_settle(self) -> None:
+        """Take note that others turn theirs: steps of all ranks count again once all have settled."""
+        self.turned_ns = self.now_ns()
 
     def told(self, window: WindowNs, least: int) -> Told:
         """Return what the steps of a window tell, at least so many of them."""

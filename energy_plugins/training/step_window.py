@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -34,11 +35,14 @@ class Told(NamedTuple):
     energy_sem: float = math.nan
     drawn_w: float = math.nan
     """Of the one that draws most."""
+    backward_s: float = math.nan
+    """Of the steps whose phases were marked, waits for other ranks included."""
+    backward_sem: float = math.nan
 
     @property
     def known(self) -> bool:
-        """Whether there was something to tell."""
-        return not any(math.isnan(value) for value in self)
+        """Whether there was something to tell, be it without phases."""
+        return not any(math.isnan(value) for value in self[: self._fields.index("backward_s")])
 
     @classmethod
     def of(cls, steps: StepBatch, least: int) -> Self:
@@ -49,6 +53,9 @@ class Told(NamedTuple):
         if len(seconds) < least or not np.isfinite(joules).all():
             return cls(1.0)
         each_j: NDArray[np.float64] = joules.sum(axis=0)
+        backward_s = steps.backward_s[keep]
+        backward_s = backward_s[np.isfinite(backward_s)]
+        marked = len(backward_s) >= least
         return cls(
             1.0,
             time_s=float(seconds.mean()),
@@ -56,6 +63,8 @@ class Told(NamedTuple):
             time_sem=_sem(seconds),
             energy_sem=_sem(each_j),
             drawn_w=float((joules.sum(axis=1) / seconds.sum()).max()) if len(joules) else 0.0,
+            backward_s=float(backward_s.mean()) if marked else math.nan,
+            backward_sem=_sem(backward_s) if marked else math.nan,
         )
 
 
@@ -95,27 +104,30 @@ class Heard:
         while self._kept and self._kept[0].end_ns[-1] <= window.opened_ns:
             self._first += len(self._kept.pop(0).end_ns)
         if not self._kept:
-            return StepBatch(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0)))
+            return StepBatch(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0)), np.zeros(0))
         start_ns = np.concatenate([batch.start_ns for batch in self._kept])
         end_ns = np.concatenate([batch.end_ns for batch in self._kept])
         energy_j = np.concatenate([batch.energy_j for batch in self._kept], axis=1)
+        backward_s = np.concatenate([batch.backward_s for batch in self._kept])
+        rows = StepBatch(start_ns, end_ns, energy_j, backward_s)
         ends = self._ends()
         if ends is not None:
-            steps = _grouped(StepBatch(start_ns, end_ns, energy_j), [end - self._first for end in ends])
-            start_ns, end_ns, energy_j = steps.start_ns, steps.end_ns, steps.energy_j
+            rows = _grouped(rows, [end - self._first for end in ends])
+        start_ns, end_ns, energy_j, backward_s = rows.start_ns, rows.end_ns, rows.energy_j, rows.backward_s
         inside = (start_ns >= window.settled_ns) & (end_ns > window.opened_ns) & (end_ns <= window.closed_ns)
-        return StepBatch(start_ns[inside], end_ns[inside], energy_j[:, inside])
+        return StepBatch(start_ns[inside], end_ns[inside], energy_j[:, inside], backward_s[inside])
 
 
 def _grouped(rows: StepBatch, ends: Iterable[int]) -> StepBatch:
     """Return optimizer steps: as long as their rows are together, without what lies between these."""
     bounds = np.array(sorted({end for end in ends if 0 <= end <= len(rows.end_ns)}), np.int64)
     if len(bounds) < 2:
-        return StepBatch(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((len(rows.energy_j), 0)))
+        return StepBatch(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((len(rows.energy_j), 0)), np.zeros(0))
     until_ns = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows.end_ns - rows.start_ns)])
     until_j = np.concatenate([np.zeros((len(rows.energy_j), 1)), np.cumsum(rows.energy_j, axis=1)], axis=1)
     end_ns = rows.end_ns[bounds[1:] - 1]
-    return StepBatch(end_ns - np.diff(until_ns[bounds]), end_ns, np.diff(until_j[:, bounds], axis=1))
+    backward_s = np.array([rows.backward_s[first:last].sum() for first, last in pairwise(bounds)])
+    return StepBatch(end_ns - np.diff(until_ns[bounds]), end_ns, np.diff(until_j[:, bounds], axis=1), backward_s)
 
 
 def _usual(seconds: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -40,7 +40,8 @@ class EnergyCallback(TrainerCallback, ExportableState):
     by `attach`; of several in one trainer the last one measures. Every call of ``train`` leaves one report folder, and
     the last one is `report`. A training that cannot be measured warns once and goes on.
 
-    What is not given here is taken from the configuration (`energy_plugins.config`): the environment, or its file.
+    What is not given here is taken from the configuration (`energy_plugins.config`): the environment, or its file. If
+    that says where trainings run (``report.country``), model cards that the trainer makes get ``co2_eq_emissions``.
 
     Args:
         folder: Where reports go, a folder ``<name>-<n>`` for each run; ``<output_dir>/energy`` if not given.

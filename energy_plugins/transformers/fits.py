@@ -24,6 +24,7 @@ from energy_plugins.transformers.attempts import Attempts
 from energy_plugins.transformers.effective_batch import grow_effective_batch
 from energy_plugins.transformers.inside import Inside
 from energy_plugins.transformers.micro_batch_fit import MicroBatchFit
+from energy_plugins.transformers.model_card import circumstances_of, put_over
 from energy_plugins.transformers.trainers import (
     DEEPSPEED,
     facts_of,
@@ -51,9 +52,13 @@ class Fits:
 
     Args:
         config: what is asked for.
+
+    Raises:
+        ConfigError: there is no such country as the configuration names.
     """
 
     def __init__(self, config: EnergyConfig) -> None:
+        self._circumstances = circumstances_of(config.report)
         self.monitor = Monitor(config)
         self._inside = Inside(self.monitor)
         self._attempts = Attempts(self.monitor)
@@ -167,6 +172,7 @@ class Fits:
         if run is None or trainer is None:
             return
         self._inside.enter(run, trainer)
+        put_over(trainer, monitor, self._circumstances)
         if self._has_optimizer_phase and steps_in_backward(trainer):
             warn(f"{DEEPSPEED}; steps are measured as ever")
         self._has_optimizer_phase = not steps_in_backward(trainer)

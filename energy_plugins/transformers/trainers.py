@@ -53,6 +53,11 @@ def precision_of(args: TrainingArguments) -> str:
     return "bf16" if args.bf16 else "fp16" if args.fp16 else "32"
 
 
+def _model_name(model: object) -> str:
+    """Return what a model was loaded from, or else its class."""
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+
+
 def steps_in_backward(trainer: Trainer | None) -> bool:
     """Tell whether the optimizer steps inside of backward, where no event is: so it does with DeepSpeed."""
     return bool(getattr(trainer, "is_deepspeed_enabled", False))
@@ -87,12 +92,15 @@ def facts_of(trainer: Trainer | None, args: TrainingArguments, state: TrainerSta
     """Return what a reader of the report needs to know of the training."""
     facts: dict[str, JSON] = {
         "stage": "fit",
+        "framework": "transformers",
+        "model": "" if trainer is None else _model_name(trainer.model),
         "trainer": "" if trainer is None else type(trainer).__name__,
         "precision": precision_of(args),
         "rank": args.process_index,
         "world_size": args.world_size,
         "train_batch_size": state.train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "num_workers": args.dataloader_num_workers,
     }
     if steps_in_backward(trainer):
         facts["phases"] = DEEPSPEED

@@ -20,7 +20,7 @@ from energy_plugins.tune.micro_batch import (
 )
 from energy_plugins.tune.objective import Energy, EnergyDelay, Objective, ZeusCost
 from energy_plugins.tune.power_limit import Clocks, PowerLimitChoice, search, search_power_limit
-from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, step
+from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, chosen, step
 from energy_plugins.tune.task import Task
 from energy_plugins.tune.working_set import Part, WorkingSet
 
@@ -56,6 +56,7 @@ __all__ = [
     "ZeusCost",
     "begin",
     "candidates",
+    "chosen",
     "effective_batch_outlook",
     "grow",
     "of_all_ranks",

@@ -6,11 +6,12 @@ back what was measured. Equal measurements give equal choices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from energy_plugins.tune.decision import LimitChoice, choose, next_limit
 from energy_plugins.tune.measurement import Measurement, Window
-from energy_plugins.tune.outlook import outlook
+from energy_plugins.tune.outlook import Outlook, outlook
 from energy_plugins.tune.task import Task
 
 WINDOW_S = 5.0
@@ -73,13 +74,22 @@ def step(state: LimitSearch, measured: Measurement) -> tuple[LimitSearch, Action
     state = replace(state, windows=(*state.windows, window), spent_s=state.spent_s + seconds)
     if asked.limit != task.start:
         return _measuring(state, Measure(task.start, REFERENCE * asked.seconds))
-    view = outlook(state.windows, task.candidates(min(one.limit for one in state.windows)), task)
+    view = _view(task, state.windows)
     limit = next_limit(task, state.windows, view)
     if limit is not None:
         following = Measure(limit, _seconds(state, limit))
         if _affordable(state, following):
             return _measuring(state, following)
     return state, Done(choose(task, state.windows, view))
+
+
+def chosen(task: Task, windows: Sequence[Window]) -> LimitChoice:
+    """Return what a search for ``task`` would choose if it ended after these windows, the first at its start limit."""
+    return choose(task, windows, _view(task, windows))
+
+
+def _view(task: Task, windows: Sequence[Window]) -> Outlook:
+    return outlook(windows, task.candidates(min(one.limit for one in windows)), task)
 
 
 def _measuring(state: LimitSearch, action: Measure) -> tuple[LimitSearch, Action]:

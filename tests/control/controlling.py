@@ -105,3 +105,17 @@ def watchdogs(of_pid: int) -> list[int]:
             if is_one and any(journal.is_dir() for journal in journals):
                 found.append(int(folder.name))
     return found
+
+
+def is_replaced(watchdog: int, of_pid: int) -> bool:
+    """Tell whether another watchdog has taken its place, and watches."""
+    others = watchdogs(of_pid)
+    # The process that starts one looks like it, but is the owner's child, and there until the other watches.
+    return len(others) == 1 and others != [watchdog] and _parent(others[0]) != of_pid
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1

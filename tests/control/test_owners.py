@@ -17,6 +17,7 @@ from controlling import (
     PREAMBLE,
     SET_W,
     WITHIN_S,
+    is_replaced,
     journal_of,
     limit_w,
     operator_sets,
@@ -123,8 +124,7 @@ def test_a_watchdog_that_was_killed_is_replaced(two: Simulation) -> None:
     with trainer(two, body) as process:
         (watchdog,) = watchdogs(process.pid)
         os.kill(watchdog, signal.SIGKILL)
-        seconds_until(lambda: watchdogs(process.pid) not in ([], [watchdog]))
-        seconds_until(lambda: len(watchdogs(process.pid)) == 1)
+        seconds_until(lambda: is_replaced(watchdog, process.pid))
         process.kill()
         process.wait()
         seconds_until(lambda: limit_w() == FOUND_W, WITHIN_S)
@@ -137,7 +137,7 @@ def test_a_watchdog_that_was_stopped_is_replaced(two: Simulation) -> None:
         (watchdog,) = watchdogs(process.pid)
         os.kill(watchdog, signal.SIGSTOP)
         try:
-            seconds_until(lambda: len(watchdogs(process.pid)) == 1 and watchdogs(process.pid) != [watchdog])
+            seconds_until(lambda: is_replaced(watchdog, process.pid))
         finally:
             with suppress(ProcessLookupError):
                 os.kill(watchdog, signal.SIGCONT)

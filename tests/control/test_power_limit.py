@@ -304,6 +304,39 @@ def test_a_lost_gpu_stays_in_the_journal(gpu: Gpu, simulation: Simulation, by: s
     assert (limit_w(), journal_of(simulation)) == (FOUND_W, [])
 
 
+@pytest.mark.parametrize("first", ["the next block", "the watchdog"])
+def test_whoever_put_a_lost_gpu_back_the_next_block_leaves_no_watchdog(
+    gpu: Gpu, simulation: Simulation, first: str
+) -> None:
+    with pytest.warns(RuntimeWarning, match="stays in the journal"), PowerLimit(gpu).at(watts=450):
+        simulation.gpus[0].inject(GpuLost())
+    (watchdog,) = watchdogs(os.getpid())
+    simulation.gpus[0].heal()
+    if first == "the watchdog":
+        seconds_until(lambda: journal_of(simulation) == [])
+    with PowerLimit(gpu).at(watts=600) as second:
+        assert (second.found_w, limit_w()) == (FOUND_W, 600)
+        assert watchdogs(os.getpid()) == [watchdog]
+    assert (limit_w(), journal_of(simulation), watchdogs(os.getpid())) == (FOUND_W, [], [])
+
+
+def test_a_watchdog_stays_while_one_gpu_of_two_is_not_put_back(simulated: Simulated) -> None:
+    simulation = simulated(count=2)
+    first, second = visible_gpus()
+    operator_sets(FOUND_W, 1)
+    with pytest.warns(RuntimeWarning, match="stays in the journal"), PowerLimit(first).at(watts=450):
+        simulation.gpus[0].inject(GpuLost())
+    (watchdog,) = watchdogs(os.getpid())
+    with PowerLimit(second).at(watts=450):
+        assert watchdogs(os.getpid()) == [watchdog]
+    assert watchdogs(os.getpid()) == [watchdog]
+    simulation.gpus[0].heal()
+    seconds_until(lambda: journal_of(simulation) == [])
+    with PowerLimit(second).at(watts=450):
+        pass
+    assert (limit_w(1), watchdogs(os.getpid())) == (FOUND_W, [])
+
+
 def test_a_forked_child_has_nothing_to_put_back(gpu: Gpu) -> None:
     with PowerLimit(gpu).at(watts=450) as limit:
         child = os.fork()

@@ -154,6 +154,8 @@ ANY = {
     "float": numbers,
     "float | None": maybe_numbers,
     "tuple[str, ...]": st.lists(names, max_size=2).map(tuple),
+    "tuple[int, ...]": st.lists(counts, max_size=2).map(tuple),
+    "tuple[float, ...]": st.lists(numbers, max_size=2).map(tuple),
     "Mapping[str, str]": by_name(texts),
     "Mapping[str, float]": by_name(numbers),
     "Mapping[str, float | None]": by_name(maybe_numbers),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +64,30 @@ def test_what_was_chosen_and_what_is_expected(typical_report: Report) -> None:
 )
 def test_the_rest(typical_report: Report, changes: dict[str, object], words: str) -> None:
     assert words in text_of(typical_report, dataclasses.replace(CHOSEN, **changes))  # type: ignore[arg-type] # fields
+
+
+def test_limits_of_each_rank(typical_report: Report) -> None:
+    part = dataclasses.replace(CHOSEN, chosen=700.0, by_rank=(500.0, 700.0, 500.0, 500.0))
+    text = text_of(typical_report, part)
+    assert "limited to 700 W of the 700 W found, searched for" in text
+    assert "each by itself, for some wait for others: rank 1 to 700 W, ranks 0, 2, 3 to 500 W" in text
+    assert "12.3 % less energy" in text
+
+
+def test_it_is_read_as_it_was_written(typical_report: Report, tmp_path: Path) -> None:
+    tried = (*TRIED, dataclasses.replace(TRIED[0], limit=500.0, ranks=(0, 2)))
+    part = dataclasses.replace(CHOSEN, by_rank=(500.0, 700.0, 500.0), tried=tried)
+    dataclasses.replace(typical_report, power_limit=part).save(tmp_path / "new")
+    path = tmp_path / "new" / "report.json"
+    assert Report.load(tmp_path / "new").power_limit == part
+    values = json.loads(path.read_text())
+    del values["power_limit"]["by_rank"]  # earlier versions had one limit for all
+    for one in values["power_limit"]["tried"]:
+        del one["ranks"]
+    path.write_text(json.dumps(values))
+    earlier = Report.load(tmp_path / "new").power_limit
+    assert earlier is not None
+    assert (earlier.by_rank, {one.ranks for one in earlier.tried}) == ((), {()})
 
 
 def test_without_one_there_is_no_line(typical_report: Report) -> None:

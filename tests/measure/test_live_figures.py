@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import pytest
 from measuring import POWER_W, Simulated
 
@@ -46,6 +47,27 @@ def test_a_wait_longer_than_a_block_belongs_to_its_step(virtual: Simulation) -> 
     assert report.steps["energy_j"].tolist() == pytest.approx([POWER_W * (wait + 0.5) for wait in waits_s], rel=0.01)
     assert (report.steps["coverage"] == 1).all()
     assert sum(kind.energy_j or 0 for kind in report.kinds) == pytest.approx(report.total_j)
+
+
+def test_who_listens_to_steps_hears_how_long_backward_took(virtual: Simulation) -> None:
+    """Of a step with several micro-batches, all of them; nothing of a step whose phases nobody marked."""
+    with EnergyMeter() as meter:
+        assert meter.run is not None
+        heard = meter.run.listen_to_steps()
+        for number in range(40):
+            with meter.step():
+                for _ in range(2 if number % 4 == 0 else 0):
+                    with meter.span(Kind.FORWARD):
+                        virtual.advance(0.05)
+                    with meter.span(Kind.BACKWARD):
+                        virtual.advance(0.1)
+                virtual.advance(0.2)
+        for _ in range(5):
+            virtual.advance(1.0)
+    backward_s = np.concatenate([batch.backward_s for batch in heard])
+    assert len(backward_s) == 40
+    assert backward_s[::4] == pytest.approx(0.2, rel=0.05)  # reading the GPU takes virtual time, too
+    assert np.isnan(np.delete(backward_s, np.s_[::4])).all()
 
 
 def test_a_mark_from_forgotten_times_is_not_measured_rather_than_wrong(virtual: Simulation) -> None:

@@ -50,9 +50,17 @@ def test_a_moment_belongs_to_the_innermost_span() -> None:
     assert timeline.edges == [0, 10, 12, 17, 20, 30]
     assert timeline.kinds == [RUN, STEP, FORWARD, STEP, RUN, KindCodes.UNATTRIBUTED]
     assert durations(timeline, 30) == {RUN: 20, STEP: 5, FORWARD: 5, KindCodes.UNATTRIBUTED: 0}
-    assert timeline.steps == [Step(10, 20, -1, -1, (), None)]
+    assert timeline.steps == [Step(10, 20, -1, -1, (), None, ((FORWARD, 5),))]
     assert timeline.spans == [Closed(FORWARD, 12, 17), Closed(RUN, 0, 30)]
     assert timeline.faults == {}
+
+
+def test_a_step_knows_the_spans_that_lay_in_it_and_no_others() -> None:
+    timeline = fed(
+        begin(STEP, 0), begin(FORWARD, 1), end(FORWARD, 3), begin(FORWARD, 3), end(FORWARD, 7), end(STEP, 10),
+        begin(VALIDATE, 11), end(VALIDATE, 20), begin(STEP, 20), begin(WAIT, 20), end(WAIT, 22), end(STEP, 30),
+    )  # fmt: skip
+    assert [list(step.phases) for step in timeline.steps] == [[(FORWARD, 2), (FORWARD, 4)], []]
 
 
 def test_gpu_time_rules_where_it_is_known() -> None:

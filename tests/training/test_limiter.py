@@ -44,7 +44,8 @@ def batch(seconds: Sequence[float], powers_w: Sequence[float] = (500.0,), start_
     """Return steps that follow each other, on GPUs of these powers."""
     ends = start_s + np.cumsum(seconds)
     energy_j = np.outer(powers_w, seconds)
-    return StepBatch(((ends - seconds) * 1e9).astype(np.int64), (ends * 1e9).astype(np.int64), energy_j)
+    unmarked_s = np.full(len(ends), math.nan)
+    return StepBatch(((ends - seconds) * 1e9).astype(np.int64), (ends * 1e9).astype(np.int64), energy_j, unmarked_s)
 
 
 class TestWindows:
@@ -61,6 +62,14 @@ class TestWindows:
         assert told.time_s == pytest.approx(0.1)
         assert told.energy_j == pytest.approx(50.0)
         assert told.time_sem < 1e-9
+
+    def test_backward_is_of_the_steps_whose_phases_were_marked(self) -> None:
+        steps = batch([0.1] * 8)
+        told = Told.of(replace(steps, backward_s=np.array([math.nan, 0.06] * 4)), 3)
+        assert (told.backward_s, told.backward_sem) == pytest.approx((0.06, 0.0))
+        too_few = Told.of(replace(steps, backward_s=np.array([0.06, 0.06] + [math.nan] * 6)), 3)
+        assert too_few.known
+        assert math.isnan(too_few.backward_s)
 
     def test_many_long_steps_are_the_work(self) -> None:
         told = Told.of(batch([0.1, 0.1, 0.1, 0.3] * 10), 3)
@@ -251,6 +260,8 @@ class Training:
         self.random = random.Random(7)
         self.sharing: set[int] = set()
         """Ranks that train on the GPU of the first: they have no knob, and their joules are its."""
+        self.backward_s = [math.nan] * ranks
+        """In the last step; here nobody knows."""
 
     def step(self) -> tuple[float, list[float]]:
         """Make one; return its length and each rank's joules."""
@@ -270,7 +281,7 @@ class ModelRank(OwnRank):
         super().__init__(None if rank in training.sharing else training.knobs[rank], None)
         self.trouble = ""
         self.training = training
-        self.rows: list[tuple[float, float, float]] = []
+        self.rows: list[tuple[float, float, float, float]] = []
 
     def now_ns(self) -> int:
         return round(self.training.now_s * 1e9)
@@ -297,22 +308,19 @@ class ModelRank(OwnRank):
             for row in self.rows
             if row[0] * 1e9 >= window.settled_ns and window.opened_ns < row[1] * 1e9 <= window.closed_ns
         ]
-        seconds = np.array([end_s - start_s for start_s, end_s, _ in inside])
-        joules = np.array([[joules for _, _, joules in inside]])
-        starts = np.array([start_s for start_s, _, _ in inside])
-        told = Told.of(
-            StepBatch((starts * 1e9).astype(np.int64), ((starts + seconds) * 1e9).astype(np.int64), joules), least
-        )
+        starts, ends, joules, backward_s = np.array(inside).reshape(-1, 4).T
+        start_ns, end_ns = (starts * 1e9).astype(np.int64), (ends * 1e9).astype(np.int64)
+        told = Told.of(StepBatch(start_ns, end_ns, joules[np.newaxis], backward_s), least)
         return told if self.knob is not None else told._replace(energy_j=0.0, energy_sem=0.0, drawn_w=0.0)
 
 
-def make(members: list[ModelRank]) -> None:
+def make(members: list[ModelRank], *, in_phases: bool) -> None:
     """Make one step, on all ranks."""
     training = members[0].training
     start_s = training.now_s
     _, joules = training.step()
-    for member, own_j in zip(members, joules, strict=True):
-        member.rows.append((start_s, training.now_s, own_j))
+    for member, own_j, backward_s in zip(members, joules, training.backward_s, strict=True):
+        member.rows.append((start_s, training.now_s, own_j, backward_s if in_phases else math.nan))
 
 
 def drive(
@@ -335,18 +343,14 @@ def drive(
         return total
 
     wanted = Wanted(
-        max_slowdown=0.03, objective="energy", eta=0.5, search_share=asked.get("search_share", 0.2),
-        host_power_w=asked.get("host_power_w", 0.0),
+        max_slowdown=asked.get("max_slowdown", 0.03), objective="energy", eta=0.5,
+        search_share=asked.get("search_share", 0.2), host_power_w=asked.get("host_power_w", 0.0),
     )  # fmt: skip
-    courses = [
-        Course(
-            Windows(member, AllRanks(Rank(rank=rank, world_size=ranks), partial(together, rank)), Timing()),
-            wanted,
-            recall=lambda: asked.get("remembered"),
-            remember=lambda _: None,
-        )
+    windows = [
+        Windows(member, AllRanks(Rank(rank=rank, world_size=ranks), partial(together, rank)), Timing())
         for rank, member in enumerate(members)
     ]
+    courses = [Course(own, wanted, recall=lambda: asked.get("remembered"), remember=lambda _: None) for own in windows]
     failures: list[BaseException] = []
 
     def follow(rank: int) -> None:
@@ -357,7 +361,8 @@ def drive(
                 barrier.wait()
                 if rank == 0:
                     each(step, members)
-                    make(members)
+                    (in_phases,) = {own.wants_phases for own in windows}  # all alike
+                    make(members, in_phases=in_phases)
                 barrier.wait()
                 members[rank].steps += 1
                 if members[rank].steps >= due:
