@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.limit_part import LimitPart
     from energy_plugins.measure.live import Live
+    from energy_plugins.measure.micro_batch_part import MicroBatchPart
     from energy_plugins.measure.progress import Progress
     from energy_plugins.measure.rank_part import Rank
     from energy_plugins.measure.report import Report
@@ -269,6 +270,11 @@ class EnergyMeter:
         """Have the report say what became of the power limit."""
         if self.run is not None:
             self.run.power_limit = power_limit
+
+    def micro_batched(self, micro_batch: MicroBatchPart) -> None:
+        """Have the report say what became of the micro-batch."""
+        if self.run is not None:
+            self.run.micro_batch = micro_batch
 
     def report(self) -> Report:
         """Return the report: of the window that was closed last, or of what has been settled of the open one.

@@ -18,6 +18,7 @@ from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.limit_part import LimitPart
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.power_sensors import COUNTER
 from energy_plugins.measure.rank_part import Rank
@@ -87,6 +88,7 @@ class State:
     power_limit: LimitPart | None = None
     ledger_s: float = 0.0
     """CPU time that the ledger's entry took."""
+    micro_batch: MicroBatchPart | None = None
 
 
 def compose(facts: Facts, collector: Collector, state: State) -> Report:
@@ -168,6 +170,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9, collector, plan),
         stopped=state.stopped,
         power_limit=state.power_limit,
+        micro_batch=state.micro_batch,
         rank=facts.rank,
         extra={"shared_gpu_j": shared} if shared else {},
     )

@@ -28,6 +28,7 @@ from energy_plugins.measure.ledger_entry import Status
 from energy_plugins.measure.ledger_start import begin_heartbeat
 from energy_plugins.measure.limit_part import LimitPart
 from energy_plugins.measure.live import Live, StepBatch
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.notices import Notices
 from energy_plugins.measure.opening import await_plan, open_marks, silent_driver, start_sampler
@@ -101,6 +102,8 @@ class Run:
         self.power_limit: LimitPart | None = None
         """What is to be said of the power limit: for framework modules."""
         self._status = Status.FINISHED
+        self.micro_batch: MicroBatchPart | None = None
+        """The same of the micro-batch."""
         lanes = Lanes(self._plan, self._activity)
         self._neighbours = Neighbours(self.uuids, drivers)
         self._neighbours.begin()
@@ -185,11 +188,11 @@ class Run:
         Of those that nobody takes away, the oldest are dropped.
         """
         figures = self._collector.figures
-        if figures.heard is None:
-            figures.backward_code = partial(self._codes.find, Kind.BACKWARD)
-            figures.heard = deque(maxlen=_MOST_BATCHES)
+        figures.backward_code = partial(self._codes.find, Kind.BACKWARD)
+        queue: deque[StepBatch] = deque(maxlen=_MOST_BATCHES)
+        figures.heard.append(queue)
         self.live()
-        return figures.heard
+        return queue
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
@@ -288,6 +291,7 @@ class Run:
             stopped=self.stopped,
             power_limit=self.power_limit,
             ledger_s=self.heartbeat.cpu_s,
+            micro_batch=self.micro_batch,
         )
         return compose(self._facts, self._collector, state)
 

@@ -39,13 +39,15 @@ def main(words: Sequence[str]) -> None:
     except ConfigError as error:
         _refuse(str(error))
     os.environ.update(to_environment(config))  # for what the program starts, and the plugins in it
+    if config.measure.enabled or config.micro_batch.enabled:
+        from energy_plugins.run.frameworks import measure_frameworks  # noqa: PLC0415 - nothing is imported in vain
+
+        measure_frameworks()
     if not config.measure.enabled:
         _run(program, is_module=is_module)
         return
-    from energy_plugins.run.frameworks import measure_frameworks  # noqa: PLC0415 - nothing is imported in vain
     from energy_plugins.run.process import Process  # noqa: PLC0415
 
-    measure_frameworks()
     process = Process(config, list(program))
     process.start()
     try:

@@ -27,6 +27,11 @@ def samples_in(tree: object) -> int | None:
         return None
 
 
+def sample_shape(tree: object) -> str:
+    """Return the shapes and types of one sample's tensors, such as a sequence's length, as text."""
+    return " ".join(f"{list(tensor.shape[1:])} {tensor.dtype}" for tensor in _tensors(tree))
+
+
 def cut(tree: T, size: int) -> list[T]:
     """Return a batch as micro-batches of ``size`` samples in their order; the last has what is left.
 
