@@ -135,6 +135,8 @@ class _Tuned:
         """Look at the window. Not guarded: it is collective, on all ranks with the same batch."""
         batches, batcher = self._batches, self._batcher
         batcher.consider(batches.batch, self._accelerator.gradient_accumulation_steps, self._compare)
+        if not batcher.undecided:
+            batches.wrappers.close()
 
     def _say(self) -> None:
         """Say once why nothing changes, if nothing does."""
@@ -149,6 +151,11 @@ class _Tuned:
         factor = self._batches.factor
         if factor is None:
             return None
+        if not self._batches.wrappers.are_known:
+            raise ValueError(
+                "what reduces the gradients of a model over ranks was not seen, perhaps because it is compiled: "
+                "compile the model before it is prepared"
+            )
         if factor != 1.0:
             raise ValueError(
                 f"the loop multiplies its losses by {factor:g} before accelerator.backward, which nobody can see who "

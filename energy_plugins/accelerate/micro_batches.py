@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from energy_plugins.accelerate.wrappers import Wrappers
 from energy_plugins.training.batch_tree import samples_in
 from energy_plugins.training.both_ways import both_ways
 from energy_plugins.training.memory import free_caches, is_out_of_memory
@@ -56,6 +57,8 @@ class MicroBatches:
         self._adds_up = adds_up
         self._out_of_memory = out_of_memory
         self._held: list[Arguments] = []
+        self.wrappers = Wrappers(accelerator)
+        """Seen until somebody closes them."""
         self._factors: list[float] = []
 
     @property
@@ -97,7 +100,7 @@ class MicroBatches:
     def compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
         """Return how the gradients of the window would differ, None if it is not a whole one."""
         return both_ways(
-            self._accelerator._models,  # noqa: SLF001 - accelerate tells by no other way
+            self.wrappers.models,
             self.window,
             plan,
             self._run,
@@ -130,13 +133,13 @@ class MicroBatches:
         return total
 
     def _unsync(self, stack: ExitStack) -> None:
-        for model in self._accelerator._models:  # noqa: SLF001 - as above
+        for model in self.wrappers.models:
             stack.enter_context(self._accelerator.no_sync(model))
 
     def _begin_anew(self, size: int, held: Sequence[Arguments]) -> torch.Tensor:
         """Run the window so far as the loop has it, when a pass was too large, and return the loss of ``held``."""
         # What is left of the failed pass must be gone before anything else runs: half its gradients are there.
-        for model in self._accelerator._models:  # noqa: SLF001 - as above
+        for model in self.wrappers.models:
             model.zero_grad()
         free_caches()
         self.plan = None
