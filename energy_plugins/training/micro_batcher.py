@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from energy_plugins.errors import BatchError
-from energy_plugins.measure.micro_batch_part import MicroBatchPart, TriedMicroBatch
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.choice_memory import ChoiceMemory, Kind
 from energy_plugins.training.gradient_check import GradientCheck
@@ -19,6 +19,7 @@ from energy_plugins.training.measured import Measured
 from energy_plugins.training.micro_batch_course import MicroBatchCourse
 from energy_plugins.training.micro_batch_gate import Gate
 from energy_plugins.training.micro_batch_plan import MicroBatchPlan
+from energy_plugins.training.micro_batch_told import Known, told
 from energy_plugins.training.own_sizes import OwnSizes
 from energy_plugins.training.watch import SumOverRanks
 from energy_plugins.tune import MicroBatchChoice, candidates, effective_batch_outlook, rule_to_try
@@ -316,39 +317,17 @@ class MicroBatcher:
 
     def part(self) -> MicroBatchPart:
         """Return what a report says of it."""
-        setting, check, config = self._setting, self._check, self._config
         searched = None if self._course is None else self._course.searched
-        part = MicroBatchPart(
-            asked="least energy" if config.size is None else f"{config.size} samples at once",
-            batch=None if setting is None else setting.batch,
-            accumulation=None if setting is None else setting.accumulation,
-            grown=self.grown,
-            gradient_difference=None if check is None else check.difference,
-            gradient_limit=None if check is None else check.limit,
-            why=self._why if searched is None else searched.why,
+        choice = None if searched is None else searched.choice
+        return told(
+            Known(
+                fixed=self._config.size,
+                setting=self._setting,
+                grown=self.grown,
+                check=self._check,
+                why=self._why,
+                reasons=tuple(self._reasons),
+                outlook=() if choice is None else self._outlook(choice),
+            ),
+            searched,
         )
-        if searched is None or not searched.is_over or searched.why:
-            return part
-        if config.size is not None:
-            return replace(part, chosen=config.size, source="fixed")
-        choice = searched.choice
-        return (
-            part
-            if choice is None
-            else replace(
-                part,
-                chosen=choice.size,
-                source=searched.source,
-                expected_saving=choice.expected_saving,
-                expected_slowdown=choice.expected_slowdown,
-                confidence=choice.confidence,
-                search_s=searched.search_s,
-                tried=_tried(choice.tried),
-                explanation=(*choice.explanation, *self._reasons),
-                outlook=self._outlook(choice),
-            )
-        )
-
-
-def _tried(sizes: Sequence[object]) -> tuple[TriedMicroBatch, ...]:
-    return tuple(TriedMicroBatch(**vars(one)) for one in sizes)
