@@ -164,6 +164,16 @@ class MicroBatches:
                 self.module.backward(loss * one.weight * _SCALE)
 
 
+def lacks(trainer: Trainer) -> str:
+    """Return what this needs of Lightning's own, and another version no longer has; empty if all is there."""
+    loop = trainer.fit_loop.epoch_loop.automatic_optimization
+    needed = [(loop, name) for name in _OF_THE_LOOP] + [(trainer.fit_loop, "_should_accumulate"), (trainer, "_results")]
+    return ", ".join(name for owner, name in needed if not hasattr(owner, name))
+
+
+_OF_THE_LOOP = ("_make_closure", "_make_zero_grad_fn", "_make_backward_fn", "_training_step", "_skip_backward")
+
+
 def precision_of(trainer: Trainer) -> torch.dtype | None:
     """Return in what the passes of a trainer compute, None for what its parameters are of."""
     name = str(trainer.precision)

@@ -15,10 +15,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
-from micro_batching import IGNORED, WORDS, Contrastive, Gradients, OfTokens, Reader, apart, trained
+from micro_batching import IGNORED, WORDS, Contrastive, Gradients, OfTokens, Reader, Sentences, apart, trained
 from outcomes import our_warnings
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from energy_plugins.lightning import MicroBatchTuner
@@ -213,6 +214,35 @@ class TestDeclined:
         assert not why_not(Reader())
         assert most_sizes(model) == 8
         assert most_sizes(torch.compile(Reader(), dynamic=False)) == 4  # type: ignore[arg-type]
+
+    def test_a_lightning_that_is_made_in_another_way(self, tmp_path: Path) -> None:
+        class Other(Trainer):
+            def __getattribute__(self, name: str) -> Any:
+                if name == "_results" and self.hidden:
+                    raise AttributeError(name)
+                return super().__getattribute__(name)
+
+            hidden = False
+
+        class Hides(Callback):
+            def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+                trainer.hidden = not trainer.hidden  # type: ignore[attr-defined]
+
+        tuner, model = MicroBatchTuner(size=2), Reader()
+        trainer = Other(
+            default_root_dir=tmp_path,
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Hides(), tuner, Hides()],
+        )
+        with our_warnings() as texts:
+            trainer.fit(model, DataLoader(Sentences(32), batch_size=8))
+        assert set(model.sizes) == {8}
+        assert any("this version of Lightning has no _results" in text for text in texts)
 
     def test_batches_that_cannot_be_cut(self, tmp_path: Path) -> None:
         class Odd(Reader):
