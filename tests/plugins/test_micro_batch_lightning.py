@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -511,3 +512,30 @@ def test_what_one_rank_cannot_do_none_does(tmp_path: Path) -> None:
         assert set(model.sizes[-2:]) == {12}
 
     assert in_ranks(2, train) == [0, 0]
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_a_fit_that_is_resumed_goes_on_as_it_would_have(tmp_path: Path, size: int) -> None:
+    settings: dict[str, Any] = {"rows": 16 * 6 + 4, "batch": 4, "accumulate_grad_batches": 4, "precision": "64-true"}
+    seen = []
+    for tuners in ([], [MicroBatchTuner(size=size)]):
+        saved, gradients, model = tmp_path / f"{len(tuners)}.ckpt", Gradients(), Reader()
+        trained(tmp_path, Reader(), *tuners, max_epochs=1, **settings).save_checkpoint(saved)
+        trainer = trained(tmp_path, model, *tuners, gradients, max_epochs=2, resume=saved, **settings)
+        assert trainer.global_step == 14
+        assert [tuner.found.chosen for tuner in tuners if tuner.found is not None] == [size] * len(tuners)
+        assert (size in model.sizes) == bool(tuners)
+        assert len(gradients.gradients) == 7
+        seen.append(gradients)
+    for one, other in zip(*(gradients.gradients for gradients in seen), strict=True):
+        assert apart(one, other) <= 1e-9
+
+
+def test_one_tuner_may_train_twice(tmp_path: Path) -> None:
+    tuner = MicroBatchTuner(size=8)
+    for _ in range(2):
+        model = Reader()
+        trainer = trained(tmp_path, model, tuner, rows=64, batch=4, accumulate_grad_batches=2)
+        assert set(model.sizes[-3:]) == {8}
+        assert "_make_closure" not in vars(trainer.fit_loop.epoch_loop.automatic_optimization)
+    assert pickle.loads(pickle.dumps(tuner)).found is None  # noqa: S301 - our own
