@@ -6,6 +6,7 @@
     ├── DeviceError (ValueError)    a GPU that is unknown, or not one that this process may use
     ├── ConfigError (ValueError)    something configured that is unknown or not allowed; says where it stands
     ├── WindowError (ValueError)    a measured window that cannot be one: a value not finite, or not above zero
+    ├── BatchError (ValueError)     a batch that cannot be cut or joined, or a micro-batch that does not fit it
     ├── BusyError (RuntimeError)    a GPU that should be idle is at work
     ├── NvmlError (RuntimeError)    a call of NVML failed; has .call and .code
     ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
@@ -35,6 +36,10 @@ class ConfigError(EnergyError, ValueError):
 
 class WindowError(EnergyError, ValueError):
     """What was measured in a window cannot be; the message names the value."""
+
+
+class BatchError(EnergyError, ValueError):
+    """A batch that cannot be cut into micro-batches or joined to one; the message says why, and what would do."""
 
 
 class BusyError(EnergyError, RuntimeError):

@@ -26,6 +26,7 @@ _VERBS = {
     "watch": "Show power and joules of the GPUs as they are now.",
     "config": "Show the configuration that counts, and where each value came from.",
     "powerd": "Help install the helper that sets power limits for users.",
+    "hierarchy": "Show in which level of memory a model works at each micro-batch.",
     "demo": "Train a small network and show where the joules went.",
 }
 

@@ -15,6 +15,7 @@ from energy_plugins.config.values import (
     POSITIVE,
     SHARE,
     TEXT,
+    WHOLE,
     YES_NO,
     Kind,
     Value,
@@ -158,6 +159,43 @@ class PowerLimitConfig(_Section):
     )
 
 
+EFFECTIVE_BATCH = one_of("keep", "grow")
+LEARNING_RATE_RULE = one_of("linear", "sqrt", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchConfig(_Section):
+    """How many samples go through the model at once, with the same gradients. Raises ConfigError as `MeasureConfig`."""
+
+    enabled: bool = field(
+        default=False,
+        metadata=_key(YES_NO, "Whether to tune the micro-batch; if not given, as soon as another of these keys is."),
+    )
+    size: int | None = field(
+        default=None,
+        metadata=_key(WHOLE, "The samples that go through the model at once; none is searched for."),
+    )
+    search_share: float = field(
+        default=0.05, metadata=_key(SHARE, "The most of the planned training that may pass while sizes are tried.")
+    )
+    allow_batch_statistics: bool = field(
+        default=False,
+        metadata=_key(YES_NO, "Whether a model may be tuned whose results depend on the micro-batch, as BatchNorm's."),
+    )
+    effective_batch: str = field(
+        default="keep",
+        metadata=_key(EFFECTIVE_BATCH, "Whether steps keep their samples, or get more: another training."),
+    )
+    max_effective_batch: int | None = field(
+        default=None,
+        metadata=_key(WHOLE, "The most samples of an optimizer step, of all ranks, where it may grow."),
+    )
+    learning_rate_rule: str = field(
+        default="none",
+        metadata=_key(LEARNING_RATE_RULE, "How the learning rate follows an effective batch that grows."),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnergyConfig:
     """How a training is measured and reported.
@@ -166,11 +204,13 @@ class EnergyConfig:
         measure: what is measured, and how.
         report: where the figures go.
         power_limit: whether the power of the GPUs is limited, and how.
+        micro_batch: whether the micro-batch is tuned, and how.
     """
 
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     power_limit: PowerLimitConfig = field(default_factory=PowerLimitConfig)
+    micro_batch: MicroBatchConfig = field(default_factory=MicroBatchConfig)
 
     def values(self) -> Iterator[tuple[Key, Value | None]]:
         """Yield every key with its value."""
@@ -209,8 +249,13 @@ class Key:
         return f"--{self.argument.replace('_', '-')}"
 
 
-SECTIONS: Mapping[str, type[MeasureConfig | ReportConfig | PowerLimitConfig]] = MappingProxyType(
-    {"measure": MeasureConfig, "report": ReportConfig, "power_limit": PowerLimitConfig}
+SECTIONS: Mapping[str, type[MeasureConfig | ReportConfig | PowerLimitConfig | MicroBatchConfig]] = MappingProxyType(
+    {
+        "measure": MeasureConfig,
+        "report": ReportConfig,
+        "power_limit": PowerLimitConfig,
+        "micro_batch": MicroBatchConfig,
+    }
 )
 
 KEYS: Mapping[str, Key] = MappingProxyType(
@@ -223,15 +268,10 @@ KEYS: Mapping[str, Key] = MappingProxyType(
 )
 """By their dotted names."""
 
-LIMITS = KEYS["power_limit.enabled"]
-"""Asked for by naming its section, or any other of the section's keys."""
-
-NOT_YET: Mapping[str, str] = MappingProxyType(
-    {
-        "micro_batch": "this version of energy-plugins does not choose micro-batches yet",
-    }
+ASKED_FOR: Mapping[str, Key] = MappingProxyType(
+    {section: KEYS[f"{section}.enabled"] for section in ("power_limit", "micro_batch")}
 )
-"""Sections to come. They are refused: who asks for one must not believe to have it."""
+"""What changes a training, by section: asked for by naming the section, or any other of its keys."""
 
 FILE_VARIABLE, FILE_FLAG = "ENERGY_CONFIG", "--energy-config"
 """What names a file; no key."""

@@ -53,6 +53,13 @@ def _count(given: object) -> int:
     raise ValueError
 
 
+def _whole(given: object) -> int:
+    number = _count(given)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def _number(given: object) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ValueError  # noqa: TRY004 - a value that is not allowed, whatever its type
@@ -124,6 +131,7 @@ def _device(given: object) -> int | str:
 
 YES_NO = Kind("true or false (or yes/no, on/off, 1/0)", _yes_no, "true|false")
 COUNT = Kind("a whole number, 0 or more", _count, "N")
+WHOLE = Kind("a whole number, 1 or more", _whole, "N")
 POSITIVE = Kind("a positive number", _positive, "NUMBER")
 NOT_NEGATIVE = Kind("a number, 0 or more", _not_negative, "NUMBER")
 AT_LEAST_ONE = Kind("a number, 1 or more", _at_least_one, "NUMBER")

@@ -7,6 +7,7 @@ from energy_plugins.tune.joint import search_jointly
 from energy_plugins.tune.joint_choice import JointChoice
 from energy_plugins.tune.learning_rate import LearningRateRule, rule_of, rule_to_try
 from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
+from energy_plugins.tune.memory_hierarchy import Level, MemoryHierarchy
 from energy_plugins.tune.micro_batch import (
     Memory,
     MicroBatchChoice,
@@ -21,6 +22,7 @@ from energy_plugins.tune.objective import Energy, EnergyDelay, Objective, ZeusCo
 from energy_plugins.tune.power_limit import Clocks, PowerLimitChoice, search, search_power_limit
 from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, chosen, step
 from energy_plugins.tune.task import Task
+from energy_plugins.tune.working_set import Part, WorkingSet
 
 __all__ = [
     "Action",
@@ -33,20 +35,24 @@ __all__ = [
     "GrowthPlan",
     "JointChoice",
     "LearningRateRule",
+    "Level",
     "LimitChoice",
     "LimitSearch",
     "Measure",
     "Measurement",
     "Memory",
+    "MemoryHierarchy",
     "MicroBatchChoice",
     "MicroBatchTask",
     "Objective",
     "OutOfMemory",
+    "Part",
     "PowerLimitChoice",
     "Refused",
     "Task",
     "TriedSize",
     "Window",
+    "WorkingSet",
     "ZeusCost",
     "begin",
     "candidates",

@@ -199,6 +199,21 @@ def test_a_steady_drift_cancels(drift: float, ratios: list[float]) -> None:
         assert mean.time == pytest.approx(true[mean.setting - 1.0] - 1.0, abs=1e-6)
 
 
+def test_limits_of_some_ranks_are_not_mixed_with_those_of_all(training: Report) -> None:
+    part = training.power_limit
+    assert part is not None
+    some = tuple(replace(one, ranks=(0, 2), step_energy_j=1.0) for one in part.tried)
+    both = limit_search_picture(replace(training, power_limit=replace(part, tried=(*some, *part.tried))))
+    alone = limit_search_picture(training)
+    assert isinstance(both, SearchPicture)
+    assert isinstance(alone, SearchPicture)
+    assert both.means == alone.means
+    assert "13 windows for other ranks are not drawn" in both.caption
+    only = limit_search_picture(replace(training, power_limit=replace(part, tried=some)))
+    assert isinstance(only, SearchPicture)
+    assert "The limits were those of ranks 0, 2." in only.caption
+
+
 def test_windows_that_cannot_be_are_left_out() -> None:
     good, bad = Tried(700.0, 10.0, 50.0, 0.5), Tried(600.0, 10.0, 0.0, 0.5)
     assert [one.setting for one in compared([good, bad, good], 700.0)] == [700.0, 700.0]
