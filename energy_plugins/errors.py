@@ -10,6 +10,7 @@
     ├── NvmlError (RuntimeError)    a call of NVML failed; has .call and .code
     ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
     ├── ReportError                 a report folder that cannot be written, or a report that cannot be read
+    ├── ExportError (OSError)       figures that cannot be exported: a port in use, a package that is not installed
     ├── ColumnError (OSError)       a column file that cannot be written or read, a full disk for example
     └── ControlError (RuntimeError) a limit or clocks that could not be set, or not be verified
         ├── RefusedError            nothing may be set: no permission, no journal, no watchdog; has .remedy
@@ -63,6 +64,10 @@ class LibraryError(EnergyError, OSError):
 
 class ReportError(EnergyError):
     """A report folder cannot be written, or what lies there cannot be read as a report."""
+
+
+class ExportError(EnergyError, OSError):
+    """Figures cannot be exported as asked; the message names the port, file or package, and what to do."""
 
 
 class ColumnError(EnergyError, OSError):

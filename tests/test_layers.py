@@ -31,6 +31,8 @@ LEVELS = {
     # Ranks that tell each other of their measurements.
     "rank_mail": 3,
     "distributed": 4,
+    # Renders and exports what was measured.
+    "report": 4,
     "training": 5,
     "lightning": 6,
     "transformers": 6,

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import click
 
 from energy_plugins.cli import child
+from energy_plugins.config import ReportConfig
 from energy_plugins.errors import EnergyError, ReportError
+from energy_plugins.training.exports import export_if_asked
 from energy_plugins.training.folder import first_free
 
 if TYPE_CHECKING:
@@ -35,10 +37,23 @@ _OWN_FAILURE = 125
 @click.option("--name", help="What the report calls the run [CMD].")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON instead of a table.")
 @click.option("--quiet", is_flag=True, help="Write the report's folder and print nothing.")
+@click.option(
+    "--prometheus-port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="Serve the figures to Prometheus on this machine while CMD runs.",
+)
 @click.argument("words", nargs=-1, required=True, metavar="-- CMD [ARGUMENTS]...")
 @click.pass_context
 def command(  # noqa: PLR0913 - an option each
-    ctx: click.Context, words: tuple[str, ...], output: Path | None, name: str | None, *, as_json: bool, quiet: bool
+    ctx: click.Context,
+    words: tuple[str, ...],
+    output: Path | None,
+    name: str | None,
+    prometheus_port: int | None,
+    *,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Measure CMD and its children, from start to end, on the GPUs that CUDA_VISIBLE_DEVICES shows.
 
@@ -64,7 +79,7 @@ def command(  # noqa: PLR0913 - an option each
         child.find_command(words[0])
         name = name or Path(words[0]).name
         folder = output or _new_folder(name)
-        code, report = _measure(words, folder, name, mask)
+        code, report = _measure(words, folder, name, mask, ReportConfig(prometheus_port=prometheus_port))
     except child.CommandError as error:
         _say(f"energy-plugins run: {error}")
         ctx.exit(error.code)
@@ -78,11 +93,14 @@ def command(  # noqa: PLR0913 - an option each
     ctx.exit(code)
 
 
-def _measure(words: Sequence[str], folder: Path, name: str, mask: set[signal.Signals]) -> tuple[int, Report]:
+def _measure(
+    words: Sequence[str], folder: Path, name: str, mask: set[signal.Signals], exports: ReportConfig
+) -> tuple[int, Report]:
     """Run a command beside a meter and return its exit code and the report."""
     from energy_plugins.measure.meter import EnergyMeter  # noqa: PLC0415 - numpy's threads must find the signals held
 
     meter = EnergyMeter(name, folder=folder, config={"command": list(words)}).start()
+    export_if_asked(meter, exports, None)
     try:
         came = child.held_signal()
         code = 128 + came if came is not None else child.wait(child.start(words, mask))

@@ -11,6 +11,7 @@ from energy_plugins.config.values import (
     COUNT,
     DEVICES,
     NOT_NEGATIVE,
+    PORT,
     POSITIVE,
     SHARE,
     TEXT,
@@ -90,6 +91,20 @@ class ReportConfig(_Section):
         default=True, metadata=_key(YES_NO, "Whether to show the joules in the progress bar, where there is one.")
     )
     table: bool = field(default=True, metadata=_key(YES_NO, "Whether to print the report as a table at the end."))
+    prometheus_port: int | None = field(
+        default=None,
+        metadata=_key(PORT, "Where Prometheus may scrape the figures while a run goes; rank k of a machine adds k."),
+    )
+    prometheus_address: str = field(
+        default="127.0.0.1",
+        metadata=_key(TEXT, "The address of that port; this machine alone may ask if it is not given."),
+    )
+    json_lines: str | None = field(
+        default=None, metadata=_key(TEXT, "A file or pipe that gets the figures as a line of JSON, once a second.")
+    )
+    opentelemetry: bool = field(
+        default=False, metadata=_key(YES_NO, "Whether to send the figures by OTLP; OTEL_* variables say where to.")
+    )
 
 
 OBJECTIVE = one_of("energy", "energy_delay", "zeus")

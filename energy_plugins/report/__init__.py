@@ -1,0 +1,1 @@
+"""Joules for people: reports rendered, compared and exported. Nothing here measures."""
