@@ -37,7 +37,7 @@ def export(meter: EnergyMeter, exporters: Sequence[Exporter], *, period_s: float
     if run is None:
         raise EnergyError("there is nothing to export: start the meter first")
     run.live()  # figures are made from now on
-    feeds = [_Feed(one, run, period_s) for one in exporters]
+    feeds = [_Feed(one, meter, run, period_s) for one in exporters]
     for feed in feeds:
         feed.start()
 
@@ -52,9 +52,10 @@ def export(meter: EnergyMeter, exporters: Sequence[Exporter], *, period_s: float
 
 
 class _Feed(threading.Thread):
-    def __init__(self, exporter: Exporter, run: Run, period_s: float) -> None:
+    def __init__(self, exporter: Exporter, meter: EnergyMeter, run: Run, period_s: float) -> None:
         super().__init__(name=f"energy-export-{type(exporter).__name__}", daemon=True)
         self._exporter = exporter
+        self._meter = meter
         self._run = run
         self._period_s = period_s
         self._finishing = threading.Event()
@@ -68,7 +69,8 @@ class _Feed(threading.Thread):
 
     def run(self) -> None:
         while not self._finishing.wait(self._period_s):
-            self._publish()
+            if self._meter.run is self._run:  # or it is ending, and its last figures are being made
+                self._publish()
         self._publish()
         with self._kept_from_training():
             self._exporter.close()

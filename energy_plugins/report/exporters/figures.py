@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from energy_plugins.measure.spans import Kind
-
 if TYPE_CHECKING:
     from energy_plugins.measure.report import Report
     from energy_plugins.measure.run import Run
@@ -99,16 +97,13 @@ def figures_of(run: Run) -> RunFigures:
 
 
 def last_figures_of(run: Run, report: Report) -> RunFigures:
-    """Return the figures of a run that has ended, as its report has them."""
+    """Return the figures of a run that has ended, as its report has them; it keeps no sum of the steps."""
     before, work = figures_of(run), report.work
-    steps = next((kind for kind in report.phases if kind.kind == Kind.STEP.value), None)
     return replace(
         before,
         measured_s=report.duration_s,
         gpus=tuple(replace(gpu, energy_j=report.gpu_j.get(gpu.uuid)) for gpu in before.gpus),
         steps=work.steps,
-        step_s=0.0 if steps is None else steps.duration_s,
-        step_j=0.0 if steps is None else steps.energy_j or 0.0,
         samples=work.samples,
         tokens=work.tokens,
         data_wait_j=report.data_wait_j or 0.0,
