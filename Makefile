@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo test soak fuzz check check-oldest lint types stub warnings examples sanitize bench wheel wheel-check clean FORCE
+.PHONY: help install demo test soak fuzz ledger-load check check-oldest lint types stub warnings examples sanitize bench wheel wheel-check clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: install  ## run the tests (PYTEST_ARGS="-k name" to choose)
 fuzz: install  ## a million messages for the privileged helper, guided by coverage (a few minutes; as root)
 	$(PY) -m pip install --quiet --progress-bar off -r requirements/fuzz.txt
 	PYTHONPATH="$(CURDIR)/tests/powerd:$(CURDIR)/benchmarks" $(PY) tests/fuzz/powerd_fuzz.py
+
+ledger-load: install  ## 80,000 runs into ledgers, a third of them and all importers killed (half an hour; needs PostgreSQL)
+	$(PY) benchmarks/ledger_load.py
 
 soak: install  ## a day of random faults in virtual time (a minute or two)
 	$(PY) -m pytest -m soak $(PYTEST_ARGS)

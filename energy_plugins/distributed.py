@@ -46,6 +46,7 @@ from energy_plugins.rank_mail import Mail, process_group
 
 if TYPE_CHECKING:
     from energy_plugins.measure.meter import EnergyMeter
+    from energy_plugins.measure.run import Run
 
 __all__ = ["RankExchange", "this_rank"]
 
@@ -53,6 +54,8 @@ _PATIENCE_S: Final = 10.0
 """How long rank 0 waits for the last word of the others, which as a rule comes at once."""
 _FOLDER_PATIENCE_S: Final = 30.0
 """How long a rank waits for rank 0 to name the folder: before its window opens."""
+_RUN_PATIENCE_S: Final = 2.0
+"""How long a rank that ends waits to hear which training the ledger is to book it on, if it never heard that before."""
 _DRIVER_PATIENCE_S: Final = 2.0
 _TOLD_AFTER_S: Final = (0.0, 1.0)
 _TOLD_EVERY_S: Final = 30.0
@@ -80,6 +83,9 @@ class RankExchange:
         self._own_cpu_s = 0.0
         self._warned: list[str] = []
         self._done = threading.Event()
+        self._run: Run | None = None
+        self._together = False
+        """Whether the ledger knows this rank's run as one of the training's."""
         self._thread: threading.Thread | None = None
 
     @property
@@ -126,11 +132,12 @@ class RankExchange:
         hear it, they claim one of their own.
         """
         if self.who.rank == 0:
+            self._keep_together()  # before others are let go on
             folder = self._claimed(claim)
             if not self.who.alone:
                 self._mail.put("folder", b"" if folder is None else os.fsencode(folder.absolute()))
             return folder
-        heard = self._hear_folder(0.0 if failed else _FOLDER_PATIENCE_S)
+        heard = self._hear_soon("folder", 0.0 if failed else _FOLDER_PATIENCE_S)
         if heard == b"":
             return None
         folder = self._claimed(claim) if heard is None else Path(os.fsdecode(heard))
@@ -138,10 +145,15 @@ class RankExchange:
             self._warn("rank 0 did not say where its report is, so that of this rank lies elsewhere")
         return None if folder is None else rank_folder(folder, self.who.rank)
 
+    def keep(self, meter: EnergyMeter) -> None:
+        """Have the ledger know what all ranks measure as one training, as soon as they can tell each other."""
+        self._run = meter.run
+
     def watch(self, meter: EnergyMeter) -> None:
         """Begin to tell the others, now and then, what ``meter`` has measured, on a thread of its own."""
         if self.who.alone or self._thread is not None:
             return
+        self.keep(meter)
         self._thread = threading.Thread(target=self._tell_on, args=(meter,), name="energy-ranks", daemon=True)
         self._thread.start()
 
@@ -158,6 +170,7 @@ class RankExchange:
         if self._thread is not None:
             self._thread.join(_DRIVER_PATIENCE_S)
         with self._kept_from_training():
+            self._keep_together(0.0 if failed else _RUN_PATIENCE_S)
             with self._counted():
                 own = RankPart.of(report, self.who)
                 letter = own.encode()
@@ -241,11 +254,24 @@ class RankExchange:
                 with self._counted():
                     letter = RankPart.of(meter.report(), self.who).encode()
                 self._mail.put(f"now/{self.who.rank}", letter)
+            with self._kept_from_training():
+                self._keep_together()
 
-    def _hear_folder(self, patience_s: float) -> bytes | None:
+    def _keep_together(self, patience_s: float = 0.0) -> None:
+        """Tell the others what this run is called, or hear it from rank 0."""
+        if self._run is None or self._together or self.who.alone:
+            return
+        if self.who.rank == 0:
+            self._together = self._mail.put("run", self._run.run_id.encode())
+        elif (heard := self._hear_soon("run", patience_s)) is not None:
+            self._together = True
+            self._run.heartbeat.belongs_to(heard.decode("ascii", "replace"))
+
+    def _hear_soon(self, name: str, patience_s: float) -> bytes | None:
+        """Return rank 0's letter of this name, None if there is none within the time."""
         deadline_s = time.monotonic() + patience_s
         while self._mail.open:
-            if (heard := self._mail.get(["folder"]).get("folder")) is not None:
+            if (heard := self._mail.get([name]).get(name)) is not None:
                 return heard
             if time.monotonic() > deadline_s:
                 break

@@ -6,10 +6,12 @@
     ├── DeviceError (ValueError)    a GPU that is unknown, or not one that this process may use
     ├── ConfigError (ValueError)    something configured that is unknown or not allowed; says where it stands
     ├── WindowError (ValueError)    a measured window that cannot be one: a value not finite, or not above zero
+    ├── BatchError (ValueError)     a batch that cannot be cut or joined, or a micro-batch that does not fit it
     ├── BusyError (RuntimeError)    a GPU that should be idle is at work
     ├── NvmlError (RuntimeError)    a call of NVML failed; has .call and .code
     ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
     ├── ReportError                 a report folder that cannot be written, or a report that cannot be read
+    ├── LedgerError (RuntimeError)  a ledger that cannot be opened, read or written; what runs wrote is still there
     ├── ExportError (OSError)       figures that cannot be exported: a port in use, a package that is not installed
     ├── ColumnError (OSError)       a column file that cannot be written or read, a full disk for example
     └── ControlError (RuntimeError) a limit or clocks that could not be set, or not be verified
@@ -35,6 +37,10 @@ class ConfigError(EnergyError, ValueError):
 
 class WindowError(EnergyError, ValueError):
     """What was measured in a window cannot be; the message names the value."""
+
+
+class BatchError(EnergyError, ValueError):
+    """A batch that cannot be cut into micro-batches or joined to one; the message says why, and what would do."""
 
 
 class BusyError(EnergyError, RuntimeError):
@@ -64,6 +70,10 @@ class LibraryError(EnergyError, OSError):
 
 class ReportError(EnergyError):
     """A report folder cannot be written, or what lies there cannot be read as a report."""
+
+
+class LedgerError(EnergyError, RuntimeError):
+    """A ledger cannot be opened, read or written; the message says why. What runs left in the spool is still there."""
 
 
 class ExportError(EnergyError, OSError):

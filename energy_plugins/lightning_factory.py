@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from energy_plugins.lightning import EnergyMonitor
+    from energy_plugins.lightning import EnergyMonitor, MicroBatchTuner
 
 
-def callbacks() -> list[EnergyMonitor]:
-    """Return a monitor if a variable ``ENERGY_*`` of the configuration is set, else nothing.
+def callbacks() -> list[EnergyMonitor | MicroBatchTuner]:
+    """Return a monitor if a variable ``ENERGY_*`` of the configuration is set, and what else is asked for.
 
     An exception here would break every Trainer of this installation, so there is none.
     """
@@ -24,12 +24,18 @@ def callbacks() -> list[EnergyMonitor]:
         return []
 
 
-def _wanted() -> list[EnergyMonitor]:
+def _wanted() -> list[EnergyMonitor | MicroBatchTuner]:
     from energy_plugins.config import FILE_VARIABLE, VARIABLES, effective  # noqa: PLC0415 - few Trainers get here
 
     asked = any(os.environ.get(name) for name in (*VARIABLES, FILE_VARIABLE))
-    if not asked or not effective().config.measure.enabled:
-        return []
-    from energy_plugins.lightning import EnvironmentMonitor  # noqa: PLC0415
+    config = effective().config if asked else None
+    wanted: list[EnergyMonitor | MicroBatchTuner] = []
+    if config is not None and config.measure.enabled:
+        from energy_plugins.lightning.monitor import EnvironmentMonitor  # noqa: PLC0415
 
-    return [EnvironmentMonitor()]
+        wanted.append(EnvironmentMonitor())
+    if config is not None and config.micro_batch.enabled:
+        from energy_plugins.lightning.micro_batch import EnvironmentTuner  # noqa: PLC0415
+
+        wanted.append(EnvironmentTuner())
+    return wanted

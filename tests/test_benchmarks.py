@@ -20,3 +20,17 @@ def test_rows_of_long_steps_keep_their_length(monkeypatch: pytest.MonkeyPatch) -
     rows = shared_rows(Windows(np.arange(3), one.astype(str), length_s, one, one, one))
     assert rows["length"].astype(float) * ROW_UNIT_S == pytest.approx(length_s)
     assert rows["run"].tolist() == [0, 1, 2]
+
+
+def test_curves_between_recorded_ends_meet_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from _micro_batch_curves import ENDS, RECORDED, recorded_curves
+
+    curves = recorded_curves(RECORDED)
+    for ends in ENDS:
+        curve, whole = curves[ends.what], curves[ends.of]
+        assert tuple(curve[size].sample_j for size in ends.sizes) == pytest.approx(ends.joules_per_sample)
+        assert max(curve) == max(ends.sizes)
+        for size, point in curve.items():
+            drawn_w = point.sample_j / point.sample_s
+            assert drawn_w == pytest.approx(whole[size].sample_j / whole[size].sample_s)

@@ -27,6 +27,7 @@ from energy_plugins.config import (
     EnergyConfig,
     Key,
     MeasureConfig,
+    MicroBatchConfig,
     PowerLimitConfig,
     ReportConfig,
     add_flags,
@@ -34,8 +35,9 @@ from energy_plugins.config import (
     flags_of,
     to_environment,
 )
-from energy_plugins.config.schema import FILE_VARIABLE, KNOB, OBJECTIVE
+from energy_plugins.config.schema import EFFECTIVE_BATCH, FILE_VARIABLE, KNOB, LEARNING_RATE_RULE, OBJECTIVE
 from energy_plugins.config.values import (
+    AT_LEAST_ONE,
     COUNT,
     DEVICES,
     NOT_NEGATIVE,
@@ -43,6 +45,7 @@ from energy_plugins.config.values import (
     POSITIVE,
     SHARE,
     TEXT,
+    WHOLE,
     YES_NO,
     Kind,
     Value,
@@ -57,12 +60,16 @@ LINE = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_s
 VALUES: Mapping[Kind, st.SearchStrategy[Value]] = {
     YES_NO: st.booleans(),
     COUNT: st.integers(0, 10**12),
+    WHOLE: st.integers(1, 10**12),
     PORT: st.integers(1, 65_535),
     POSITIVE: st.floats(0, exclude_min=True, allow_infinity=False),
     NOT_NEGATIVE: st.floats(0, allow_infinity=False).map(abs),
+    AT_LEAST_ONE: st.floats(1, allow_infinity=False),
     SHARE: st.floats(0, 1).map(abs),
     OBJECTIVE: st.sampled_from(["energy", "energy_delay", "zeus"]),
     KNOB: st.sampled_from(["limit", "clocks", "auto"]),
+    EFFECTIVE_BATCH: st.sampled_from(["keep", "grow"]),
+    LEARNING_RATE_RULE: st.sampled_from(["linear", "sqrt", "none"]),
     TEXT: LINE,
     DEVICES: st.lists(st.integers(0, 99) | st.from_regex(r"GPU-[0-9a-f]{1,8}", fullmatch=True), min_size=1).map(tuple),
 }
@@ -147,6 +154,17 @@ def test_many_words_are_true(text: str) -> None:
 def test_many_words_are_false(text: str, tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text(f"report: {{log: {text}, table: '{text}'}}")
     assert effective(tmp_path / "e.yaml", {}).config.report == ReportConfig(log=False, table=False)
+
+
+def test_a_micro_batch_is_asked_for_as_a_limit_is(tmp_path: Path) -> None:
+    for text in ("micro_batch:", "micro_batch: {}", "micro_batch: {search_share: 0.05}"):
+        (tmp_path / "e.yaml").write_text(text)
+        assert effective(tmp_path / "e.yaml", {}).config == EnergyConfig(micro_batch=MicroBatchConfig(enabled=True))
+    assert effective(environ={"ENERGY_MICRO_BATCH_SIZE": "8"}).config.micro_batch == MicroBatchConfig(
+        enabled=True, size=8
+    )
+    (tmp_path / "e.yaml").write_text("micro_batch: {enabled: no, size: 8}")
+    assert effective(tmp_path / "e.yaml", {}).config.micro_batch == MicroBatchConfig(size=8)
 
 
 class TestAskingForALimit:
@@ -279,7 +297,12 @@ HOSTILE = [
     ("a control character", b"report:\n  name: \x01\n", 2, "expected YAML"),
     ("latin-1", "report:\n  name: Größe\n".encode("latin-1"), 2, "0xf6 is not UTF-8"),
     ("utf-16", "report: {}\n".encode("utf-16"), 1, "0xff is not UTF-8"),
-    ("a section to come", b"micro_batch: {}\n", 1, "micro_batch cannot be configured: this version"),
+    (
+        "no sample at once",
+        b"micro_batch: {size: 0}\n",
+        1,
+        "micro_batch.size is '0'; expected a whole number, 1 or more",
+    ),
     ("of power", b"\npower_limit:\n  watts: 300\n", 3, "the key 'power_limit.watts' is not known; the nearest that is"),
 ]
 
@@ -348,7 +371,7 @@ def test_no_file_raises_anything_else(content: bytes, tmp_path: Path) -> None:
         ({"ENERGY_MEASURE_DEVICES": "-1"}, "is '-1'; expected CUDA ordinals or UUIDs"),
         ({"ENERGY_MEASURE_DEVICES": "cuda:0"}, "is 'cuda:0'; expected CUDA ordinals or UUIDs"),
         ({"ENERGY_POWER_LIMIT_WATTS": "300"}, "environment: the variable 'ENERGY_POWER_LIMIT_WATTS' is not known"),
-        ({"ENERGY_MICRO_BATCH": "8"}, "environment ENERGY_MICRO_BATCH: micro_batch cannot be configured"),
+        ({"ENERGY_MICRO_BATCH_SIZ": "8"}, "'ENERGY_MICRO_BATCH_SIZ' is not known; the nearest that is"),
     ],
 )
 def test_a_wrong_variable_is_an_error_with_its_name(environ: dict[str, str], said: str) -> None:
@@ -365,7 +388,7 @@ def test_variables_of_others_and_empty_ones_are_passed_over() -> None:
 def test_the_packages_other_variables_are_known() -> None:
     sources = [*(ROOT / "energy_plugins").rglob("*.py"), *(ROOT / "csrc").rglob("*.?pp")]
     read = {name for path in sources for name in re.findall(r'"(ENERGY_[A-Z_]+)"', path.read_text(encoding="utf-8"))}
-    assert read - {FILE_VARIABLE} == OTHER_VARIABLES
+    assert read - {FILE_VARIABLE, *VARIABLES} == OTHER_VARIABLES
 
 
 @pytest.mark.parametrize(
@@ -379,7 +402,7 @@ def test_the_packages_other_variables_are_known() -> None:
         (["--energy-report-log", "--energy-report-table=1"], "flag --energy-report-log: its value is missing"),
         (["--energy-config"], "flag --energy-config: its value is missing; expected a YAML file"),
         (["--energy_report_log", "2"], "report.log is '2'; expected true or false"),
-        (["--energy-micro-batch=300"], "flag --energy-micro-batch: micro_batch cannot be configured"),
+        (["--energy-micro-batch=300"], "flags: '--energy-micro-batch' is not known; the nearest that is"),
         (["train.py"], "'train.py' is not known"),
     ],
 )
@@ -441,6 +464,8 @@ def hf_parser() -> Any:
 
 def test_every_key_is_an_argument_of_transformers(hf_parser: Any, tmp_path: Path) -> None:
     samples: dict[Kind, Value] = {YES_NO: False, COUNT: 7, POSITIVE: 1.5, TEXT: "a b", DEVICES: (0, "GPU-1")}
+    samples |= {NOT_NEGATIVE: 0.5, AT_LEAST_ONE: 1.5, SHARE: 0.25, OBJECTIVE: "zeus", KNOB: "auto"}
+    samples |= {WHOLE: 4, EFFECTIVE_BATCH: "grow", LEARNING_RATE_RULE: "sqrt"}
     samples |= {PORT: 9750, NOT_NEGATIVE: 0.5, SHARE: 0.25, OBJECTIVE: "zeus", KNOB: "auto"}
     values = {dotted: samples[key.kind] for dotted, key in KEYS.items()}
     expected = effective(environ={}, arguments=values).config

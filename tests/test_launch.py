@@ -252,6 +252,19 @@ class TestRun:
         assert "'0', '-m', '--energy-report-name', 'x'] " in ended.stdout
         assert list(reports(tmp_path)) == ["energy/run-1"]
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("script", "chosen"), [("trainer.py", 2), ("lit.py", 2), ("loop.py", None)])
+    def test_a_micro_batch_is_tuned_where_it_can_be(
+        self, start: Start, programs: Path, tmp_path: Path, script: str, chosen: int | None
+    ) -> None:
+        ended = start(*RUN, "--energy-micro-batch-size", "2", programs / script, tmp_path / "out")
+        assert ended.returncode == 0, ended.stderr
+        part = only(tmp_path).micro_batch
+        assert part is not None
+        assert part.chosen == chosen
+        if chosen is None:
+            assert "put its loss function into energy_plugins.accelerate.micro_batched(...)" in part.why
+
     def test_not_enabled(self, start: Start, programs: Path, tmp_path: Path) -> None:
         ended = start(*RUN, "--energy-measure-enabled", "no", programs / "plain.py", "3")
         assert ended.returncode == 3
@@ -271,6 +284,7 @@ class TestRun:
             (("-m",), "no program"),
             (("--energy-report-nam", "x", "plain.py"), "--energy-report-name"),
             (("--energy-config", "nowhere.yaml", "plain.py"), "nowhere.yaml: cannot be read"),
+            (("--energy-report-country", "Frence", "plain.py"), "the nearest: France (FR)"),
         ],
     )
     def test_wrong_use(self, start: Start, words: Sequence[str], said: str) -> None:

@@ -47,8 +47,13 @@ LEVELS = {
     "__main__": 10,
 }
 
-# `EnergyMeter(distributed=True)` is what users write, so the meter needs what is above it, and imports it only then.
-UPWARD = {"measure/meter.py": {"energy_plugins.distributed.RankExchange"}}
+# Values that users ask to make themselves need what is above them, and import it only then.
+UPWARD = {
+    "measure/meter.py": {"energy_plugins.distributed.RankExchange"},
+    "measure/report.py": {"energy_plugins.report.html.write_html", "energy_plugins.report.png.write_png"},
+    "tune/memory_hierarchy.py": {"energy_plugins.measure.memory_levels.memory_levels"},
+    "tune/working_set.py": {"energy_plugins.training.traced_working_set.traced"},
+}
 
 # For tests, examples, benchmarks and the demo: nothing else of ours may import it, wherever it stands.
 RESERVED = {"testing": {"testing", "demo"}}

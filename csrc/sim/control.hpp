@@ -24,6 +24,11 @@ struct EpSimProfile {
     double usage_window_s;      // PowerUsage is the mean over so long
     double power_age_s;         // how old these are when they appear
     double power_refresh_s;     // of PowerUsage and of the power fields
+    double multiprocessors;
+    double shared_bytes;  // memory that the threads of one multiprocessor may share
+    double l2_bytes;
+    double memory_bus_bits;
+    double memory_clock_mhz;
 };
 
 struct EpSimConfig {

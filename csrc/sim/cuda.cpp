@@ -4,6 +4,7 @@
 // queued on it, so an event recorded there is complete at once.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -25,6 +26,7 @@ using CUdevice = int;
 
 enum : CUresult {
     CUDA_SUCCESS = 0,
+    CUDA_ERROR_INVALID_VALUE = 1,
     CUDA_ERROR_NOT_INITIALIZED = 3,
     CUDA_ERROR_NO_DEVICE = 100,
     CUDA_ERROR_INVALID_DEVICE = 101,
@@ -33,6 +35,17 @@ enum : CUresult {
     CUDA_ERROR_NOT_READY = 600,
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
     CUDA_ERROR_CAPTURED_EVENT = 907,
+};
+
+// Of CUdevice_attribute.
+enum : int {
+    kMultiprocessors = 16,
+    kMemoryClockKhz = 36,
+    kMemoryBusBits = 37,
+    kL2Bytes = 38,
+    kMajor = 75,
+    kMinor = 76,
+    kSharedBytes = 81,  // of one multiprocessor
 };
 
 struct CUuuid {
@@ -165,6 +178,38 @@ CUDA_API cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice device) {
     digits.erase(std::remove(digits.begin(), digits.end(), '-'), digits.end());
     for (std::size_t i = 0; i < sizeof uuid->bytes; ++i) {
         uuid->bytes[i] = static_cast<unsigned char>(std::stoul(digits.substr(2 * i, 2), nullptr, 16));
+    }
+    return CUDA_SUCCESS;
+}
+CUDA_API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
+    CUdevice known = 0;
+    const CUresult result = cuDeviceGet(&known, device);
+    if (result != CUDA_SUCCESS) return result;
+    const EpSimProfile& profile = driver()->config.profile;
+    switch (attribute) {
+        case kMultiprocessors:
+            *value = static_cast<int>(profile.multiprocessors);
+            break;
+        case kMemoryClockKhz:
+            *value = static_cast<int>(profile.memory_clock_mhz * 1e3);
+            break;
+        case kMemoryBusBits:
+            *value = static_cast<int>(profile.memory_bus_bits);
+            break;
+        case kL2Bytes:
+            *value = static_cast<int>(profile.l2_bytes);
+            break;
+        case kMajor:
+            *value = static_cast<int>(profile.compute_capability);
+            break;
+        case kMinor:
+            *value = static_cast<int>(std::lround(profile.compute_capability * 10)) % 10;
+            break;
+        case kSharedBytes:
+            *value = static_cast<int>(profile.shared_bytes);
+            break;
+        default:
+            return CUDA_ERROR_INVALID_VALUE;
     }
     return CUDA_SUCCESS;
 }

@@ -36,7 +36,6 @@ constexpr std::int64_t kDearLastsNs = 1'000'000;
 enum class Field : std::int64_t { kTemperature, kEnforcedLimit, kUtilisation };
 constexpr std::int64_t kMemoryInfoNs = 5'000;
 constexpr std::int64_t kGpmSampleNs = 300'000;
-constexpr unsigned kMemoryClockMhz = 3201;
 constexpr unsigned kVideoClockMhz = 1545;
 constexpr unsigned kArchitectureVolta = 5;
 constexpr unsigned kArchitectureAmpere = 7;
@@ -214,6 +213,8 @@ unsigned listed_clients(const Device& device, std::int64_t now_ns, pid_t (&pids)
     for (unsigned i = 0; foreign && i < count; ++i) pids[i] += kBeyondEveryPid;
     return count;
 }
+
+unsigned memory_clock_mhz(const State& state) { return static_cast<unsigned>(state.config.profile.memory_clock_mhz); }
 
 nvmlReturn_t memory_info(nvmlDevice_t handle, const char* call, nvmlMemory_t& out) {
     const auto cost = [](Device&, std::int64_t) { return kMemoryInfoNs; };
@@ -620,13 +621,13 @@ NVML_API nvmlDeviceResetGpuLockedClocks(nvmlDevice_t handle) {
 NVML_API nvmlDeviceGetClockInfo(nvmlDevice_t handle, int type, unsigned* clock_mhz) {
     return give_at(handle, __func__, clock_mhz, always<kStateNs>,
                    [&](State& state, Device& device, std::int64_t now_ns) {
-                       if (type == 2) return kMemoryClockMhz;
+                       if (type == 2) return memory_clock_mhz(state);
                        return type == 3 ? kVideoClockMhz : static_cast<unsigned>(sm_clock_mhz(state, device, now_ns));
                    });
 }
 NVML_API nvmlDeviceGetMaxClockInfo(nvmlDevice_t handle, int type, unsigned* clock_mhz) {
     return give(handle, __func__, clock_mhz, [&](State& state, Device&, std::int64_t) {
-        if (type == 2) return kMemoryClockMhz;
+        if (type == 2) return memory_clock_mhz(state);
         return type == 3 ? kVideoClockMhz : static_cast<unsigned>(state.config.profile.max_clock_mhz);
     });
 }
@@ -635,8 +636,8 @@ NVML_API nvmlDeviceGetApplicationsClock(nvmlDevice_t handle, int type, unsigned*
 }
 NVML_API nvmlDeviceGetSupportedMemoryClocks(nvmlDevice_t handle, unsigned* count, unsigned* clocks_mhz) {
     if (count == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
-    return quick(handle, __func__, [&](State&, Device&, std::int64_t) {
-        return list_clocks(kMemoryClockMhz, kMemoryClockMhz, *count, clocks_mhz);
+    return quick(handle, __func__, [&](State& state, Device&, std::int64_t) {
+        return list_clocks(memory_clock_mhz(state), memory_clock_mhz(state), *count, clocks_mhz);
     });
 }
 NVML_API nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t handle, unsigned memory_mhz, unsigned* count,
@@ -644,7 +645,7 @@ NVML_API nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t handle, unsigned memo
     if (count == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
     return quick(handle, __func__, [&](State& state, Device&, std::int64_t) {
         const EpSimProfile& profile = state.config.profile;
-        if (memory_mhz != kMemoryClockMhz) return static_cast<nvmlReturn_t>(NVML_ERROR_NOT_FOUND);
+        if (memory_mhz != memory_clock_mhz(state)) return static_cast<nvmlReturn_t>(NVML_ERROR_NOT_FOUND);
         return list_clocks(static_cast<unsigned>(profile.max_clock_mhz), static_cast<unsigned>(profile.min_clock_mhz),
                            *count, clocks_mhz);
     });
@@ -673,6 +674,11 @@ NVML_API nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_t* o
                        return nvmlUtilization_t{static_cast<unsigned>(100.0 * busy),
                                                 static_cast<unsigned>(100.0 * busy * memory)};
                    });
+}
+NVML_API nvmlDeviceGetMemoryBusWidth(nvmlDevice_t handle, unsigned* bits) {
+    return give(handle, __func__, bits, [](State& state, Device&, std::int64_t) {
+        return static_cast<unsigned>(state.config.profile.memory_bus_bits);
+    });
 }
 NVML_API nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t* out) {
     return out == nullptr ? NVML_ERROR_INVALID_ARGUMENT : memory_info(handle, __func__, *out);

@@ -21,9 +21,12 @@ _VERBS = {
     "doctor": "Say what can be measured on this machine, what cannot, why, and what to do.",
     "run": "Measure any command and its children.",
     "report": "Show the report in a folder.",
+    "compare": "Compare runs, or commands that are run in turn, and say which differences are real.",
+    "ledger": "Say what all runs so far cost, by project, model, user, month or GPU.",
     "watch": "Show power and joules of the GPUs as they are now.",
     "config": "Show the configuration that counts, and where each value came from.",
     "powerd": "Help install the helper that sets power limits for users.",
+    "hierarchy": "Show in which level of memory a model works at each micro-batch.",
     "demo": "Train a small network and show where the joules went.",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 import warnings
@@ -78,7 +79,7 @@ def command(  # noqa: PLR0913 - an option each
     try:
         child.find_command(words[0])
         name = name or Path(words[0]).name
-        folder = output or _new_folder(name)
+        folder = output or new_folder(name)
         code, report = _measure(words, folder, name, mask, ReportConfig(prometheus_port=prometheus_port))
     except child.CommandError as error:
         _say(f"energy-plugins run: {error}")
@@ -98,18 +99,22 @@ def _measure(
 ) -> tuple[int, Report]:
     """Run a command beside a meter and return its exit code and the report."""
     from energy_plugins.measure.meter import EnergyMeter  # noqa: PLC0415 - numpy's threads must find the signals held
+    from energy_plugins.measure.spool import INSIDE_VARIABLE  # noqa: PLC0415 - the same
 
     meter = EnergyMeter(name, folder=folder, config={"command": list(words)}).start()
+    if meter.run is not None:
+        os.environ[INSIDE_VARIABLE] = meter.run.run_id  # what the command measures of itself is not to count twice
     export_if_asked(meter, exports, None)
+    code = _OWN_FAILURE
     try:
         came = child.held_signal()
         code = 128 + came if came is not None else child.wait(child.start(words, mask))
     finally:
-        meter.stop()
+        meter.stop(failed=code != 0)
     return code, meter.report()
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """Make a folder of its own for a run that starts now. Raises ReportError."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60]
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain}"

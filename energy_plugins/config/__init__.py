@@ -12,10 +12,19 @@ from energy_plugins.config.schema import (
     EnergyConfig,
     Key,
     MeasureConfig,
+    MicroBatchConfig,
     PowerLimitConfig,
     ReportConfig,
 )
-from energy_plugins.config.sources import OTHER_VARIABLES, VARIABLES, Effective, effective, limit_asked, to_environment
+from energy_plugins.config.sources import (
+    OTHER_VARIABLES,
+    VARIABLES,
+    Effective,
+    effective,
+    limit_asked,
+    micro_batch_asked,
+    to_environment,
+)
 
 __all__ = [
     "FILE_VARIABLE",
@@ -27,11 +36,13 @@ __all__ = [
     "EnergyConfig",
     "Key",
     "MeasureConfig",
+    "MicroBatchConfig",
     "PowerLimitConfig",
     "ReportConfig",
     "add_flags",
     "effective",
     "flags_of",
     "limit_asked",
+    "micro_batch_asked",
     "to_environment",
 ]

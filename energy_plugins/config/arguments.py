@@ -79,6 +79,13 @@ class EnergyArguments:
     energy_report_log: bool | None = field(default=None, metadata=_of("report.log"))
     energy_report_progress_bar: bool | None = field(default=None, metadata=_of("report.progress_bar"))
     energy_report_table: bool | None = field(default=None, metadata=_of("report.table"))
+    energy_report_country: str | None = field(default=None, metadata=_of("report.country"))
+    energy_report_carbon_intensity_g_per_kwh: float | None = field(
+        default=None, metadata=_of("report.carbon_intensity_g_per_kwh")
+    )
+    energy_report_pue: float | None = field(default=None, metadata=_of("report.pue"))
+    energy_report_ledger: bool | None = field(default=None, metadata=_of("report.ledger"))
+    energy_report_project: str | None = field(default=None, metadata=_of("report.project"))
     energy_report_prometheus_port: int | None = field(default=None, metadata=_of("report.prometheus_port"))
     energy_report_prometheus_address: str | None = field(default=None, metadata=_of("report.prometheus_address"))
     energy_report_json_lines: str | None = field(default=None, metadata=_of("report.json_lines"))
@@ -92,6 +99,19 @@ class EnergyArguments:
     energy_power_limit_clocks_unlocked: bool | None = field(default=None, metadata=_of("power_limit.clocks_unlocked"))
     energy_power_limit_search_share: float | None = field(default=None, metadata=_of("power_limit.search_share"))
     energy_power_limit_host_power_w: float | None = field(default=None, metadata=_of("power_limit.host_power_w"))
+    energy_micro_batch_enabled: bool | None = field(default=None, metadata=_of("micro_batch.enabled"))
+    energy_micro_batch_size: int | None = field(default=None, metadata=_of("micro_batch.size"))
+    energy_micro_batch_search_share: float | None = field(default=None, metadata=_of("micro_batch.search_share"))
+    energy_micro_batch_allow_batch_statistics: bool | None = field(
+        default=None, metadata=_of("micro_batch.allow_batch_statistics")
+    )
+    energy_micro_batch_effective_batch: str | None = field(default=None, metadata=_of("micro_batch.effective_batch"))
+    energy_micro_batch_max_effective_batch: int | None = field(
+        default=None, metadata=_of("micro_batch.max_effective_batch")
+    )
+    energy_micro_batch_learning_rate_rule: str | None = field(
+        default=None, metadata=_of("micro_batch.learning_rate_rule")
+    )
 
     def __post_init__(self) -> None:
         flagged = {one.name: getattr(self, one.name) for one in fields(self)}

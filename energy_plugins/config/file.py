@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energy_plugins.config.given import Given, refused, unknown
-from energy_plugins.config.schema import KEYS, LIMITS, NOT_YET, SECTIONS, Key
+from energy_plugins.config.given import Given, unknown
+from energy_plugins.config.schema import ASKED_FOR, KEYS, SECTIONS, Key
 from energy_plugins.config.values import shown
 from energy_plugins.errors import ConfigError
 
@@ -97,13 +97,12 @@ def _entries(path: str | Path, what: str, mapping: Node, only: str | None = None
 
 def _section(path: str | Path, name: Node, node: Node) -> Iterator[Given]:
     section = name.value
-    if section in NOT_YET:
-        raise refused(section, _where(path, name))
     if section not in SECTIONS:
         raise unknown(section, f"{_where(path, name)}: the key", [*SECTIONS, *KEYS])
     entries = [] if node.tag == _NULL else list(_entries(path, section, node))
-    if section == LIMITS.section and not any(word.value == LIMITS.name for word, _ in entries):
-        yield Given(LIMITS, True, _where(path, name))
+    asked = ASKED_FOR.get(section)
+    if asked is not None and not any(word.value == asked.name for word, _ in entries):
+        yield Given(asked, True, _where(path, name))
     for word, value in entries:
         dotted = f"{section}.{word.value}"
         if dotted not in KEYS:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from energy_plugins.config.schema import NOT_YET, Key
+from energy_plugins.config.schema import Key
 from energy_plugins.config.values import Value, shown
 from energy_plugins.errors import ConfigError
 
@@ -33,8 +33,3 @@ def unknown(name: str, where: str, valid: Iterable[str]) -> ConfigError:
     """Return the error for a name that is none of the valid ones, with the one of them that is most like it."""
     (nearest,) = get_close_matches(name, list(valid), n=1, cutoff=0)
     return ConfigError(f"{where} {shown(name)} is not known; the nearest that is: {nearest}")
-
-
-def refused(section: str, origin: str) -> ConfigError:
-    """Return the error for a section that is still to come."""
-    return ConfigError(f"{origin}: {section} cannot be configured: {NOT_YET[section]}")

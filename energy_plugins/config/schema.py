@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from energy_plugins.config.values import (
+    AT_LEAST_ONE,
     COUNT,
     DEVICES,
     NOT_NEGATIVE,
@@ -15,6 +16,7 @@ from energy_plugins.config.values import (
     POSITIVE,
     SHARE,
     TEXT,
+    WHOLE,
     YES_NO,
     Kind,
     Value,
@@ -91,6 +93,28 @@ class ReportConfig(_Section):
         default=True, metadata=_key(YES_NO, "Whether to show the joules in the progress bar, where there is one.")
     )
     table: bool = field(default=True, metadata=_key(YES_NO, "Whether to print the report as a table at the end."))
+    country: str | None = field(
+        default=None,
+        metadata=_key(TEXT, "Where trainings run, a country's name or code: without it there are no grams of carbon."),
+    )
+    carbon_intensity_g_per_kwh: float | None = field(
+        default=None,
+        metadata=_key(NOT_NEGATIVE, "The carbon intensity of your electricity, instead of the country's mean."),
+    )
+    pue: float = field(
+        default=1.0,
+        metadata=_key(AT_LEAST_ONE, "What the building draws for each joule that its computers draw, for carbon."),
+    )
+    ledger: bool = field(
+        default=True, metadata=_key(YES_NO, "Whether runs are kept in this user's ledger, on this machine.")
+    )
+    project: str | None = field(
+        default=None,
+        metadata=_key(
+            TEXT,
+            "What the ledger books runs on; if not given, the name of the git repository or folder a training runs in.",
+        ),
+    )
     prometheus_port: int | None = field(
         default=None,
         metadata=_key(PORT, "Where Prometheus may scrape the figures while a run goes; rank k of a machine adds k."),
@@ -150,6 +174,43 @@ class PowerLimitConfig(_Section):
     )
 
 
+EFFECTIVE_BATCH = one_of("keep", "grow")
+LEARNING_RATE_RULE = one_of("linear", "sqrt", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchConfig(_Section):
+    """How many samples go through the model at once, with the same gradients. Raises ConfigError as `MeasureConfig`."""
+
+    enabled: bool = field(
+        default=False,
+        metadata=_key(YES_NO, "Whether to tune the micro-batch; if not given, as soon as another of these keys is."),
+    )
+    size: int | None = field(
+        default=None,
+        metadata=_key(WHOLE, "The samples that go through the model at once; none is searched for."),
+    )
+    search_share: float = field(
+        default=0.05, metadata=_key(SHARE, "The most of the planned training that may pass while sizes are tried.")
+    )
+    allow_batch_statistics: bool = field(
+        default=False,
+        metadata=_key(YES_NO, "Whether a model may be tuned whose results depend on the micro-batch, as BatchNorm's."),
+    )
+    effective_batch: str = field(
+        default="keep",
+        metadata=_key(EFFECTIVE_BATCH, "Whether steps keep their samples, or get more: another training."),
+    )
+    max_effective_batch: int | None = field(
+        default=None,
+        metadata=_key(WHOLE, "The most samples of an optimizer step, of all ranks, where it may grow."),
+    )
+    learning_rate_rule: str = field(
+        default="none",
+        metadata=_key(LEARNING_RATE_RULE, "How the learning rate follows an effective batch that grows."),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnergyConfig:
     """How a training is measured and reported.
@@ -158,11 +219,13 @@ class EnergyConfig:
         measure: what is measured, and how.
         report: where the figures go.
         power_limit: whether the power of the GPUs is limited, and how.
+        micro_batch: whether the micro-batch is tuned, and how.
     """
 
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     power_limit: PowerLimitConfig = field(default_factory=PowerLimitConfig)
+    micro_batch: MicroBatchConfig = field(default_factory=MicroBatchConfig)
 
     def values(self) -> Iterator[tuple[Key, Value | None]]:
         """Yield every key with its value."""
@@ -201,8 +264,13 @@ class Key:
         return f"--{self.argument.replace('_', '-')}"
 
 
-SECTIONS: Mapping[str, type[MeasureConfig | ReportConfig | PowerLimitConfig]] = MappingProxyType(
-    {"measure": MeasureConfig, "report": ReportConfig, "power_limit": PowerLimitConfig}
+SECTIONS: Mapping[str, type[MeasureConfig | ReportConfig | PowerLimitConfig | MicroBatchConfig]] = MappingProxyType(
+    {
+        "measure": MeasureConfig,
+        "report": ReportConfig,
+        "power_limit": PowerLimitConfig,
+        "micro_batch": MicroBatchConfig,
+    }
 )
 
 KEYS: Mapping[str, Key] = MappingProxyType(
@@ -215,15 +283,10 @@ KEYS: Mapping[str, Key] = MappingProxyType(
 )
 """By their dotted names."""
 
-LIMITS = KEYS["power_limit.enabled"]
-"""Asked for by naming its section, or any other of the section's keys."""
-
-NOT_YET: Mapping[str, str] = MappingProxyType(
-    {
-        "micro_batch": "this version of energy-plugins does not choose micro-batches yet",
-    }
+ASKED_FOR: Mapping[str, Key] = MappingProxyType(
+    {section: KEYS[f"{section}.enabled"] for section in ("power_limit", "micro_batch")}
 )
-"""Sections to come. They are refused: who asks for one must not believe to have it."""
+"""What changes a training, by section: asked for by naming the section, or any other of its keys."""
 
 FILE_VARIABLE, FILE_FLAG = "ENERGY_CONFIG", "--energy-config"
 """What names a file; no key."""

@@ -10,16 +10,16 @@ from pathlib import Path
 from types import MappingProxyType
 
 from energy_plugins.config.file import read_file
-from energy_plugins.config.given import Given, refused, unknown
+from energy_plugins.config.given import Given, unknown
 from energy_plugins.config.schema import (
+    ASKED_FOR,
     FILE_FLAG,
     FILE_VARIABLE,
     KEYS,
-    LIMITS,
-    NOT_YET,
     SECTIONS,
     EnergyConfig,
     Key,
+    MicroBatchConfig,
     PowerLimitConfig,
 )
 from energy_plugins.config.values import Value, as_text
@@ -34,6 +34,7 @@ OTHER_VARIABLES = frozenset(
         "ENERGY_POWERD_SOCKET",
         "ENERGY_CUDA_LIBRARY",
         "ENERGY_EVENT_SOURCES_ROOT",
+        "ENERGY_INSIDE_RUN",
         "ENERGY_NVML_LIBRARY",
         "ENERGY_POWERCAP_ROOT",
         "ENERGY_SIM_STATE",
@@ -92,9 +93,10 @@ def effective(
 def merged(*layers: Iterable[Given]) -> Effective:
     """Return the configuration that layers make, a later one above those before it."""
     found = {given.key.dotted: given for layer in layers for given in layer}
-    asking = [given for given in found.values() if given.key.section == LIMITS.section and given.value is not None]
-    if asking and LIMITS.dotted not in found:
-        found[LIMITS.dotted] = Given(LIMITS, True, asking[0].origin)
+    for section, asked in ASKED_FOR.items():
+        asking = [given for given in found.values() if given.key.section == section and given.value is not None]
+        if asking and asked.dotted not in found:
+            found[asked.dotted] = Given(asked, True, asking[0].origin)
     values: dict[str, dict[str, Value | None]] = {section: {} for section in SECTIONS}
     for given in found.values():
         values[given.key.section][given.key.name] = given.value
@@ -108,8 +110,17 @@ def limit_asked(**arguments: object) -> PowerLimitConfig:
 
     Raises ConfigError.
     """
-    given = {f"{LIMITS.section}.{name}": value for name, value in arguments.items()}
-    return effective(arguments={LIMITS.dotted: True, **given}).config.power_limit
+    return _asked("power_limit", arguments).power_limit
+
+
+def micro_batch_asked(**arguments: object) -> MicroBatchConfig:
+    """Return the section ``micro_batch`` where code asks for a micro-batch, as `limit_asked`. Raises ConfigError."""
+    return _asked("micro_batch", arguments).micro_batch
+
+
+def _asked(section: str, arguments: Mapping[str, object]) -> EnergyConfig:
+    given = {f"{section}.{name}": value for name, value in arguments.items()}
+    return effective(arguments={ASKED_FOR[section].dotted: True, **given}).config
 
 
 def to_environment(config: EnergyConfig) -> dict[str, str]:
@@ -129,7 +140,6 @@ def from_environment(environ: Mapping[str, str]) -> Iterator[Given]:
             continue
         origin = f"environment {name}"
         if name not in VARIABLES:
-            _refuse_if_to_come(name.removeprefix(_PREFIX).lower(), origin)
             if _is_ours(name):
                 raise unknown(name, "environment: the variable", [*VARIABLES, FILE_VARIABLE])
             continue
@@ -157,7 +167,6 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         name = spelt.replace("_", "-")
         origin = f"flag {spelt}"
         if name not in _FLAGS and name != FILE_FLAG:
-            _refuse_if_to_come(name.removeprefix("--energy-").replace("-", "_"), origin)
             raise unknown(name, "flags:", [*_FLAGS, FILE_FLAG])
         if not equals:
             text = next(rest, "--")
@@ -165,12 +174,6 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
                 expected = _FLAGS[name].kind.expected if name in _FLAGS else "a YAML file"
                 raise ConfigError(f"{origin}: its value is missing; expected {expected}")
         yield name, text
-
-
-def _refuse_if_to_come(flat: str, origin: str) -> None:
-    for section in NOT_YET:
-        if flat == section or flat.startswith(f"{section}_"):
-            raise refused(section, origin)
 
 
 def _from_arguments(arguments: Mapping[str, object]) -> Iterator[Given]:

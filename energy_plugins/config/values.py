@@ -53,6 +53,13 @@ def _count(given: object) -> int:
     raise ValueError
 
 
+def _whole(given: object) -> int:
+    number = _count(given)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def _port(given: object) -> int:
     if not 1 <= (port := _count(given)) <= 65_535:
         raise ValueError
@@ -92,6 +99,13 @@ def _share(given: object) -> float:
     return number
 
 
+def _at_least_one(given: object) -> float:
+    number = _number(given)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def _text(given: object) -> str:
     text = os.fspath(given) if isinstance(given, os.PathLike) else given
     if not isinstance(text, str) or not text.strip() or _CONTROL.search(text):
@@ -123,9 +137,11 @@ def _device(given: object) -> int | str:
 
 YES_NO = Kind("true or false (or yes/no, on/off, 1/0)", _yes_no, "true|false")
 COUNT = Kind("a whole number, 0 or more", _count, "N")
+WHOLE = Kind("a whole number, 1 or more", _whole, "N")
 PORT = Kind("a port, 1 to 65535", _port, "PORT")
 POSITIVE = Kind("a positive number", _positive, "NUMBER")
 NOT_NEGATIVE = Kind("a number, 0 or more", _not_negative, "NUMBER")
+AT_LEAST_ONE = Kind("a number, 1 or more", _at_least_one, "NUMBER")
 SHARE = Kind("a number from 0 to 1", _share, "SHARE")
 TEXT = Kind("one line of text, not empty", _text, "TEXT")
 DEVICES = Kind("CUDA ordinals or UUIDs of GPUs, one at least, such as 0,1 or GPU-1234", _devices, "0,1,...")

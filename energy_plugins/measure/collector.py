@@ -5,6 +5,7 @@ Runs on a thread of its own or in virtual time.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins import _native
+from energy_plugins.measure.heartbeat import SoFar
 from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.live import Live, LiveFigures
 from energy_plugins.measure.response import Segments
@@ -75,6 +77,25 @@ class Collector:
     def live(self) -> Live:
         """The late figures, as of the last time that they were wanted."""
         return self.figures.live
+
+    def so_far(self, uuids: Sequence[str]) -> SoFar:
+        """Return what is known now, settled or not, for the ledger."""
+        known_ns, gpu_j = self.figures.reach(self._segments(), self._drained_ns)
+        told = {uuid: max(joules, 0.0) for uuid, joules in zip(uuids, gpu_j, strict=True) if not math.isnan(joules)}
+        steps, closed = self.totals.steps, self.timeline.steps
+        counts = {
+            "samples": [step.samples for step in closed if step.samples >= 0],
+            "tokens": [step.tokens for step in closed if step.tokens >= 0],
+        }
+        return SoFar(
+            duration_s=max(known_ns - self._start_ns, 0) * 1e-9,
+            energy_j=sum(told.values()) if told else None,
+            gpu_j=told,
+            steps=steps.steps + len(closed),
+            samples=steps.samples + sum(counts["samples"]) if steps.saw_samples or counts["samples"] else None,
+            tokens=steps.tokens + sum(counts["tokens"]) if steps.saw_tokens or counts["tokens"] else None,
+            missing="" if told else "no GPU has told what it draws yet",
+        )
 
     def slept(self) -> None:
         """Take note that the machine slept since the last call of `collect`."""

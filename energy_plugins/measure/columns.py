@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, TypeAlias
@@ -180,8 +180,26 @@ class Columns(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._arrays:
-            self._arrays[name] = self._map(name, self.schema[name])
+            self._arrays[name] = self._map(name, self.schema[name], 0, self.rows)
         return self._arrays[name]
+
+    def windows(self, rows: int, names: Iterable[str] | None = None) -> Iterator[Mapping[str, Array]]:
+        """Yield the table, or some of its columns, at most ``rows`` rows at a time, so that memory stays flat.
+
+        A column that is used as a whole stays mapped, and every page that was read of it counts as memory.
+
+        Raises:
+            ColumnError: the columns may not be read.
+        """
+        chosen = tuple(self if names is None else names)
+        for start in range(0, self.rows, rows):
+            end = min(start + rows, self.rows)
+            yield {
+                name: self._arrays[name][start:end]
+                if name in self._arrays
+                else self._map(name, self.schema[name], start, end)
+                for name in chosen
+            }
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.schema)
@@ -204,12 +222,13 @@ class Columns(Mapping[str, Array]):
     def __repr__(self) -> str:
         return f"<Columns {self.rows} rows: {', '.join(f'{name} {code}' for name, code in self.schema.items())}>"
 
-    def _map(self, name: str, code: str) -> Array:
-        if self._folder is None or self.rows == 0:
-            return np.empty(0, _little_endian(code))
+    def _map(self, name: str, code: str, start: int, end: int) -> Array:
+        kind = _little_endian(code)
+        if self._folder is None or start == end:
+            return np.empty(0, kind)
         path = column_path(self._folder, name, code)
         try:
-            return np.asarray(np.memmap(path, _little_endian(code), mode="r", shape=(self.rows,)))
+            return np.asarray(np.memmap(path, kind, mode="r", offset=start * kind.itemsize, shape=(end - start,)))
         except (OSError, ValueError) as error:  # ValueError: the file has become shorter since the table was opened
             raise _column_error("cannot read the column", path, error) from error
 

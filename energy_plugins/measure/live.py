@@ -64,8 +64,8 @@ class LiveFigures:
         self.live = Live(settlement.start_ns, (0.0,) * gpus, (float("nan"),) * gpus)
         self.fresh: list[Step] = []
         """Closed steps that the figures do not hold yet."""
-        self.heard: deque[StepBatch] | None = None
-        """Where steps go one by one, if somebody listens."""
+        self.heard: list[deque[StepBatch]] = []
+        """Where steps go one by one: a queue for each who listens."""
         self.backward_code: Callable[[], int | None] = lambda: None
         """Tells by which code the backward phase is marked; None while it never was."""
         self._settlement = settlement
@@ -81,10 +81,12 @@ class LiveFigures:
         own: list[Interval] = [(step.start_ns, step.end_ns) for step in ready]
         bounds = np.array([(horizon_ns, horizon_ns), *own, *waits, *stalls], np.int64)
         energy = [self._about(row, bounds, segments) for row in range(len(self._settlement.tracks))]
-        if self.heard is not None and own:
+        if self.heard and own:
             each = np.array([ends - starts for starts, ends in energy]).reshape(len(energy), len(bounds))
             steps = slice(1, len(own) + 1)
-            self.heard.append(StepBatch(bounds[steps, 0], bounds[steps, 1], each[:, steps], self._backward_s(ready)))
+            told = StepBatch(bounds[steps, 0], bounds[steps, 1], each[:, steps], self._backward_s(ready))
+            for queue in self.heard:
+                queue.append(told)
         spent = sum((ends - starts for starts, ends in energy), np.zeros(len(bounds)))[1:]
         cut = np.cumsum([len(own), len(waits)])
         step_j, wait_j, stall_j = (float(part.sum()) for part in np.split(spent, cut))
@@ -112,6 +114,15 @@ class LiveFigures:
         code = self.backward_code()
         of_each = ([length_ns for kind, length_ns in step.phases if kind == code] for step in steps)
         return np.array([sum(lengths_ns) * 1e-9 if lengths_ns else math.nan for lengths_ns in of_each])
+
+    def reach(self, segments: Segments, drained_ns: int) -> tuple[int, tuple[float, ...]]:
+        """Return up to when is known what was drawn, and what each GPU drew until then; `live` stays as it is."""
+        horizon_ns = max(self._horizon_ns(drained_ns), self._settlement.settled_ns)
+        bounds = np.array([(horizon_ns, horizon_ns)], np.int64)
+        return horizon_ns, tuple(
+            float(self._about(row, bounds, segments)[1][0]) - self._before_j(row) if self._told(row) else math.nan
+            for row in range(len(self._settlement.tracks))
+        )
 
     def _told(self, row: int) -> bool:
         """Return whether a GPU has ever told what it draws."""

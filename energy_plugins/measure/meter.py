@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.limit_part import LimitPart
     from energy_plugins.measure.live import Live
+    from energy_plugins.measure.micro_batch_part import MicroBatchPart
     from energy_plugins.measure.progress import Progress
     from energy_plugins.measure.rank_part import Rank
     from energy_plugins.measure.report import Report
@@ -73,6 +75,9 @@ class EnergyMeter:
         such a meter. Each measures the GPU that it uses, reports to ``<folder>/rank-<k>``, and rank 0, to ``folder``,
         with `Report.ranks`: all of them side by side, for which its `stop` waits up to 10 s.
         rank: which process of a training this is, where `energy_plugins.distributed` is used directly.
+        ledger: whether the run is kept in this user's ledger; if left out, unless ENERGY_REPORT_LEDGER is 0.
+        project: what the ledger books the run on; if left out, what ENERGY_REPORT_PROJECT says, or else the name of the
+        git repository or the folder that the program runs in.
     """
 
     def __init__(  # noqa: PLR0913 - each is a separate wish of the user
@@ -88,6 +93,8 @@ class EnergyMeter:
         keep_power: bool = True,
         distributed: bool = False,
         rank: Rank | None = None,
+        ledger: bool | None = None,
+        project: str | None = None,
     ) -> None:
         self._options = Options(
             name=name or "run",
@@ -99,6 +106,8 @@ class EnergyMeter:
             activity=activity,
             keep_power=keep_power,
             rank=rank,
+            ledger=ledger,
+            project=project,
         )
         self._distributed = distributed
         self._exchange: RankExchange | None = None
@@ -162,15 +171,17 @@ class EnergyMeter:
             self._exchange.watch(self)
         return self
 
-    def stop(self) -> None:
-        """Close the window; does nothing when none is open."""
-        self._stop(failed=False)
+    def stop(self, *, failed: bool = False) -> None:
+        """Close the window; does nothing when none is open. What has ``failed`` is called so in the ledger."""
+        self._stop(failed=failed)
 
     def _stop(self, *, failed: bool) -> None:
         if not self.running or self.run is None:
             return
         run, self.run = self.run, None
         _LIVE.discard(self)
+        if failed:
+            run.failed()
         try:
             self._final = run.finish()
         finally:
@@ -257,10 +268,20 @@ class EnergyMeter:
         if self.run is not None:
             self.run.stopped = reason
 
+    def leave_no_entry(self) -> None:
+        """Have the ledger not count this window: another meter measures the same joules."""
+        if self.run is not None:
+            self.run.discard()
+
     def limited(self, power_limit: LimitPart) -> None:
         """Have the report say what became of the power limit."""
         if self.run is not None:
             self.run.power_limit = power_limit
+
+    def micro_batched(self, micro_batch: MicroBatchPart) -> None:
+        """Have the report say what became of the micro-batch."""
+        if self.run is not None:
+            self.run.micro_batch = micro_batch
 
     def after_stop(self, call: Callable[[Report | None], None]) -> None:
         """Have ``call`` called once the open window has been closed, with its report; with None if that failed."""
@@ -289,7 +310,7 @@ def _at_exit() -> None:
     """Stop meters that were left running, then drop the private folders."""
     for meter in list(_LIVE):
         try:
-            meter.stop()
+            meter.stop(failed=hasattr(sys, "last_value"))  # of an exception that nobody caught
         except (EnergyError, OSError) as error:
             warnings.warn(f"energy: a meter could not be stopped at exit: {error}", RuntimeWarning, stacklevel=2)
     drop_private_folders()

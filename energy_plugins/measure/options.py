@@ -32,6 +32,8 @@ class Options:
     activity: bool = False
     keep_power: bool = True
     rank: Rank | None = None
+    ledger: bool | None = None
+    project: str | None = None
 
     def ask(self) -> Aside[SensorPlan]:
         """Begin to ask the driver which of these GPUs there are, and what sensors they have.

@@ -17,9 +17,18 @@ _MOST_BYTES = 1 << 20
 
 def cache_folder() -> Path:
     """Return where this package remembers things for this user. Raises RuntimeError if there is no home folder."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return _xdg_folder("XDG_CACHE_HOME", ".cache")
+
+
+def state_folder() -> Path:
+    """Return where this package keeps what must not be lost for this user. Raises RuntimeError if there is no home."""
+    return _xdg_folder("XDG_STATE_HOME", ".local/state")
+
+
+def _xdg_folder(variable: str, default: str) -> Path:
+    named = os.environ.get(variable, "")
     # A relative path is to be ignored (XDG Base Directory Specification).
-    folder = Path(cache) if cache.startswith("/") else Path.home() / ".cache"
+    folder = Path(named) if named.startswith("/") else Path.home() / default
     return folder / "energy-plugins"
 
 

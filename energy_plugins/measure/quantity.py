@@ -22,6 +22,16 @@ def quantity(value: float, unit: str) -> str:
     return f"{scaled:.{decimals}f} {_PREFIXES[power]}{unit}"
 
 
+def binary(size_bytes: float) -> str:
+    """Return a number of bytes with three digits and the binary prefix that fits, as caches are given: ``60.0 MiB``."""
+    scaled, prefixes = float(size_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    prefix = next(prefixes)
+    while scaled >= 999.5 and prefix != "TiB":
+        scaled, prefix = scaled / 1024, next(prefixes)
+    decimals = 0 if prefix == "B" else max(0, 2 - _exponent(scaled, 3)) if scaled else 0
+    return f"{scaled:.{decimals}f} {prefix}"
+
+
 def bounded(value: float, bound: float, unit: str) -> str:
     """Return ``value`` and its error bound in one unit, to the bound's second digit: ``12.35 +/- 0.12 kJ``."""
     power = _prefix_power(max(abs(value), abs(bound)))

@@ -19,6 +19,7 @@ from energy_plugins.errors import ReportError
 from energy_plugins.measure.columns import Columns, ColumnWriter, Schema
 from energy_plugins.measure.json_section import JSON, Section, parse, plain, read_fields
 from energy_plugins.measure.limit_part import LimitPart
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report_files import (
@@ -67,6 +68,7 @@ _LATER: Final[Mapping[str, JSON]] = {
     "rank": None,
     "ranks": None,
     "power_limit": None,
+    "micro_batch": None,
 }
 """Keys that a report may lack because the version that wrote it did not know them, and what that stands for."""
 _LATER_OBSERVER: Final[Mapping[str, JSON]] = {"ranks_s": 0.0}
@@ -154,6 +156,8 @@ class Report:
     """Why the training was ended early, where this package did it."""
     power_limit: LimitPart | None = None
     """The power limit that was chosen for it; None if none was asked for."""
+    micro_batch: MicroBatchPart | None = None
+    """The micro-batch that was chosen for it; None if none was asked for."""
     rank: Rank | None = None
     """Which process of the training this report is of, where it was told; everything but `ranks` is of this one."""
     ranks: Ranks | None = None
@@ -220,6 +224,23 @@ class Report:
                 write_header(Path(aside), self)
                 move_report(Path(aside), target)
         return target
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write this report as one page that opens anywhere and asks no network; return its path.
+
+        Raises:
+            ReportError: the extra ``report`` is not installed, or the file cannot be written.
+            ColumnError: the columns may not be read.
+        """
+        from energy_plugins.report.html import write_html  # noqa: PLC0415 - upward, and measuring does not need it
+
+        return write_html(self, path)
+
+    def to_png(self, folder: str | Path) -> tuple[Path, ...]:
+        """Write the pictures of that page as PNG files into ``folder``; return their paths. Raises as `to_html`."""
+        from energy_plugins.report.png import write_png  # noqa: PLC0415 - upward, and measuring does not need it
+
+        return write_png(self, folder)
 
     def header(self) -> dict[str, JSON]:
         """Return what ``report.json`` holds: every field, and of columns the number of rows and their types."""
@@ -295,6 +316,7 @@ def _read(section: Section, folder: Path) -> Report:
         "kind_activity": _parts(KindActivity, section, "kind_activity"),
         "rank": None if section.absent("rank") else Rank.read(section.section("rank")),
         "power_limit": None if section.absent("power_limit") else LimitPart.read(section.section("power_limit")),
+        "micro_batch": None if section.absent("micro_batch") else MicroBatchPart.read(section.section("micro_batch")),
         "ranks": None if section.absent("ranks") else Ranks.read(section.section("ranks")),
         "extra": section.others({_VERSION_KEY, *_KEYS}),
     }

@@ -82,7 +82,7 @@ class Observer(Part):
     mark_s: float = 0.0
     """Time the training thread spent in marks."""
     collect_s: float = 0.0
-    """CPU time spent on turning samples into joules, and on looking for other processes on the GPUs."""
+    """CPU time spent on turning samples into joules, on looking for other processes on the GPUs, and on the ledger."""
     dropped: int = 0
     """Samples and marks lost because a ring was full."""
     marks: int = 0

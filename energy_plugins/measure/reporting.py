@@ -18,6 +18,7 @@ from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.cpu import CpuEnergy
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.limit_part import LimitPart
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.power_sensors import COUNTER
 from energy_plugins.measure.rank_part import Rank
@@ -85,6 +86,9 @@ class State:
     neighbours: Neighbours
     stopped: str
     power_limit: LimitPart | None = None
+    ledger_s: float = 0.0
+    """CPU time that the ledger's entry took."""
+    micro_batch: MicroBatchPart | None = None
 
 
 def compose(facts: Facts, collector: Collector, state: State) -> Report:
@@ -166,6 +170,7 @@ def compose(facts: Facts, collector: Collector, state: State) -> Report:
         warnings=state.warnings + _unmeasured(whole, (end_ns - start_ns) * 1e-9, collector, plan),
         stopped=state.stopped,
         power_limit=state.power_limit,
+        micro_batch=state.micro_batch,
         rank=facts.rank,
         extra={"shared_gpu_j": shared} if shared else {},
     )
@@ -255,7 +260,7 @@ def _observer(collector: Collector, state: State) -> Observer:
         thread_cpu_s=sampler.thread_cpu_s if sampler else 0.0,
         driver_call_s=sampler.driver_call_s if sampler else 0.0,
         mark_s=marks.mark_ns * 1e-9,
-        collect_s=collector.collect_s + state.neighbours.cpu_s,
+        collect_s=collector.collect_s + state.neighbours.cpu_s + state.ledger_s,
         dropped=marks.dropped + (sampler.dropped if sampler else 0),
         marks=marks.marks,
         events=marks.events,

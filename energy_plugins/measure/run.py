@@ -8,6 +8,7 @@ import platform
 import threading
 import uuid
 from collections import deque
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from numbers import Integral
@@ -21,9 +22,13 @@ from energy_plugins.measure.cpu import CpuMeter, plan_cpu
 from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.measure.folders import report_folder
+from energy_plugins.measure.heartbeat import SoFar
 from energy_plugins.measure.lanes import Lanes
+from energy_plugins.measure.ledger_entry import Status
+from energy_plugins.measure.ledger_start import begin_heartbeat
 from energy_plugins.measure.limit_part import LimitPart
 from energy_plugins.measure.live import Live, StepBatch
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.neighbours import Neighbours
 from energy_plugins.measure.notices import Notices
 from energy_plugins.measure.opening import await_plan, open_marks, silent_driver, start_sampler
@@ -96,6 +101,9 @@ class Run:
         """Why the training was ended early: for framework modules."""
         self.power_limit: LimitPart | None = None
         """What is to be said of the power limit: for framework modules."""
+        self._status = Status.FINISHED
+        self.micro_batch: MicroBatchPart | None = None
+        """The same of the micro-batch."""
         lanes = Lanes(self._plan, self._activity)
         self._neighbours = Neighbours(self.uuids, drivers)
         self._neighbours.begin()
@@ -111,6 +119,7 @@ class Run:
         lanes.open(self.start_ns, self._spill)
         self._collector = Collector(self._sampler, self._marks, self._plan, self.start_ns, self._spill, lanes=lanes)
         self._header_ns: int | None = None
+        self.heartbeat = begin_heartbeat(options, self._facts, self._notices.say, threaded=self._clock.threaded)
         self._drawn_j = 0.0
         self._drains = 0
         self._slept_ns = self._clock.suspended_ns()
@@ -179,11 +188,11 @@ class Run:
         Of those that nobody takes away, the oldest are dropped.
         """
         figures = self._collector.figures
-        if figures.heard is None:
-            figures.backward_code = partial(self._codes.find, Kind.BACKWARD)
-            figures.heard = deque(maxlen=_MOST_BATCHES)
+        figures.backward_code = partial(self._codes.find, Kind.BACKWARD)
+        queue: deque[StepBatch] = deque(maxlen=_MOST_BATCHES)
+        figures.heard.append(queue)
         self.live()
-        return figures.heard
+        return queue
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
@@ -242,8 +251,26 @@ class Run:
                 self._collector.finish(self._end_ns, self._codes.names, cut_short=unresolved > 0)
             self._spill.close()
         report = self.report(complete=True)
-        self._write_header(report)
+        self.heartbeat.end(self._status, SoFar.of(report))
+        self._write_header(report)  # meanwhile the ledger's entry is written
+        if (trouble := self.heartbeat.close()) is not None:
+            report = replace(report, warnings=(*report.warnings, trouble))
+            self._write_header(report)
         return report
+
+    @property
+    def run_id(self) -> str:
+        """What the report and the ledger call this run."""
+        return self._facts.run_id
+
+    def failed(self) -> None:
+        """Have the ledger say that what was measured failed."""
+        if self._status is Status.FINISHED:
+            self._status = Status.FAILED
+
+    def discard(self) -> None:
+        """Have the ledger not count this run."""
+        self._status = Status.DISCARDED
 
     def _missed_events(self) -> int:
         """Return how many marks wanted an event and got none although others did."""
@@ -273,6 +300,8 @@ class Run:
             neighbours=self._neighbours,
             stopped=self.stopped,
             power_limit=self.power_limit,
+            ledger_s=self.heartbeat.cpu_s,
+            micro_batch=self.micro_batch,
         )
         return compose(self._facts, self._collector, state)
 
@@ -344,6 +373,8 @@ class Run:
             if before_ns is None or settled_ns - before_ns > wait_ns:
                 self._header_ns = settled_ns
                 self._write_header(self._compose(complete=False))
+            if self.heartbeat.due(now_ns):
+                self.heartbeat.beat(now_ns, self._collector.so_far(self.own))
 
     def _note_sleep(self) -> None:
         slept_ns = self._clock.suspended_ns()

@@ -11,6 +11,7 @@ import numpy as np
 from energy_plugins.errors import ColumnError
 from energy_plugins.measure.aligned import aligned
 from energy_plugins.measure.limit_summary import limit_lines
+from energy_plugins.measure.micro_batch_summary import micro_batch_lines
 from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
 from energy_plugins.measure.rank_table import in_short
 from energy_plugins.measure.rank_table import rows as rank_rows
@@ -50,7 +51,12 @@ def text_table(report: Report) -> str:
     blocks = (
         _title(report),
         [*_energy(report), *_work(report)],
-        [*_devices(report), *_held_back(report), *limit_lines(report.power_limit, _entry)],
+        [
+            *_devices(report),
+            *_held_back(report),
+            *micro_batch_lines(report.micro_batch, _entry),
+            *limit_lines(report.power_limit, _entry),
+        ],
         _ranks(report),
         [*_kinds(report), *_bounds(report)],
         _waste(report),
@@ -66,7 +72,9 @@ def _title(report: Report) -> list[str]:
     title = f"{name}{facts:>{WIDTH - len(name)}}" if len(name) + len(facts) + 2 <= WIDTH else f"{name}  {facts}"
     banner = [_SIMULATED.center(WIDTH, "=")] if report.simulated else []
     incomplete = ["", *_entry("INCOMPLETE", _INCOMPLETE)] if not report.complete else []
-    return [*banner, _clip(title, WIDTH), "-" * WIDTH, *incomplete]
+    grown = "" if report.micro_batch is None else report.micro_batch.grown
+    changed = ["", *_entry("CHANGED", _clean(grown))] if grown else []
+    return [*banner, _clip(title, WIDTH), "-" * WIDTH, *incomplete, *changed]
 
 
 def _energy(report: Report) -> list[str]:

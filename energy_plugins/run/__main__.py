@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from energy_plugins.config import effective, to_environment
 from energy_plugins.errors import ConfigError
+from energy_plugins.report.grid import placed
 
 _USAGE = """\
 usage: python -m energy_plugins.run [--energy-config FILE] [--energy-SECTION-KEY VALUE ...] (SCRIPT | -m MODULE) [...]
@@ -34,16 +35,19 @@ def main(words: Sequence[str]) -> None:
         _refuse(f"{program[0]}: no such option" if program else "there is no program to run")
     try:
         config = effective(flags=flags).config
+        placed(config.report.country, config.report.carbon_intensity_g_per_kwh)  # no country of that name: say so now
     except ConfigError as error:
         _refuse(str(error))
     os.environ.update(to_environment(config))  # for what the program starts, and the plugins in it
+    if config.measure.enabled or config.micro_batch.enabled:
+        from energy_plugins.run.frameworks import measure_frameworks  # noqa: PLC0415 - nothing is imported in vain
+
+        measure_frameworks()
     if not config.measure.enabled:
         _run(program, is_module=is_module)
         return
-    from energy_plugins.run.frameworks import measure_frameworks  # noqa: PLC0415 - nothing is imported in vain
     from energy_plugins.run.process import Process  # noqa: PLC0415
 
-    measure_frameworks()
     process = Process(config, list(program))
     process.start()
     try:

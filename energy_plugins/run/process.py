@@ -54,8 +54,12 @@ class Process:
             power_sensor=measure.power_sensor,
             activity=measure.activity,
             rank=None if exchange is None else exchange.who,
+            ledger=self._config.report.ledger,
+            project=self._config.report.project,
         )
         self._meter, self._exchange = meter.start(), exchange
+        if exchange is not None:
+            exchange.keep(meter)
         Monitor.before_run.append(self.stand_back)
         export_if_asked(meter, self._config.report, None if exchange is None else exchange.who)
 
@@ -63,6 +67,7 @@ class Process:
         """Leave the measuring to another."""
         meter = self._forget()
         if meter is not None:
+            meter.leave_no_entry()
             meter.stop()
 
     @guarded
@@ -75,9 +80,9 @@ class Process:
         meter = self._forget()
         if meter is None or not meter.running:  # a forked child leaves the run to its parent
             return
-        meter.stop()
-        report, exchange = meter.report(), self._exchange
         failed = isinstance(sys.exc_info()[1], Exception)
+        meter.stop(failed=failed)
+        report, exchange = meter.report(), self._exchange
         if exchange is not None:
             _import_torch()
         folder = self._folder() if exchange is None else exchange.agree(self._folder, failed=failed)

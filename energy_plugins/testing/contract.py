@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from energy_plugins.measure.drivers import Drivers, use_drivers
+from energy_plugins.measure.ledger_entry import LedgerEntry, Status
 from energy_plugins.measure.rank_folders import rank_folder
 from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report import Report
+from energy_plugins.measure.spool import SUFFIX, spool_folder
 from energy_plugins.testing import Constant, SimulatedDevice, simulated_gpus
 from energy_plugins.testing.faults import GpuLost
 from energy_plugins.testing.ranks import in_ranks
@@ -203,6 +205,10 @@ class PluginContract(ABC):
         assert report.complete
         assert report.steps.rows >= 10
         assert np.all(report.steps["energy_j"][:10] > 0)
+        entry = _entry(report)
+        assert entry.status in {Status.FAILED, Status.FINISHED}  # a loop of one's own does not say how it ended
+        assert (entry.energy_j, entry.steps) == (report.total_j, report.work.steps)
+        assert entry.framework
 
     def test_two_trainings_are_two_reports(self, tmp_path: Path) -> None:
         """Each has its own steps and its own joules."""
@@ -214,6 +220,8 @@ class PluginContract(ABC):
             one, two = (_report(self.train(plan)) for plan in plans)
         assert (one.steps.rows, two.steps.rows) == (10, 20)
         assert one.run_id != two.run_id
+        assert [_entry(report).status for report in (one, two)] == [Status.FINISHED] * 2
+        assert _entry(one).energy_j == one.total_j
 
     def test_resuming_adds_up(self, tmp_path: Path) -> None:
         """The running total goes on from that of the checkpoint, while the report counts its own run only."""
@@ -245,6 +253,8 @@ class PluginContract(ABC):
         assert ranks.total_j is not None
         assert math.isclose(ranks.total_j, math.fsum(report.total_j or 0.0 for report in reports), rel_tol=1e-12)
         assert [row.part.run_id for row in ranks.rows] == [report.run_id for report in reports]
+        assert [_entry(report).training_id for report in reports] == [reports[0].run_id] * 2
+        assert [_entry(report).energy_j for report in reports] == [report.total_j for report in reports]
 
     def test_a_rank_that_is_killed_is_named(self, tmp_path: Path) -> None:
         """Rank 0 comes to an end, and its report says of whom it knows no end."""
@@ -279,6 +289,12 @@ def _reports_of_ranks(folder: Path) -> tuple[list[Report], Ranks]:
     ranks = found[whole].ranks
     assert ranks is not None
     return [found[place] for rank in range(ranks.world_size) if (place := rank_folder(whole, rank)) in found], ranks
+
+
+def _entry(report: Report) -> LedgerEntry:
+    """Return what a run left for the ledger."""
+    path = spool_folder() / f"{report.run_id}{SUFFIX}"
+    return LedgerEntry.decode(path.read_bytes(), str(path))
 
 
 def _report(trained: Trained) -> Report:

@@ -34,6 +34,12 @@ class Profile:
     """How old the mean is when it appears, as measured on an H200 (benchmarks/results/h200_sensors.json)."""
     power_refresh_s: float = 0.1
     """How often it, and the average and instant power, come to a new value."""
+    multiprocessors: float = 132.0
+    shared_bytes: float = 228 * 2.0**10
+    """Memory that the threads of one multiprocessor may share."""
+    l2_bytes: float = 60 * 2.0**20
+    memory_bus_bits: float = 6144.0
+    memory_clock_mhz: float = 3201.0
 
 
 H200 = Profile(
@@ -65,6 +71,11 @@ RTX_4090 = replace(
     max_clock_mhz=2520.0,
     memory_bytes=24564 * 2.0**20,
     compute_capability=8.9,
+    multiprocessors=128.0,
+    shared_bytes=100 * 2.0**10,
+    l2_bytes=72 * 2.0**20,
+    memory_bus_bits=384.0,
+    memory_clock_mhz=10501.0,
 )
 """Power usage is a mean over a second."""
 
@@ -82,6 +93,11 @@ A100 = replace(
     memory_bytes=40960 * 2.0**20,
     compute_capability=8.0,
     usage_window_s=0.025,
+    multiprocessors=108.0,
+    shared_bytes=164 * 2.0**10,
+    l2_bytes=40 * 2.0**20,
+    memory_bus_bits=5120.0,
+    memory_clock_mhz=1215.0,
 )
 """Power usage is 25 ms of every 100."""
 
@@ -100,5 +116,10 @@ V100 = replace(
     usage_window_s=0.02,
     power_age_s=0.0,
     power_refresh_s=0.02,
+    multiprocessors=80.0,
+    shared_bytes=96 * 2.0**10,
+    l2_bytes=6 * 2.0**20,
+    memory_bus_bits=4096.0,
+    memory_clock_mhz=877.0,
 )
 """Power usage comes every 20 ms."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 Outlook = Callable[[], tuple[Limits, Position]]
 """What may end a training, and where it stands."""
+
+
+_MOST_STEPS = 100_000
+"""That are remembered: more are in no window."""
 
 
 class Measured:
@@ -51,10 +56,24 @@ class Measured:
         self.drawn_j = 0.0
         self.in_short = ""
         """What a progress bar shows."""
+        self.rows_a_step = 1
+        """Rows of the report that make an optimizer step, as a rule."""
+        self.step_ends: deque[int] | None = None
+        """Before which row each optimizer step began; None while a row is looked at as a step."""
         self._outlook = outlook
         self._pace = Pace()
         if fitting:
             meter.begin(Kind.FIT)
+
+    def group_steps(self, rows: int) -> None:
+        """From now on look at optimizer steps, of about so many rows of the report each; one begins now."""
+        self.rows_a_step = rows
+        self.step_ends = deque([self.steps.closed], maxlen=_MOST_STEPS)
+
+    def stepped(self) -> None:
+        """Note that an optimizer step has ended with the last row."""
+        if self.step_ends is not None:
+            self.step_ends.append(self.steps.closed)
 
     def figures(self, earlier_j: float, *, peek: bool = True) -> dict[str, float]:
         """Return the latest figures by the key under which they are logged; what is not known is left out.
@@ -77,7 +96,7 @@ class Measured:
         """Return how long this run will still take at ``step_s`` for a step, None if its end is not known."""
         limits, position = self._outlook()
         left = batches_left(limits, position)
-        known = [limits.seconds_left, None if left is None else left * step_s]
+        known = [limits.seconds_left, None if left is None else left * step_s / self.rows_a_step]
         return min((seconds for seconds in known if seconds is not None), default=None)
 
     def prospects(self, earlier_j: float) -> dict[str, float]:
@@ -103,7 +122,7 @@ class Measured:
         That waits up to 10 s for the others, unless the training has ``failed``.
         """
         try:
-            self._close()
+            self._close(failed=failed)
             report = self.meter.report()
         except BaseException:
             self.place.abandon()
@@ -114,13 +133,13 @@ class Measured:
     def drop(self) -> None:
         """Put everything back and stop the meter, whose report nobody will ask for."""
         self.place.abandon()
-        self._close()
+        self._close(failed=False)
 
-    def _close(self) -> None:
+    def _close(self, *, failed: bool) -> None:
         self.replaced.close()
         try:
             self.steps.close()
             if self.fitting:
                 self.meter.end(Kind.FIT)
         finally:
-            self.meter.stop()
+            self.meter.stop(failed=failed)

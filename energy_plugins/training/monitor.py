@@ -21,11 +21,13 @@ from energy_plugins.training.figures import TOTALS
 from energy_plugins.training.guard import FAILURES, guarded, warn
 from energy_plugins.training.limiter import Limiter
 from energy_plugins.training.measured import Measured, Outlook
+from energy_plugins.training.micro_batcher import MicroBatcher
 from energy_plugins.training.place import Devices, Place
 from energy_plugins.training.watch import SumOverRanks, Watch
+from energy_plugins.tune.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
-    from energy_plugins.config import EnergyConfig
+    from energy_plugins.config import EnergyConfig, MicroBatchConfig
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.report import Report
     from energy_plugins.training.limit_timing import Timing
@@ -50,6 +52,8 @@ class Monitor:
         """The power limit of the fit that runs. The plugin calls it after each step, unguarded, as it does `watch`."""
         self.timing: Timing | None = None
         """Other times for the limiter than its own."""
+        self.batcher: MicroBatcher | None = None
+        """The micro-batch of the fit that runs. Whoever runs the batches asks it, unguarded, as `limiter`."""
         self.report: Report | None = None
         self.earlier_j = 0.0
         """What this rank's earlier runs of the same training drew."""
@@ -60,7 +64,7 @@ class Monitor:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in this process only."""
-        return {**self.__dict__, "run": None, "watch": None, "limiter": None, "report": None}
+        return {**self.__dict__, "run": None, "watch": None, "limiter": None, "batcher": None, "report": None}
 
     @property
     def budget(self) -> Budget | None:
@@ -119,6 +123,8 @@ class Monitor:
                 power_sensor=measure.power_sensor,
                 activity=measure.activity,
                 rank=place.who,
+                ledger=report.ledger,
+                project=report.project,
             )
             for stand_back in tuple(self.before_run):
                 stand_back()
@@ -150,7 +156,7 @@ class Monitor:
 
     @guarded
     def _finish(self, *, show: bool, failed: bool) -> None:
-        self._stop_limiting()
+        self._stop_tuning()
         run, self.run = self.run, None
         watch, self.watch = self.watch, None
         if watch is not None:
@@ -177,18 +183,20 @@ class Monitor:
     @guarded
     def discard(self) -> None:
         """Stop measuring and leave nothing: another measures this training."""
-        self._stop_limiting()
+        self._stop_tuning()
         run, self.run = self.run, None
         if run is not None:
             atexit.unregister(self._at_exit)
+            run.meter.leave_no_entry()
             run.drop()
             if run.place.folder is not None:
                 shutil.rmtree(run.place.folder, ignore_errors=True)
 
     def give_up(self, error: Exception) -> None:
         """End the measurement because of ``error``; its joules so far still count."""
-        if self.limiter is not None:
-            self.limiter.lose(f"measuring failed: {error}")
+        for tuner in (self.limiter, self.batcher):
+            if tuner is not None:
+                tuner.lose(f"measuring failed: {error}")
         run, self.run = self.run, None
         if run is not None:
             atexit.unregister(self._at_exit)
@@ -200,10 +208,11 @@ class Monitor:
             self._warned = True
             warn(f"measuring failed, training goes on: {error}")
 
-    def _stop_limiting(self) -> None:
-        limiter, self.limiter = self.limiter, None
-        if limiter is not None:
-            limiter.close()
+    def _stop_tuning(self) -> None:
+        tuners, self.limiter, self.batcher = (self.limiter, self.batcher), None, None
+        for tuner in tuners:
+            if tuner is not None:
+                tuner.close()
 
     def _keep_drawn(self, run: Measured, watch: Watch | None) -> None:
         """Count what a fit drew that is not measured to its end."""
@@ -295,6 +304,8 @@ class Monitor:
             found |= self.run.figures(self.earlier_j, peek=peek)
             if not peek:
                 found |= self.run.prospects(self.earlier_j)
+                if self.batcher is not None and self.batcher.size is not None:
+                    found["energy/micro_batch"] = self.batcher.size
                 if self.limiter is not None and self.limiter.limit_w is not None:
                     found["energy/power_limit_w"] = self.limiter.limit_w
 
@@ -362,7 +373,9 @@ class Monitor:
 
         ``shape`` tells what the model and its precision are known by (`shape_of`).
         """
-        self._stop_limiting()
+        if self.limiter is not None:
+            self.limiter.close()
+            self.limiter = None
         if self.config.power_limit.enabled and self.config.measure.enabled:
             self.limiter = Limiter(
                 self.config.power_limit,
@@ -373,8 +386,45 @@ class Monitor:
                 timing=self.timing,
             )
 
-    def after_step(self) -> None:
-        """Let the limiter do what is due after a step. Not guarded: it is collective now and then."""
+    def tune_micro_batch(  # noqa: PLR0913 - what a training is
+        self,
+        config: MicroBatchConfig,
+        who: Rank,
+        sum_over_ranks: SumOverRanks,
+        *,
+        why_not: str = "",
+        most_sizes: int = MOST_SIZES,
+        optimizer: str | None = None,
+        shape: Callable[[], str] | None = None,
+        row_is_step: bool = False,
+    ) -> MicroBatcher:
+        """Begin to tune the micro-batch of a fit that has just been started, see `MicroBatcher`. All ranks call it."""
+        self.batcher = MicroBatcher(
+            config,
+            self.run,
+            who=who,
+            sum_over_ranks=sum_over_ranks,
+            why_not=why_not,
+            most_sizes=most_sizes,
+            optimizer=optimizer,
+            shape=shape,
+            row_is_step=row_is_step,
+            timing=self.timing,
+        )
+        return self.batcher
+
+    def after_step(self, *, is_optimizers: bool = True) -> None:
+        """Let the tuners do what is due after a step. Not guarded: they are collective now and then.
+
+        The micro-batch comes first, for it changes what the GPU draws; where one is tuned, only steps of the optimizer
+        count (``is_optimizers``), for others may do next to nothing.
+        """
+        if self.batcher is not None:
+            if not is_optimizers:
+                return
+            self.batcher.after_step()
+            if not self.batcher.settled:
+                return
         if self.limiter is not None:
             self.limiter.after_step()
 

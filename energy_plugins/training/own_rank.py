@@ -16,13 +16,15 @@ T = TypeVar("T")
 
 
 class OwnRank:
-    """What one rank turns and measures.
+    """What one rank turns and measures: `what`.
 
     Args:
         knob: of its GPUs; None if it has none of its own.
         measured: the run; None if nothing is measured.
         other: makes the knob to take where the first cannot do anything; None if there is no other.
     """
+
+    what = "the power limit"
 
     def __init__(
         self, knob: SharedKnob | None, measured: Measured | None, other: Callable[[], SharedKnob] | None = None
@@ -39,7 +41,10 @@ class OwnRank:
         self._clock = current_drivers().clock
         self._began_ns = self._clock.now_ns()
         self._measured = measured
-        self._heard = Heard(measured.meter.run.listen_to_steps()) if measured and measured.meter.run else None
+        self._heard: Heard | None = None
+        if measured is not None and measured.meter.run is not None:
+            queue = measured.meter.run.listen_to_steps()
+            self._heard = Heard(queue, lambda: measured.step_ends, first=measured.steps.closed)
 
     def now_ns(self) -> int:
         """Return the time."""
@@ -114,5 +119,5 @@ class OwnRank:
             self.trouble = str(error)
             if self.knob is not None:
                 self.knob.close()
-            warn(f"the power limit is given up, training goes on: {error}")
+            warn(f"{self.what} is given up, training goes on: {error}")
             return otherwise

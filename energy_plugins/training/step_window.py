@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -75,25 +76,57 @@ class WindowNs(NamedTuple):
 
 
 class Heard:
-    """The steps of a run that are not judged yet."""
+    """The steps of a run that are not judged yet.
 
-    def __init__(self, queue: deque[StepBatch]) -> None:
+    Args:
+        queue: rows of the report come here.
+        ends: returns before which row each optimizer step began, None where a row is a step.
+        first: which row is the first to come.
+    """
+
+    def __init__(
+        self,
+        queue: deque[StepBatch],
+        ends: Callable[[], Iterable[int] | None] = lambda: None,
+        first: int = 0,
+    ) -> None:
         self._queue = queue
+        self._ends = ends
+        self._first = first
+        """Row that the first of those kept is."""
         self._kept: list[StepBatch] = []
 
     def steps(self, window: WindowNs) -> StepBatch:
         """Return those of a window, and forget those before."""
         while self._queue:
             self._kept.append(self._queue.popleft())
-        self._kept = [batch for batch in self._kept if batch.end_ns[-1] > window.opened_ns]
+        while self._kept and self._kept[0].end_ns[-1] <= window.opened_ns:
+            self._first += len(self._kept.pop(0).end_ns)
         if not self._kept:
             return StepBatch(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0)), np.zeros(0))
         start_ns = np.concatenate([batch.start_ns for batch in self._kept])
         end_ns = np.concatenate([batch.end_ns for batch in self._kept])
         energy_j = np.concatenate([batch.energy_j for batch in self._kept], axis=1)
-        backward_s = np.concatenate([batch.backward_s for batch in self._kept])
-        inside = (start_ns >= window.settled_ns) & (end_ns > window.opened_ns) & (end_ns <= window.closed_ns)
-        return StepBatch(start_ns[inside], end_ns[inside], energy_j[:, inside], backward_s[inside])
+        rows = StepBatch(start_ns, end_ns, energy_j, np.concatenate([batch.backward_s for batch in self._kept]))
+        ends = self._ends()
+        steps = rows if ends is None else _grouped(rows, [end - self._first for end in ends])
+        ended = (steps.end_ns > window.opened_ns) & (steps.end_ns <= window.closed_ns)
+        inside = (steps.start_ns >= window.settled_ns) & ended
+        return StepBatch(
+            steps.start_ns[inside], steps.end_ns[inside], steps.energy_j[:, inside], steps.backward_s[inside]
+        )
+
+
+def _grouped(rows: StepBatch, ends: Iterable[int]) -> StepBatch:
+    """Return optimizer steps: as long as their rows are together, without what lies between these."""
+    bounds = np.array(sorted({end for end in ends if 0 <= end <= len(rows.end_ns)}), np.int64)
+    if len(bounds) < 2:
+        return StepBatch(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((len(rows.energy_j), 0)), np.zeros(0))
+    until_ns = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows.end_ns - rows.start_ns)])
+    until_j = np.concatenate([np.zeros((len(rows.energy_j), 1)), np.cumsum(rows.energy_j, axis=1)], axis=1)
+    end_ns = rows.end_ns[bounds[1:] - 1]
+    backward_s = np.add.reduceat(rows.backward_s[: bounds[-1]], bounds[:-1])
+    return StepBatch(end_ns - np.diff(until_ns[bounds]), end_ns, np.diff(until_j[:, bounds], axis=1), backward_s)
 
 
 def _usual(seconds: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -16,6 +16,8 @@ class Steps:
         self._now_ns = now_ns
         self._fetching_since_ns = 0
         self._fetch_ns: tuple[int, int] | None = None
+        self.closed = 0
+        """How many steps there have been, of which each is a row of the report."""
         self._is_open = False
         self._in_phases = False
         self._phase: Kind | None = None
@@ -62,6 +64,7 @@ class Steps:
         if self._is_open:
             self.enter(None)
             self._meter.end(Kind.STEP, samples=samples, tokens=tokens)
+            self.closed += 1
         self._is_open = self._in_phases = False
         self._fetch_ns = None
         self._meter.expect(None)

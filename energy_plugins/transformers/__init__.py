@@ -17,12 +17,13 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 17
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from energy_plugins.transformers.callback import EnergyCallback, attach
+from energy_plugins.transformers.micro_batch import MicroBatchCallback
 from energy_plugins.transformers.power_limit import PowerLimitCallback
 
 if TYPE_CHECKING:
     from energy_plugins.config import EnergyArguments
 
-__all__ = ["EnergyArguments", "EnergyCallback", "PowerLimitCallback", "attach"]
+__all__ = ["EnergyArguments", "EnergyCallback", "MicroBatchCallback", "PowerLimitCallback", "attach"]
 
 # What `report_to` may name; transformers has no public way to add to it.
 INTEGRATION_TO_CALLBACK.setdefault("energy", EnergyCallback)

@@ -11,13 +11,11 @@ from accelerate.utils.memory import should_reduce_batch_size
 from energy_plugins.training.guard import guarded
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.replaced import Replaced
+from energy_plugins.transformers.trainers import MAY_FAIL
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
     from transformers.training_args import TrainingArguments
-
-_MAY_FAIL = ("_run_epoch", "_evaluate", "_finalize_training")
-"""What ends a training that fails passes one of these functions of the trainer: there is no event for it."""
 
 
 class Attempts:
@@ -60,9 +58,9 @@ class Attempts:
         if trainer is None or not self._monitor.config.measure.enabled:
             return
         failed = partial(self._failed, args, batch_size)
-        for name in _MAY_FAIL:
-            if (original := getattr(trainer, name, None)) is not None:
-                self._replaced.replace(trainer, name, partial(_telling, failed, original))
+        for name in MAY_FAIL:
+            if hasattr(trainer, name):
+                self._replaced.cover(trainer, name, partial(_telling, failed))
 
     def end(self) -> None:
         """Put everything back."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl, TrainerState
     from transformers.training_args import TrainingArguments
 
-    from energy_plugins.config import EnergyArguments, EnergyConfig, PowerLimitConfig
+    from energy_plugins.config import EnergyArguments, EnergyConfig, MicroBatchConfig, PowerLimitConfig
     from energy_plugins.measure.report import Report
 
 
@@ -40,7 +40,8 @@ class EnergyCallback(TrainerCallback, ExportableState):
     by `attach`; of several in one trainer the last one measures. Every call of ``train`` leaves one report folder, and
     the last one is `report`. A training that cannot be measured warns once and goes on.
 
-    What is not given here is taken from the configuration (`energy_plugins.config`): the environment, or its file.
+    What is not given here is taken from the configuration (`energy_plugins.config`): the environment, or its file. If
+    that says where trainings run (``report.country``), model cards that the trainer makes get ``co2_eq_emissions``.
 
     Args:
         folder: Where reports go, a folder ``<name>-<n>`` for each run; ``<output_dir>/energy`` if not given.
@@ -125,12 +126,17 @@ class EnergyCallback(TrainerCallback, ExportableState):
         """Have the power limited, see `PowerLimitCallback`."""
         self._fits.ask_for_limit(limit, trainer, args)
 
+    def tune_micro_batch(self, asked: MicroBatchConfig, trainer: Trainer | None) -> None:
+        """Have the micro-batch tuned, see `MicroBatchCallback`."""
+        self._fits.ask_for_micro_batch(asked, trainer)
+
     def attach(self, trainer: Trainer) -> Self:
         """Add this to a trainer, in the place of any other of its kind."""
         while trainer.pop_callback(EnergyCallback) is not None:
             pass
         trainer.add_callback(self)
         _OF_TRAINERS[trainer] = self
+        self._fits.before(trainer)
         return self
 
     def state(self) -> dict[str, Any]:
@@ -145,6 +151,7 @@ class EnergyCallback(TrainerCallback, ExportableState):
         """Remember whose this is, in case it is replaced."""
         if (trainer := trainer_above()) is not None:
             _OF_TRAINERS[trainer] = self
+            self._fits.before(trainer)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -209,6 +216,13 @@ def attach(trainer: Trainer, **settings: Any) -> EnergyCallback:  # noqa: ANN401
     """
     there = [one for one in trainer.callback_handler.callbacks if isinstance(one, EnergyCallback)]
     return there[-1] if there and not settings else EnergyCallback(**settings).attach(trainer)
+
+
+def measuring_callback(trainer: Trainer) -> EnergyCallback:
+    """Return what measures a trainer, and add it if nothing does, for callbacks that ask it for more."""
+    measuring = [one for one in trainer.callback_handler.callbacks if isinstance(one, EnergyCallback)]
+    # One that is added to the list which the trainer goes through has its turn for the present event, too.
+    return measuring[-1] if measuring else EnergyCallback().attach(trainer)
 
 
 _OF_TRAINERS: WeakKeyDictionary[Trainer, EnergyCallback] = WeakKeyDictionary()

@@ -21,7 +21,10 @@ from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
 from energy_plugins.training.watch import Watch
 from energy_plugins.transformers.attempts import Attempts
+from energy_plugins.transformers.effective_batch import grow_effective_batch
 from energy_plugins.transformers.inside import Inside
+from energy_plugins.transformers.micro_batch_fit import MicroBatchFit
+from energy_plugins.transformers.model_card import circumstances_of, put_over
 from energy_plugins.transformers.trainers import (
     DEEPSPEED,
     facts_of,
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl, TrainerState
     from transformers.training_args import TrainingArguments
 
-    from energy_plugins.config import PowerLimitConfig
+    from energy_plugins.config import MicroBatchConfig, PowerLimitConfig
 
 _FINAL = {"train_runtime", "train_loss", "total_flos"}
 """The last log of a training holds all of these; others may hold some."""
@@ -49,17 +52,31 @@ class Fits:
 
     Args:
         config: what is asked for.
+
+    Raises:
+        ConfigError: there is no such country as the configuration names.
     """
 
     def __init__(self, config: EnergyConfig) -> None:
+        self._circumstances = circumstances_of(config.report)
         self.monitor = Monitor(config)
         self._inside = Inside(self.monitor)
         self._attempts = Attempts(self.monitor)
         self._has_optimizer_phase = True
+        self._micro_batch: MicroBatchFit | None = None
+        self._in_training = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what lives in this process only."""
+        return {**self.__dict__, "_micro_batch": None}
 
     def give_up(self, error: Exception) -> None:
         """End the measurement because of ``error``, with one warning; the training goes on."""
         self.monitor.give_up(error)
+
+    def before(self, trainer: Trainer) -> None:
+        """Change what can be changed only before a training begins, if that is asked for."""
+        grow_effective_batch(trainer, self.monitor.config.micro_batch)
 
     def begin(
         self,
@@ -70,9 +87,12 @@ class Fits:
         saved: Mapping[str, Any] | None,
     ) -> None:
         """Start measuring, from the joules that a checkpoint has ``saved``; end the training if its budget is spent."""
+        self._in_training = True
+        self._take_micro_batch(trainer)
         self._start(trainer, args, state, saved)
         budget = self.monitor.budget
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
+        self._tune_micro_batch()
         self._limit_power(trainer, args)
         if budget is not None:
             watch = self.monitor.watch_budget(
@@ -90,6 +110,36 @@ class Fits:
         self.monitor.config = replace(self.monitor.config, power_limit=limit)
         if self.monitor.run is not None and self.monitor.limiter is None:
             self._limit_power(trainer, args)
+
+    def ask_for_micro_batch(self, asked: MicroBatchConfig, trainer: Trainer | None) -> None:
+        """Have the micro-batch tuned: from now on, if a training has begun, else in the next one."""
+        self.monitor.config = replace(self.monitor.config, micro_batch=asked)
+        run = self.monitor.run
+        if trainer is not None:
+            self.before(trainer)
+        if trainer is None or not self._in_training or self._micro_batch is not None:
+            return
+        if run is not None:
+            run.replaced.close()
+        self._take_micro_batch(trainer)
+        if run is not None:
+            self._inside.enter(run, trainer)  # over it again, for it is to see the batches as they come
+        self._tune_micro_batch()
+
+    def _take_micro_batch(self, trainer: Trainer | None) -> None:
+        """Put what cuts and joins batches between the trainer and its model, if that is asked for."""
+        self._leave_micro_batch()
+        if self.monitor.config.micro_batch.enabled and trainer is not None:
+            self._micro_batch = MicroBatchFit(trainer, self.monitor)
+
+    def _tune_micro_batch(self) -> None:
+        if self._micro_batch is not None:
+            self._micro_batch.begin(self.monitor)
+
+    def _leave_micro_batch(self) -> None:
+        micro_batch, self._micro_batch = self._micro_batch, None
+        if micro_batch is not None:
+            micro_batch.close()
 
     def _limit_power(self, trainer: Trainer | None, args: TrainingArguments) -> None:
         who = rank_of(args.process_index, args.world_size, args.local_process_index)
@@ -122,6 +172,7 @@ class Fits:
         if run is None or trainer is None:
             return
         self._inside.enter(run, trainer)
+        put_over(trainer, monitor, self._circumstances)
         if self._has_optimizer_phase and steps_in_backward(trainer):
             warn(f"{DEEPSPEED}; steps are measured as ever")
         self._has_optimizer_phase = not steps_in_backward(trainer)
@@ -130,6 +181,8 @@ class Fits:
         """Stop measuring if the last log has not done so: a trial that is pruned has none."""
         self.monitor.finish()
         self._attempts.end()
+        self._leave_micro_batch()
+        self._in_training = False
 
     # Steps.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from energy_plugins.measure.spans import Kind
@@ -48,8 +47,8 @@ class Inside:
             "_save_checkpoint": self._saving,
         }
         for name, function in ours.items():
-            if (original := getattr(trainer, name, None)) is not None:
-                run.replaced.replace(trainer, name, partial(function, original))
+            if hasattr(trainer, name):
+                run.replaced.cover(trainer, name, function)
 
     def _fetching(self, original: Original, /, *args: object, **kwargs: object) -> object:
         self._monitor.fetch_begins()

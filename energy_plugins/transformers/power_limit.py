@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from transformers.trainer_callback import TrainerCallback
 
-from energy_plugins.transformers.callback import EnergyCallback
+from energy_plugins.transformers.callback import measuring_callback
 from energy_plugins.transformers.trainers import trainer_above
 
 if TYPE_CHECKING:
@@ -89,9 +89,5 @@ class PowerLimitCallback(TrainerCallback):
 
     def _ask(self, args: TrainingArguments) -> None:
         trainer = trainer_above()
-        if trainer is None:
-            return
-        measuring = [one for one in trainer.callback_handler.callbacks if isinstance(one, EnergyCallback)]
-        # One that is added to the list which the trainer goes through has its turn for this event, too.
-        callback = measuring[-1] if measuring else EnergyCallback().attach(trainer)
-        callback.limit_power(self._limit, trainer, args)
+        if trainer is not None:
+            measuring_callback(trainer).limit_power(self._limit, trainer, args)

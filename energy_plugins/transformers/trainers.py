@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from energy_plugins.measure.json_section import JSON
 
+MAY_FAIL = ("_run_epoch", "_evaluate", "_finalize_training")
+"""What ends a training that fails passes one of these functions of the trainer: there is no event for it."""
 DEEPSPEED = "with DeepSpeed the optimizer steps inside of backward, and is part of it"
 
 
@@ -51,21 +53,54 @@ def precision_of(args: TrainingArguments) -> str:
     return "bf16" if args.bf16 else "fp16" if args.fp16 else "32"
 
 
+def _model_name(model: object) -> str:
+    """Return what a model was loaded from, or else its class."""
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+
+
 def steps_in_backward(trainer: Trainer | None) -> bool:
     """Tell whether the optimizer steps inside of backward, where no event is: so it does with DeepSpeed."""
     return bool(getattr(trainer, "is_deepspeed_enabled", False))
+
+
+def batch_of(trainer: Trainer) -> int:
+    """Return the samples that each rank's loader yields at once."""
+    args = trainer.args
+    is_split = bool(getattr(args.accelerator_config, "split_batches", False))
+    found = trainer._train_batch_size  # noqa: SLF001 - what `auto_find_batch_size` has come to
+    return found // args.world_size if is_split else found
+
+
+def why_no_micro_batch(trainer: Trainer) -> str:
+    """Return why batches of this trainer must go through the model as they are, empty if nothing is known."""
+    args, parallelism = trainer.args, getattr(trainer.accelerator, "parallelism_config", None)
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if steps_in_backward(trainer):
+        return "DeepSpeed accumulates gradients itself: set its train_micro_batch_size_per_gpu instead"
+    if trainer.is_fsdp_enabled:
+        return "FSDP gathers and reduces its shards in each pass: set per_device_train_batch_size instead"
+    if args.n_gpu > 1:
+        return "DataParallel cuts each batch for its GPUs itself: start one process for each GPU instead"
+    if optimizer.endswith("layerwise") or "lomo" in optimizer:
+        return f"the optimizer {optimizer} steps inside of backward, so each pass would be a step"
+    if parallelism is not None and parallelism.non_data_parallel_size > 1:
+        return "several ranks work on the same batch, which one of them cannot cut"
+    return ""
 
 
 def facts_of(trainer: Trainer | None, args: TrainingArguments, state: TrainerState) -> dict[str, JSON]:
     """Return what a reader of the report needs to know of the training."""
     facts: dict[str, JSON] = {
         "stage": "fit",
+        "framework": "transformers",
+        "model": "" if trainer is None else _model_name(trainer.model),
         "trainer": "" if trainer is None else type(trainer).__name__,
         "precision": precision_of(args),
         "rank": args.process_index,
         "world_size": args.world_size,
         "train_batch_size": state.train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "num_workers": args.dataloader_num_workers,
     }
     if steps_in_backward(trainer):
         facts["phases"] = DEEPSPEED

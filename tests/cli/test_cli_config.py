@@ -58,7 +58,7 @@ def test_help_explains_every_key() -> None:
             "'--energy-report-nam' is not known; the nearest that is: --energy-report-name",
         ),
         (["--energy_report_log=2"], {}, "flag --energy-report-log: report.log is '2'; expected true or false"),
-        (["--energy-micro-batch-size", "300"], {}, "micro_batch cannot be configured: this version"),
+        (["--energy-micro-batch-size", "0"], {}, "micro_batch.size is '0'; expected a whole number, 1 or more"),
         (["--energy-config", "/nonexistent.yaml"], {}, "/nonexistent.yaml: cannot be read: No such file or directory"),
         (["word"], {}, "'word' is not known"),
         ([], {"ENERGY_MEASURE_ACTIVITY": "maybe"}, "environment ENERGY_MEASURE_ACTIVITY: measure.activity is 'maybe'"),

@@ -17,6 +17,7 @@ from measuring import POWER_W, Simulated
 
 from energy_plugins.measure.columns import Columns, Schema
 from energy_plugins.measure.limit_part import LimitPart, TriedLimit
+from energy_plugins.measure.micro_batch_part import MicroBatchPart, TriedMicroBatch
 from energy_plugins.measure.rank_part import Backward, GpuPart, Rank, RankPart
 from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report import Report
@@ -241,6 +242,7 @@ def any_report() -> st.SearchStrategy[Report]:
         devices=few(built(DeviceInfo, others=others, idle_measured=names | st.datetimes().map(datetime.isoformat))),
         warnings=st.lists(texts, max_size=12).map(tuple),
         power_limit=st.none() | built(LimitPart, tried=few(built(TriedLimit))),
+        micro_batch=st.none() | built(MicroBatchPart, tried=few(built(TriedMicroBatch))),
         rank=st.none() | ranks,
         ranks=st.none() | st.lists(parts, max_size=3).map(lambda some: Ranks.merge(some, 3)),
         extra=st.dictionaries(names.map("x_".__add__), json_values, max_size=2),

@@ -218,3 +218,27 @@ def test_a_million_rows_take_no_memory(tmp_path: Path) -> None:
             tracemalloc.stop()
     assert loaded.rows == 1_000_000
     assert peak < 200_000
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1000])
+def test_windows_are_the_table_a_part_at_a_time(size: int, tmp_path: Path) -> None:
+    with ColumnWriter(tmp_path / "steps", SCHEMA) as writer:
+        writer.append(rows(0, 100))
+    opened, in_memory = Columns.open(tmp_path / "steps", SCHEMA), Columns.of(rows(0, 100))
+    for columns in (opened, in_memory):
+        parts = list(columns.windows(size, ("index", "energy_j")))
+        assert {name for part in parts for name in part} == {"index", "energy_j"}
+        assert max(len(part["index"]) for part in parts) <= size
+        assert np.concatenate([part["energy_j"] for part in parts]).tolist() == in_memory["energy_j"].tolist()
+    assert list(Columns.empty(SCHEMA).windows(10)) == []
+    assert set(next(opened.windows(10))) == set(SCHEMA)
+
+
+def test_a_window_of_a_column_that_shrank_is_an_error(tmp_path: Path) -> None:
+    with ColumnWriter(tmp_path / "steps", SCHEMA) as writer:
+        writer.append(rows(0, 100))
+    windows = Columns.open(tmp_path / "steps", SCHEMA).windows(60, ("energy_j",))
+    next(windows)
+    os.truncate(column_path(tmp_path / "steps", "energy_j", "f8"), 8 * 80)
+    with pytest.raises(ColumnError, match="cannot read the column"):
+        next(windows)

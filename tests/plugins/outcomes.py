@@ -10,6 +10,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from energy_plugins.measure.report import Report
@@ -117,3 +118,12 @@ def our_warnings() -> Iterator[list[str]]:
         warnings.simplefilter("always", RuntimeWarning)
         yield texts
     texts += [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Have torch use one: small models are not faster with more, and their sums are rounded alike."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

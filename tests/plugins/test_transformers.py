@@ -208,4 +208,5 @@ def test_ranks_agree_on_the_folder_and_on_the_end(simulation: Simulation, tmp_pa
     assert ["ends the training" in text for text in shown] == [True, False]
     reports = [load(tmp_path), Report.load(tmp_path / "energy" / "run-1" / "rank-1")]
     assert [report.config["rank"] for report in reports] == [0, 1]
+    assert [report.config["num_workers"] for report in reports] == [0, 0]
     assert [report.steps.rows for report in reports] == [int(steps[0].split()[1])] * 2

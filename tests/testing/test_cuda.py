@@ -146,3 +146,15 @@ def test_without_contexts_cuda_looks_untouched(simulated: Simulated) -> None:
     assert call("cuCtxGetCurrent", ctypes.byref(context)) == NOT_INITIALIZED
     assert call("cuDeviceGetCount", ctypes.byref(count)) == NOT_INITIALIZED
     assert call("cuEventCreate", ctypes.byref(context), 0) == INVALID_CONTEXT
+
+
+def test_attributes_are_those_of_the_profile(simulation: Simulation) -> None:
+    def attribute(number: int, device: int = 0) -> tuple[int, int]:
+        value = ctypes.c_int(-1)
+        return call("cuDeviceGetAttribute", ctypes.byref(value), number, device), value.value
+
+    assert [attribute(number) for number in (16, 36, 37, 38, 75, 76, 81)] == [
+        (0, value) for value in (132, 3_201_000, 6144, 60 << 20, 9, 0, 228 << 10)
+    ]
+    assert attribute(12345) == (1, -1)
+    assert attribute(38, device=7) == (101, -1)

@@ -1,67 +1,54 @@
-"""Joules for Lightning: `EnergyMonitor` turns hooks into marks and figures into logs; `PowerLimitTuner` saves some."""
+"""`EnergyMonitor`: turns Lightning's hooks into marks, and figures into logs."""
 
 # ruff: noqa: ARG002 - hooks take what Lightning gives them
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-try:
-    import torch
-except ModuleNotFoundError as error:
-    raise ImportError("Lightning is missing: pip install energy-plugins[lightning]") from error
-
-from energy_plugins.config import effective, limit_asked
+from energy_plugins.config import effective
+from energy_plugins.lightning.installed import Callback, MisconfigurationException
+from energy_plugins.lightning.trainer import (
+    AFTER_FETCH,
+    BEFORE_FETCH,
+    facts_of,
+    fetch_bracket,
+    folder_of,
+    is_logging_step,
+    limits_of,
+    metric,
+    position_of,
+    set_minima,
+    sum_over_ranks,
+    who_of,
+)
 from energy_plugins.measure.budget import Budget
-from energy_plugins.measure.forecast import Limits, Position
-from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.batch import work_of
 from energy_plugins.training.guard import guard, warn
+from energy_plugins.training.micro_batcher import MicroBatcher
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
-from energy_plugins.training.place import rank_of
 from energy_plugins.training.watch import Watch
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.callbacks import Timer
+    import torch
+    from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-    from energy_plugins.config import PowerLimitConfig
-    from energy_plugins.measure.rank_part import Rank
+    from energy_plugins.config import MicroBatchConfig, PowerLimitConfig
     from energy_plugins.measure.report import Report
-else:
-
-    def _installed() -> ModuleType:
-        """Import the Lightning in use: the one already imported, else the one installed."""
-        names = ("lightning.pytorch", "pytorch_lightning")
-        for name in sorted(names, key=lambda name: name not in sys.modules):
-            with suppress(ModuleNotFoundError):
-                return import_module(name)
-        raise ImportError("Lightning is missing: pip install energy-plugins[lightning]")
-
-    _lightning = _installed()
-    Callback = _lightning.Callback
-    Timer = _lightning.callbacks.Timer
-    MisconfigurationException = _lightning.utilities.exceptions.MisconfigurationException
-
-__all__ = ["EnergyMonitor", "PowerLimitTuner"]
 
 _guarded = guard(MisconfigurationException)
+
+_IN_PROGRESS_BAR = ("energy/step_j",)
+"""Beside the text that `Measured.in_short` holds."""
 
 
 class EnergyMonitor(Callback):
@@ -136,6 +123,12 @@ class EnergyMonitor(Callback):
             "measure.energy_budget_kwh": energy_budget_kwh,
         }
         self._monitor = Monitor(effective(arguments=arguments).config)
+        self.after_batch: Callable[[], None] | None = None
+        """Called after a training batch, when its step is closed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what lives in this process only."""
+        return {**self.__dict__, "after_batch": None}
 
     @property
     def report(self) -> Report | None:
@@ -150,6 +143,31 @@ class EnergyMonitor(Callback):
         """Have the power limited in fits to come, see `PowerLimitTuner`."""
         self._monitor.config = replace(self._monitor.config, power_limit=limit)
 
+    def tune_micro_batch(
+        self,
+        asked: MicroBatchConfig,
+        trainer: Trainer,
+        *,
+        why_not: str,
+        most_sizes: int,
+        shape: Callable[[], str],
+    ) -> MicroBatcher:
+        """Have the micro-batch of the fit that runs tuned, see `MicroBatchTuner`."""
+        who, summed = who_of(trainer), partial(sum_over_ranks, trainer)
+        return self._monitor.tune_micro_batch(
+            asked,
+            who,
+            summed,
+            why_not=why_not,
+            most_sizes=most_sizes,
+            optimizer=type(trainer.optimizers[0]).__name__ if trainer.optimizers else None,
+            shape=shape,
+        )
+
+    def enter(self, phase: Kind) -> None:
+        """Note that the step that runs goes on to another phase."""
+        self._monitor.enter(phase)
+
     # Runs: one fit, validate, test or predict.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -163,8 +181,8 @@ class EnergyMonitor(Callback):
         budget = self._monitor.budget
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
         self._monitor.limit_power(
-            _who(trainer),
-            partial(_sum_over_ranks, trainer),
+            who_of(trainer),
+            partial(sum_over_ranks, trainer),
             shape=lambda: f"{shape_of([pl_module])} {trainer.precision}",
         )
         if budget is not None:
@@ -172,7 +190,7 @@ class EnergyMonitor(Callback):
                 budget,
                 ranks=trainer.world_size,
                 speaks=trainer.is_global_zero,
-                sum_over_ranks=partial(_sum_over_ranks, trainer),
+                sum_over_ranks=partial(sum_over_ranks, trainer),
             )
             if watch.spent:
                 self._end_fit(trainer, watch, "")
@@ -242,7 +260,9 @@ class EnergyMonitor(Callback):
     ) -> None:
         """Close the step, log if this is a logging step, and end the fit when its budget is spent."""
         self._close_step(trainer, pl_module, batch)
-        self._monitor.after_step()
+        self._monitor.after_step(is_optimizers=not trainer.fit_loop._should_accumulate())  # noqa: SLF001 - as the loop
+        if self.after_batch is not None:
+            self.after_batch()
         watch, step = self._monitor.watch, trainer.global_step
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
         if watch is not None and watch.due(step):
@@ -256,11 +276,11 @@ class EnergyMonitor(Callback):
         if monitor.run is None:
             return
         monitor.close_step(*work_of(batch))
-        if (asked.log or asked.progress_bar) and not trainer.barebones and _is_logging_step(trainer):
+        if (asked.log or asked.progress_bar) and not trainer.barebones and is_logging_step(trainer):
             for key, value in monitor.news().items():
                 pl_module.log(
                     key,
-                    _metric(value),
+                    metric(value),
                     prog_bar=asked.progress_bar and key in _IN_PROGRESS_BAR,
                     logger=asked.log and bool(trainer.loggers),
                     on_step=True,
@@ -273,7 +293,7 @@ class EnergyMonitor(Callback):
         """Let callbacks that run at the end of an epoch see the joules counted so far."""
         self._monitor.drop_step()
         counted = self._monitor.counted()
-        trainer.callback_metrics.update({key: _metric(value) for key, value in counted.items()})
+        trainer.callback_metrics.update({key: metric(value) for key, value in counted.items()})
 
     @_guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -298,8 +318,8 @@ class EnergyMonitor(Callback):
         """Have the trainer end the fit, whatever minimum it was given, and say so."""
         watch.stopped = True
         loop = trainer.fit_loop
-        watch.undo(partial(_set_minima, trainer, loop.min_epochs, loop.epoch_loop.min_steps))
-        _set_minima(trainer, 0, None)
+        watch.undo(partial(set_minima, trainer, loop.min_epochs, loop.epoch_loop.min_steps))
+        set_minima(trainer, 0, None)
         trainer.should_stop = True
         self._monitor.note_stop(f"{watch.budget} spent")
         if trainer.is_global_zero:
@@ -326,24 +346,24 @@ class EnergyMonitor(Callback):
     @_guarded
     def _start(self, trainer: Trainer) -> None:
         loop = trainer.fit_loop.epoch_loop
-        bracket = _fetch_bracket(loop)
-        facts = _facts(trainer)
+        bracket = fetch_bracket(loop)
+        facts = facts_of(trainer)
         if bracket is None:
             facts["data_wait"] = "not measured: this version of Lightning does not call out around a fetch"
         run = self._monitor.start(
-            who=_who(trainer),
-            parent=_parent(trainer),
+            who=who_of(trainer),
+            parent=folder_of(trainer),
             devices=own_gpu(trainer.strategy.root_device),
             facts=facts,
-            outlook=lambda: (_limits(trainer), _position(trainer)),
+            outlook=lambda: (limits_of(trainer), position_of(trainer)),
             fitting=trainer.state.fn == "fit",
         )
         if run is None:
             return
         run.replaced.replace(trainer, "save_checkpoint", partial(self._saving, trainer.save_checkpoint))
         if bracket is not None:
-            run.replaced.replace(loop, _BEFORE_FETCH, partial(self._before_fetch, bracket[0]))
-            run.replaced.replace(loop, _AFTER_FETCH, partial(self._after_fetch, bracket[1]))
+            run.replaced.replace(loop, BEFORE_FETCH, partial(self._before_fetch, bracket[0]))
+            run.replaced.replace(loop, AFTER_FETCH, partial(self._after_fetch, bracket[1]))
         bar = trainer.progress_bar_callback
         if run.fitting and self._monitor.config.report.progress_bar and bar is not None:
             run.replaced.replace(bar, "get_metrics", partial(self._in_bar, bar.get_metrics))
@@ -362,7 +382,7 @@ class EnergyMonitor(Callback):
         report = self._monitor.finish(failed=failed)
         if report is not None and report.total_j is not None:
             earlier_j = self._monitor.earlier_j if trainer.state.fn == "fit" else report.total_j
-            trainer.callback_metrics["energy/total_j"] = _metric(earlier_j)
+            trainer.callback_metrics["energy/total_j"] = metric(earlier_j)
 
     def _before_fetch(self, original: Callable[[], None]) -> None:
         original()
@@ -396,157 +416,13 @@ class EnvironmentMonitor(EnergyMonitor):
             super().setup(trainer, pl_module, stage)
 
 
-class PowerLimitTuner(Callback):
-    """Finds the power limit at which a fit draws least energy while its steps take hardly longer, and keeps it.
-
-    It uses the `EnergyMonitor` of the trainer, or adds one. The limit is searched for in windows of training steps,
-    is watched afterwards, and is put back to what was found, however the fit ends. Where nobody may set limits the fit
-    goes on, and the report (`Report.power_limit`) says what would be needed. docs/power_limits.md has the rest.
-
-    What is not given here is taken from the configuration (`energy_plugins.config`): the environment, or its file.
-
-    Args:
-        max_slowdown: By what share a step may take longer than at the limit found, of 0.03 if not given.
-        objective: "energy", "energy_delay" or "zeus".
-        fixed: A limit to set, in watts for each GPU; none is searched for.
-        knob: "limit", "clocks" (locked ones), or "auto".
-        clocks_unlocked: You assert that nobody has locked the clocks, which cannot be read; clocks need it.
-        search_share: The most of the planned fit that may pass while limits are tried, as a share: 0.05 if not given.
-        host_power_w: What each machine draws beside its GPUs: slower steps cost that, too.
-        eta: The weight of energy in the cost of Zeus.
-
-    Raises:
-        ConfigError: If a value is not allowed, here or in the configuration. It is a ValueError.
-
-    Example::
-
-        from lightning import Trainer
-        from energy_plugins.lightning import PowerLimitTuner
-
-        trainer = Trainer(callbacks=[PowerLimitTuner(max_slowdown=0.03)])
-
-    """
-
-    def __init__(  # noqa: PLR0913, PLR0917 - each is a flag of LightningCLI
-        self,
-        max_slowdown: float | None = None,
-        objective: str | None = None,
-        fixed: float | None = None,
-        knob: str | None = None,
-        clocks_unlocked: bool | None = None,  # noqa: FBT001 - LightningCLI's convention
-        search_share: float | None = None,
-        host_power_w: float | None = None,
-        eta: float | None = None,
-    ) -> None:
-        self._limit = limit_asked(
-            max_slowdown=max_slowdown,
-            objective=objective,
-            fixed=fixed,
-            knob=knob,
-            clocks_unlocked=clocks_unlocked,
-            search_share=search_share,
-            host_power_w=host_power_w,
-            eta=eta,
-        )
-        self._monitor: EnergyMonitor | None = None
-
-    @property
-    def report(self) -> Report | None:
-        """The report of the last run that ended in this process."""
-        return None if self._monitor is None else self._monitor.report
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have the monitor limit the power of a fit."""
-        if stage != "fit":
-            return
-        everyone: list[Callback] = vars(trainer)["callbacks"]
-        self._monitor = next((callback for callback in everyone if isinstance(callback, EnergyMonitor)), None)
-        if self._monitor is None:
-            self._monitor = EnergyMonitor()
-            vars(trainer)["callbacks"] = [*everyone, self._monitor]  # the old list is being gone through
-            self._monitor.setup(trainer, pl_module, stage)
-        self._monitor.limit_power(self._limit)
-
-
-def _who(trainer: Trainer) -> Rank:
-    return rank_of(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.num_devices)
-
-
-def _parent(trainer: Trainer) -> Path:
-    root = trainer.default_root_dir
-    return Path.cwd() / "energy" if "://" in root else Path(root) / "energy"
-
-
-def _sum_over_ranks(trainer: Trainer, joules: tuple[float, ...]) -> tuple[float, ...]:
-    if trainer.world_size == 1:
-        return joules
-    own = torch.tensor(joules, dtype=torch.float64, device=trainer.strategy.root_device)
-    summed = trainer.strategy.reduce(own, reduce_op="sum")
-    assert isinstance(summed, torch.Tensor)  # noqa: S101 - as what was given
-    return tuple(summed.tolist())
-
-
-def _set_minima(trainer: Trainer, epochs: int | None, steps: int | None) -> None:
-    trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = epochs, steps
-
-
-def _limits(trainer: Trainer) -> Limits:
-    """Return what may end the fit, in Lightning's words: -1 and infinity are no limit."""
-    batches, epochs, steps = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
-    timers = (callback.time_remaining() for callback in vars(trainer)["callbacks"] if isinstance(callback, Timer))
-    return Limits(
-        batches_per_epoch=int(batches) if math.isfinite(batches) else None,
-        epochs=None if epochs is None or epochs < 0 else epochs,
-        optimizer_steps=None if steps < 0 else steps,
-        batches_per_optimizer_step=(
-            trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else None
-        ),
-        seconds_left=min((left for left in timers if left is not None), default=None),
-    )
-
-
-def _position(trainer: Trainer) -> Position:
-    return Position(
-        epochs=trainer.current_epoch,
-        batches=trainer.fit_loop.epoch_loop.batch_progress.current.ready,
-        optimizer_steps=trainer.global_step,
-    )
-
-
-_IN_PROGRESS_BAR = ("energy/step_j",)
-"""Beside the text that `Measured.in_short` holds."""
-
-
-_BEFORE_FETCH, _AFTER_FETCH = "_on_before_fetch", "_on_after_fetch"
-
-
-def _fetch_bracket(loop: object) -> tuple[Callable[[], None], Callable[[], None]] | None:
-    """Return what the training loop calls around the fetch of a batch; private, so perhaps not there."""
-    try:
-        return getattr(loop, _BEFORE_FETCH), getattr(loop, _AFTER_FETCH)
-    except AttributeError:
-        return None
-
-
-def _metric(value: float) -> torch.Tensor:
-    """Wrap a figure so that Lightning neither copies it to the device nor rounds it to single precision."""
-    return torch.tensor(value, dtype=torch.float64, device="cpu")
-
-
-def _is_logging_step(trainer: Trainer) -> bool:
-    """Tell whether the trainer sends metrics to its loggers at the end of this batch."""
-    if trainer.fit_loop._should_accumulate():  # noqa: SLF001 - what the trainer's own connector asks
-        return False
-    return trainer._logger_connector.should_update_logs  # noqa: SLF001
-
-
-def _facts(trainer: Trainer) -> dict[str, JSON]:
-    """Return what a reader of the report needs to know of the trainer."""
-    return {
-        "stage": "" if trainer.state.fn is None else trainer.state.fn.value,
-        "strategy": type(trainer.strategy).__name__,
-        "precision": str(trainer.precision),
-        "rank": trainer.global_rank,
-        "world_size": trainer.world_size,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-    }
+def monitor_of(trainer: Trainer, pl_module: LightningModule) -> EnergyMonitor:
+    """Return the monitor of a trainer whose fit is being set up; one is added if there is none."""
+    everyone: list[Callback] = vars(trainer)["callbacks"]
+    for callback in everyone:
+        if isinstance(callback, EnergyMonitor):
+            return callback
+    monitor = EnergyMonitor()
+    vars(trainer)["callbacks"] = [*everyone, monitor]  # the old list is being gone through
+    monitor.setup(trainer, pl_module, "fit")
+    return monitor

@@ -1,102 +1,53 @@
-"""Joules for accelerate: one line over a training loop of one's own, or a tracker, turns what it does into marks."""
+"""One line over a training loop of one's own: what it does becomes marks."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from weakref import ref
 
-try:
-    import torch
-    from accelerate.accelerator import Accelerator
-    from accelerate.optimizer import AcceleratedOptimizer
-    from accelerate.tracking import GeneralTracker
-    from accelerate.utils import DistributedType
-except ModuleNotFoundError as error:
-    raise ImportError("accelerate is missing: pip install energy-plugins[accelerate]") from error
-
+import torch
+from accelerate.accelerator import Accelerator
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from energy_plugins.config import KEYS, EnergyConfig, effective
+from energy_plugins.accelerate.accelerators import (
+    OUTSIDE,
+    facts_of,
+    plain,
+    state_file,
+    sum_over_ranks,
+    who_of,
+    why_no_micro_batch,
+)
+from energy_plugins.accelerate.loaders import with_batches
+from energy_plugins.accelerate.plugin import OPTIONS, EnergyPlugin
+from energy_plugins.config import EnergyConfig
 from energy_plugins.measure.forecast import Limits, Position
-from energy_plugins.measure.json_section import JSON
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.guard import FAILURES, guarded, warn
 from energy_plugins.training.loop import Loop
+from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
-from energy_plugins.training.place import rank_of
+from energy_plugins.tune.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from torch.optim import Optimizer
 
-    from energy_plugins.measure.rank_part import Rank
+    from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.report import Report
     from energy_plugins.training.measured import Measured
+    from energy_plugins.training.micro_batcher import MicroBatcher
 
-__all__ = ["Attached", "EnergyPlugin", "EnergyTracker", "attach"]
-
-_OUTSIDE = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
-"""They step where no optimizer of torch does, or not when it does."""
 _HANDLE = "_energy_plugins"
-_BATCHES_AHEAD = "batches are fetched one ahead: the wait in a step is for the batch after its own"
-
-
-def _option(dotted: str) -> Any:  # noqa: ANN401 - as dataclasses.field
-    return field(default=None, metadata={"key": dotted, "help": KEYS[dotted].help})
-
-
-@dataclass
-class EnergyPlugin:
-    """How an accelerate training is measured. What is not given is taken from ``ENERGY_*`` or its file.
-
-    After construction every field holds what counts; `config` is the same as a value.
-
-    Raises:
-        ConfigError: a value is not allowed, here or in the configuration. It is a ValueError.
-    """
-
-    enabled: bool | None = _option("measure.enabled")
-    devices: Sequence[int | str] | None = _option("measure.devices")
-    phases_every_n_steps: int | None = _option("measure.phases_every_n_steps")
-    activity: bool | None = _option("measure.activity")
-    power_sensor: str | None = _option("measure.power_sensor")
-    folder: str | None = _option("report.folder")
-    name: str | None = _option("report.name")
-    log: bool | None = _option("report.log")
-    table: bool | None = _option("report.table")
-    limit_power: bool | None = _option("power_limit.enabled")
-    max_slowdown: float | None = _option("power_limit.max_slowdown")
-    objective: str | None = _option("power_limit.objective")
-    eta: float | None = _option("power_limit.eta")
-    fixed_limit_w: float | None = _option("power_limit.fixed")
-    knob: str | None = _option("power_limit.knob")
-    clocks_unlocked: bool | None = _option("power_limit.clocks_unlocked")
-    search_share: float | None = _option("power_limit.search_share")
-    host_power_w: float | None = _option("power_limit.host_power_w")
-
-    def __post_init__(self) -> None:
-        given = {dotted: getattr(self, name) for name, dotted in _OPTIONS.items()}
-        self._config = effective(arguments=given).config
-        for name, dotted in _OPTIONS.items():
-            section, _, key = dotted.partition(".")
-            setattr(self, name, getattr(getattr(self._config, section), key))
-
-    @property
-    def config(self) -> EnergyConfig:
-        """What counts, with the keys that have no field here."""
-        return self._config
-
-
-_OPTIONS = {name: one.metadata["key"] for name, one in EnergyPlugin.__dataclass_fields__.items()}
 
 
 def attach(
@@ -137,14 +88,23 @@ def attach(
         print(energy.report)
 
     """
-    if plugin is not None and any(str(_OPTIONS.get(name)).startswith("power_limit.") for name in settings):
+    if plugin is not None and any(str(OPTIONS.get(name)).startswith("power_limit.") for name in settings):
         settings = {"limit_power": True, **settings}  # the plugin's is what it was without them
     plugin = EnergyPlugin(**settings) if plugin is None else replace(plugin, **settings)
     before = attached(accelerator)
     if before is not None:
         before.detach()
-    handle = Attached(accelerator, plugin.config, optimizer)
-    vars(accelerator)[_HANDLE] = handle
+    _latest.append(ref(accelerator))
+    return _handle(accelerator, plugin.config, optimizer)
+
+
+def attach_unmeasured(accelerator: Accelerator) -> Attached:
+    """Return what tunes the loop that uses ``accelerator`` without measuring it."""
+    return _handle(accelerator, EnergyPlugin(enabled=False).config, None)
+
+
+def _handle(accelerator: Accelerator, config: EnergyConfig, optimizer: Optimizer | None) -> Attached:
+    handle = vars(accelerator)[_HANDLE] = Attached(accelerator, config, optimizer)
     return handle
 
 
@@ -154,6 +114,16 @@ def attached(accelerator: Accelerator) -> Attached | None:
     return handle if isinstance(handle, Attached) else None
 
 
+_latest: deque[ref[Accelerator]] = deque(maxlen=1)
+
+
+def latest() -> Accelerator | None:
+    """Return the accelerator that `attach` was called with last, None if its loop is over."""
+    found = _latest[-1]() if _latest else None
+    handle = None if found is None else attached(found)
+    return None if handle is None or handle.is_over else found
+
+
 class Attached:
     """A loop that is being measured; see `attach`. Its methods never raise."""
 
@@ -161,7 +131,7 @@ class Attached:
         self._accelerator = accelerator
         self._monitor = Monitor(config)
         self._loop = Loop(self._monitor)
-        self._named = None if optimizer is None else _plain(optimizer)
+        self._named = None if optimizer is None else plain(optimizer)
         self._seen: set[int] = set()
         """Models and loaders, which are held until the end."""
         self._is_loading = False
@@ -169,6 +139,9 @@ class Attached:
         self._pacemaker: object = self._named
         """The optimizer whose steps the power limit counts."""
         self._unpace = ExitStack()
+        self.is_over = False
+        """Whether it was finished."""
+        self._is_paced = self._has_said = False
         # Checkpoints may be written after the loop is over.
         self._hooks = [
             accelerator.register_save_state_pre_hook(self._save),
@@ -210,6 +183,7 @@ class Attached:
         return self._finish(failed=False)
 
     def _finish(self, *, failed: bool) -> Report | None:
+        self.is_over = True
         self._loop.settle()
         self._unpace.close()
         return self._monitor.finish(failed=failed)
@@ -251,13 +225,13 @@ class Attached:
             return
         if config.measure.energy_budget_kwh is not None:
             warn("measure.energy_budget_kwh ends no loop of one's own: compare Attached.total_j with it there")
-        facts = _facts(accelerator)
-        is_seen = accelerator.distributed_type not in _OUTSIDE
+        facts = facts_of(accelerator)
+        is_seen = accelerator.distributed_type not in OUTSIDE
         if not is_seen:
             facts["steps"] = f"not marked: {accelerator.distributed_type.value} steps where no optimizer of torch does"
             warn(f"steps are {facts['steps']}; the run is measured as a whole")
         run = self._monitor.start(
-            who=_who(accelerator),
+            who=who_of(accelerator),
             parent=Path(accelerator.project_dir or Path.cwd()) / "energy",
             devices=own_gpu(accelerator.device),
             facts=facts,
@@ -271,15 +245,45 @@ class Attached:
     def _limit_power(self) -> None:
         """Begin to limit the power, if that is asked for: on all ranks, whether they measure or not."""
         accelerator = self._accelerator
-        if accelerator.distributed_type in _OUTSIDE:
+        if accelerator.distributed_type in OUTSIDE:
             return
         self._monitor.limit_power(
-            _who(accelerator),
-            partial(_sum_over_ranks, accelerator),
-            lambda: f"{shape_of(accelerator._models)} {accelerator.mixed_precision}",  # noqa: SLF001
+            who_of(accelerator),
+            partial(sum_over_ranks, accelerator),
+            self._shape,
         )
-        if self._monitor.limiter is not None:
-            # A hook of its own: those of a rank that measures no more are gone.
+        if self._monitor.limiter is not None or self._monitor.config.micro_batch.enabled:
+            self._pace_steps()
+
+    def tune_micro_batch(self, asked: MicroBatchConfig, sample: Callable[[], str]) -> MicroBatcher:
+        """Begin to tune the micro-batch of the loop, whose batches `micro_batched` runs. All ranks do.
+
+        ``sample`` tells what its samples are known by.
+        """
+        accelerator, models = self._accelerator, self._accelerator._models  # noqa: SLF001
+        if asked.effective_batch == "grow":
+            warn("the effective batch does not grow: that of a loop of one's own is set where the loop is written")
+        known = [why_not(model, allow_batch_statistics=asked.allow_batch_statistics) for model in models]
+        batcher = self._monitor.tune_micro_batch(
+            asked,
+            who_of(accelerator),
+            partial(sum_over_ranks, accelerator),
+            why_not=why_no_micro_batch(accelerator) or next(filter(None, known), ""),
+            most_sizes=min(map(most_sizes, models), default=MOST_SIZES),
+            row_is_step=True,
+            shape=lambda: f"{self._shape()} {' '.join(type(one).__name__ for one in self._prepared())} {sample()}",
+        )
+        self._pace_steps()
+        return batcher
+
+    def _shape(self) -> str:
+        """Return what the models and their precision are known by."""
+        return f"{shape_of(self._accelerator._models)} {self._accelerator.mixed_precision}"  # noqa: SLF001
+
+    def _pace_steps(self) -> None:
+        """Count steps from now on. The hook is one of its own: those of a rank that measures no more are gone."""
+        if not self._is_paced:
+            self._is_paced = True
             self._unpace.callback(register_optimizer_step_post_hook(self._pace).remove)
 
     def _pace(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002 - a hook's signature
@@ -288,6 +292,22 @@ class Attached:
             self._pacemaker = self._pacemaker or optimizer
             if optimizer is self._pacemaker:
                 self._monitor.after_step()
+                self._say_who_does_not_ask()
+
+    @guarded
+    def _say_who_does_not_ask(self) -> None:
+        """Say once why there is no other micro-batch where it is asked for: a loop cannot be rewritten from outside."""
+        asked, run = self._monitor.config.micro_batch, self._monitor.run
+        if self._has_said or not asked.enabled or self._monitor.batcher is not None:
+            return
+        self._has_said = True
+        why = (
+            "a loop of one's own cannot be rewritten from outside: put its loss function into "
+            "energy_plugins.accelerate.micro_batched(...)"
+        )
+        warn(f"the micro-batch is left alone: {why}")
+        if run is not None:
+            run.meter.micro_batched(MicroBatchPart(asked="another micro-batch", why=why))
 
     def _watch_accelerator(self, run: Measured) -> None:
         accelerator, over = self._accelerator, run.replaced.replace
@@ -323,7 +343,7 @@ class Attached:
         for loader in self._accelerator._dataloaders:  # noqa: SLF001
             if id(loader) not in self._seen:
                 self._seen.add(id(loader))
-                run.replaced.undo(_with_batches(loader, self._batches))
+                run.replaced.undo(with_batches(loader, self._batches))
 
     # What the loop does.
 
@@ -388,7 +408,7 @@ class Attached:
         return not self._is_loading and (not prepared or any(optimizer is one for one in prepared))
 
     def _prepared(self) -> list[object]:
-        return [_plain(optimizer) for optimizer in self._accelerator._optimizers]  # noqa: SLF001
+        return [plain(optimizer) for optimizer in self._accelerator._optimizers]  # noqa: SLF001
 
     # The accelerator's methods, with what they mean for the loop.
 
@@ -402,7 +422,7 @@ class Attached:
         run = self._monitor.run
         if run is not None:
             with suppress(*FAILURES):
-                run.replaced.undo(_with_batches(loader, self._batches))
+                run.replaced.undo(with_batches(loader, self._batches))
         return loader
 
     def _logging(self, log: Callable[..., None], values: Mapping[str, Any], *args: object, **kwargs: object) -> None:
@@ -442,121 +462,10 @@ class Attached:
 
     @guarded
     def _save(self, models: object, weights: object, folder: str) -> None:  # noqa: ARG002
-        with _state_file(self._accelerator, folder).open("w", encoding="utf-8") as file:
+        with state_file(self._accelerator, folder).open("w", encoding="utf-8") as file:
             json.dump(self.state_dict(), file)
 
     @guarded
     def _load(self, models: object, folder: str) -> None:  # noqa: ARG002
-        with suppress(FileNotFoundError), _state_file(self._accelerator, folder).open(encoding="utf-8") as file:
+        with suppress(FileNotFoundError), state_file(self._accelerator, folder).open(encoding="utf-8") as file:
             self.load_state_dict(json.load(file))
-
-
-class EnergyTracker(GeneralTracker):  # type: ignore[misc] # accelerate has no types
-    """Measures a loop by ``Accelerator(log_with="energy")``: what is logged from ``init_trackers`` on has joules.
-
-    ``init_trackers`` passes ``init_kwargs={"energy": {...}}`` on, fields of `EnergyPlugin` or ``optimizer``, and the
-    project's name as the name of the run. The other trackers get the figures, wherever this one stands in the list.
-    Before accelerate 1.15, which knows only its own trackers by name, it is ``log_with=[EnergyTracker()]``.
-    """
-
-    name = "energy"
-    requires_logging_directory = False
-    main_process_only = False
-    """Every process measures its own GPU."""
-
-    def __init__(self, run_name: str | None = None, **settings: Any) -> None:  # noqa: ANN401 - as `attach`
-        super().__init__()
-        self._settings = {"name": run_name, **settings}
-        self._attached: Attached | None = None
-
-    @property
-    def tracker(self) -> Attached | None:
-        """What measures, None before ``init_trackers``."""
-        return self._attached
-
-    def start(self) -> None:
-        """Begin to measure, unless the loop is being measured already."""
-        accelerator = _caller()
-        if accelerator is None:
-            warn("the tracker has to be started by Accelerator.init_trackers: nothing is measured")
-            return
-        handle = attached(accelerator)
-        self._attached = handle if handle is not None and handle.is_live else attach(accelerator, **self._settings)
-
-    def finish(self) -> None:
-        """Stop measuring."""
-        if self._attached is not None:
-            self._attached.finish()
-
-
-def _caller() -> Accelerator | None:
-    """Return the accelerator that starts a tracker: it does not say who it is."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), Accelerator):
-            return frame.f_locals["self"]
-        frame = frame.f_back
-    return None
-
-
-def _plain(optimizer: object) -> object:
-    """Return the optimizer of torch that accelerate wrapped."""
-    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
-
-
-_CLASS = object.__dict__["__class__"]
-"""How a class is set where `accelerate` has made ``__class__`` something else."""
-
-
-def _with_batches(loader: object, batches: Callable[[Iterator[object]], Iterator[object]]) -> Callable[[], None]:
-    """Have all batches of a loader go through ``batches``, and return how to put it back."""
-    plain: Any = type(loader)
-
-    def iterate(self: object) -> Iterator[object]:
-        return batches(iter(plain.__iter__(self)))
-
-    ours = type(plain.__name__, (plain,), {"__iter__": iterate, "__module__": plain.__module__})
-    _CLASS.__set__(loader, ours)
-
-    def put_back() -> None:
-        if type(loader) is ours:
-            _CLASS.__set__(loader, plain)
-
-    return put_back
-
-
-def _who(accelerator: Accelerator) -> Rank:
-    return rank_of(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
-
-
-def _sum_over_ranks(accelerator: Accelerator, numbers: tuple[float, ...]) -> tuple[float, ...]:
-    if accelerator.num_processes == 1:
-        return numbers
-    summed = accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=accelerator.device), reduction="sum")
-    return tuple(summed.tolist())
-
-
-def _state_file(accelerator: Accelerator, folder: str) -> Path:
-    return Path(folder) / f"energy_plugins_{accelerator.process_index}.json"
-
-
-def _facts(accelerator: Accelerator) -> dict[str, JSON]:
-    """Return what a reader of the report needs to know of the training."""
-    return {
-        "stage": "fit",
-        "framework": "accelerate",
-        "distributed_type": accelerator.distributed_type.value,
-        "precision": str(accelerator.mixed_precision),
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "accumulate_grad_batches": accelerator.gradient_accumulation_steps,
-        "data_wait": _BATCHES_AHEAD,
-    }
-
-
-# Accelerate knows trackers by name since 1.15.
-with suppress(ImportError):
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, register_tracker_class
-
-    if EnergyTracker.name not in LOGGER_TYPE_TO_CLASS:
-        register_tracker_class(EnergyTracker)

@@ -1,0 +1,45 @@
+"""The models of a loop as torch wraps them for several ranks; accelerate itself keeps those inside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from accelerate.accelerator import Accelerator
+
+
+class Wrappers:
+    """Sees in the first forward passes which model is inside which wrapper: nothing else tells.
+
+    Args:
+        accelerator: of the loop, with its models.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._seen: dict[torch.nn.Module, torch.nn.Module] = {}
+        self._hooks = [model.register_forward_pre_hook(self._see) for model in accelerator._models]  # noqa: SLF001
+
+    def close(self) -> None:
+        """Look no more."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    @property
+    def are_known(self) -> bool:
+        """Whether every model has been seen that may be in a wrapper."""
+        models = self._accelerator._models  # noqa: SLF001 - accelerate tells by no other way
+        return self._accelerator.num_processes == 1 or all(model in self._seen for model in models)
+
+    @property
+    def models(self) -> list[torch.nn.Module]:
+        """The models, in their wrappers as far as these are known."""
+        return [self._seen.get(model, model) for model in self._accelerator._models]  # noqa: SLF001 - as above
+
+    def _see(self, model: torch.nn.Module, args: object) -> None:  # noqa: ARG002 - a hook's signature
+        if not torch.compiler.is_compiling():  # else the wrapper is compiled around it, and this is no part of that
+            wrapper = DistributedDataParallel._get_active_ddp_module()  # noqa: SLF001 - as torch.compile asks
+            self._seen[model] = model if wrapper is None else wrapper

@@ -1,0 +1,141 @@
+"""Trainings that search for their micro-batch, on simulated GPUs in virtual time: what is chosen, and what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import accelerate_training
+import outcomes
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import GradientState
+from outcomes import load, our_warnings
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers_training import Rows, make_trainer
+
+from energy_plugins.accelerate import attach, micro_batched
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
+from energy_plugins.measure.report import Report
+from energy_plugins.testing import SimulatedDevice, Simulation, simulated_gpus
+from energy_plugins.transformers import EnergyCallback, MicroBatchCallback
+
+fresh_state = accelerate_training.fresh_state  # around every test here
+one_thread = outcomes.one_thread
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BATCH, ACCUMULATION, STEPS = 4, 4, 150
+SHARE = 0.4
+"""Of a short training that may go into the search."""
+
+
+class Model(nn.Module):
+    """Each pass costs a GPU something, however few its samples; too many do not fit."""
+
+    def __init__(self, gpu: SimulatedDevice, most: int = 1000) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 1)
+        self.gpu = gpu
+        self.most = most
+        self.sizes: list[int] = []
+
+    def forward(self, input_ids: torch.Tensor, return_loss: bool = True) -> dict[str, torch.Tensor]:
+        samples = len(input_ids)
+        if samples > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.sizes.append(samples)
+        self.gpu.launch(ops=4e13 * samples, bytes=8e11, wait=True)
+        return {"loss": self.layer(input_ids).square().mean()}
+
+
+@pytest.fixture
+def simulation() -> Iterator[Simulation]:
+    with simulated_gpus(virtual=True, start_s=10) as made:
+        yield made
+
+
+def part_of(report: Report) -> MicroBatchPart:
+    assert report.micro_batch is not None
+    return report.micro_batch
+
+
+def assert_saved(tuned: Report, plain: Report) -> None:
+    """Check that the end of a training drew as much less as was promised."""
+    part = part_of(tuned)
+    assert (part.batch, part.accumulation, part.chosen, part.source) == (BATCH, ACCUMULATION, 16, "search")
+    late = slice(3 * tuned.steps.rows // 4, None)  # when the search is over
+    before, after = (float(one.steps["energy_j"][late].mean()) for one in (plain, tuned))
+    assert part.expected_saving is not None
+    assert 1 - after / before == pytest.approx(part.expected_saving, abs=0.03)
+    assert part.expected_saving > 0.1
+    assert tuned.steps["samples"].tolist() == plain.steps["samples"].tolist()
+
+
+def train(folder: Path, model: Model, *callbacks: Any, **settings: Any) -> Report:
+    """Train with a Trainer."""
+    trainer = make_trainer(
+        folder, EnergyCallback(table=False), *callbacks, model=model, data=Rows(STEPS * BATCH * ACCUMULATION),
+        per_device_train_batch_size=BATCH, gradient_accumulation_steps=ACCUMULATION, **settings,
+    )  # fmt: skip
+    trainer.train()
+    return load(folder)
+
+
+def loop(folder: Path, model: Model, *, tuned: bool) -> Report:
+    """Train with accelerate: nobody knows when the loop will end, so a search waits until its share is a minute."""
+    GradientState._reset_state()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATION, project_dir=folder)
+    data: DataLoader[Any] = DataLoader(Rows(STEPS * BATCH * ACCUMULATION), BATCH)
+    network, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1e-6), data)
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = network(rows)["loss"]
+        return loss
+
+    with attach(accelerator, table=False):
+        each = micro_batched(loss_of, search_share=1.0) if tuned else loss_of
+        for rows in loader:
+            with accelerator.accumulate(network):
+                accelerator.backward(each(rows["input_ids"]))
+                optimizer.step()
+                optimizer.zero_grad()
+    return load(folder)
+
+
+def test_a_trainer_finds_the_best_and_keeps_it(simulation: Simulation, tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", Model(simulation.gpus[0]))
+    model = Model(simulation.gpus[0])
+    tuned = train(tmp_path / "tuned", model, MicroBatchCallback(search_share=SHARE))
+    assert_saved(tuned, plain)
+    assert set(model.sizes[-STEPS // 4 :]) == {16}
+    again = part_of(train(tmp_path / "again", Model(simulation.gpus[0]), MicroBatchCallback(search_share=SHARE)))
+    assert (again.chosen, again.source) == (16, "memory")
+    assert again.search_s < 0.7 * part_of(tuned).search_s
+
+
+def test_a_loop_finds_the_best_and_keeps_it(simulation: Simulation, tmp_path: Path) -> None:
+    plain = loop(tmp_path / "plain", Model(simulation.gpus[0]), tuned=False)
+    tuned = loop(tmp_path / "tuned", Model(simulation.gpus[0]), tuned=True)
+    assert_saved(tuned, plain)
+    assert part_of(loop(tmp_path / "again", Model(simulation.gpus[0]), tuned=True)).source == "memory"
+
+
+def test_what_does_not_fit_is_not_used(simulation: Simulation, tmp_path: Path) -> None:
+    model = Model(simulation.gpus[0], most=8)
+    part = part_of(train(tmp_path, model, MicroBatchCallback(search_share=SHARE)))
+    assert part.chosen == 8
+    assert max(model.sizes) == 8
+    assert any("does not fit into memory" in sentence for sentence in part.explanation)
+
+
+def test_the_configuration_may_ask_for_it(
+    simulation: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENERGY_MICRO_BATCH_SIZE", "16")
+    with our_warnings() as texts:
+        part = part_of(train(tmp_path, Model(simulation.gpus[0]), max_steps=20))
+    assert (part.chosen, part.source) == (16, "fixed")
+    assert not texts
