@@ -86,9 +86,9 @@ class State:
     neighbours: Neighbours
     stopped: str
     power_limit: LimitPart | None = None
-    micro_batch: MicroBatchPart | None = None
     ledger_s: float = 0.0
     """CPU time that the ledger's entry took."""
+    micro_batch: MicroBatchPart | None = None
 
 
 def compose(facts: Facts, collector: Collector, state: State) -> Report:

@@ -101,9 +101,9 @@ class Run:
         """Why the training was ended early: for framework modules."""
         self.power_limit: LimitPart | None = None
         """What is to be said of the power limit: for framework modules."""
+        self._status = Status.FINISHED
         self.micro_batch: MicroBatchPart | None = None
         """The same of the micro-batch."""
-        self._status = Status.FINISHED
         lanes = Lanes(self._plan, self._activity)
         self._neighbours = Neighbours(self.uuids, drivers)
         self._neighbours.begin()
@@ -187,9 +187,9 @@ class Run:
 
         Of those that nobody takes away, the oldest are dropped.
         """
-        queue: deque[StepBatch] = deque(maxlen=_MOST_BATCHES)
         figures = self._collector.figures
         figures.backward_code = partial(self._codes.find, Kind.BACKWARD)
+        queue: deque[StepBatch] = deque(maxlen=_MOST_BATCHES)
         figures.heard.append(queue)
         self.live()
         return queue
@@ -290,8 +290,8 @@ class Run:
             neighbours=self._neighbours,
             stopped=self.stopped,
             power_limit=self.power_limit,
-            micro_batch=self.micro_batch,
             ledger_s=self.heartbeat.cpu_s,
+            micro_batch=self.micro_batch,
         )
         return compose(self._facts, self._collector, state)
 

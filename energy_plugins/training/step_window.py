@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -108,14 +107,14 @@ class Heard:
         start_ns = np.concatenate([batch.start_ns for batch in self._kept])
         end_ns = np.concatenate([batch.end_ns for batch in self._kept])
         energy_j = np.concatenate([batch.energy_j for batch in self._kept], axis=1)
-        backward_s = np.concatenate([batch.backward_s for batch in self._kept])
-        rows = StepBatch(start_ns, end_ns, energy_j, backward_s)
+        rows = StepBatch(start_ns, end_ns, energy_j, np.concatenate([batch.backward_s for batch in self._kept]))
         ends = self._ends()
-        if ends is not None:
-            rows = _grouped(rows, [end - self._first for end in ends])
-        start_ns, end_ns, energy_j, backward_s = rows.start_ns, rows.end_ns, rows.energy_j, rows.backward_s
-        inside = (start_ns >= window.settled_ns) & (end_ns > window.opened_ns) & (end_ns <= window.closed_ns)
-        return StepBatch(start_ns[inside], end_ns[inside], energy_j[:, inside], backward_s[inside])
+        steps = rows if ends is None else _grouped(rows, [end - self._first for end in ends])
+        ended = (steps.end_ns > window.opened_ns) & (steps.end_ns <= window.closed_ns)
+        inside = (steps.start_ns >= window.settled_ns) & ended
+        return StepBatch(
+            steps.start_ns[inside], steps.end_ns[inside], steps.energy_j[:, inside], steps.backward_s[inside]
+        )
 
 
 def _grouped(rows: StepBatch, ends: Iterable[int]) -> StepBatch:
@@ -126,7 +125,7 @@ def _grouped(rows: StepBatch, ends: Iterable[int]) -> StepBatch:
     until_ns = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows.end_ns - rows.start_ns)])
     until_j = np.concatenate([np.zeros((len(rows.energy_j), 1)), np.cumsum(rows.energy_j, axis=1)], axis=1)
     end_ns = rows.end_ns[bounds[1:] - 1]
-    backward_s = np.array([rows.backward_s[first:last].sum() for first, last in pairwise(bounds)])
+    backward_s = np.add.reduceat(rows.backward_s[: bounds[-1]], bounds[:-1])
     return StepBatch(end_ns - np.diff(until_ns[bounds]), end_ns, np.diff(until_j[:, bounds], axis=1), backward_s)
 
 

@@ -9,7 +9,8 @@ from _made_report import Made, made_report
 
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import KindTotal
-from energy_plugins.report.advice import Advice, advice
+from energy_plugins.report.advice import advice
+from energy_plugins.report.advice_item import Advice
 
 
 @pytest.fixture(scope="module")
