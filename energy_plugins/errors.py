@@ -12,6 +12,7 @@
     ├── LibraryError (OSError)      a driver library that cannot be loaded, or is not what it should be
     ├── ReportError                 a report folder that cannot be written, or a report that cannot be read
     ├── LedgerError (RuntimeError)  a ledger that cannot be opened, read or written; what runs wrote is still there
+    ├── ExportError (OSError)       figures that cannot be exported: a port in use, a package that is not installed
     ├── ColumnError (OSError)       a column file that cannot be written or read, a full disk for example
     └── ControlError (RuntimeError) a limit or clocks that could not be set, or not be verified
         ├── RefusedError            nothing may be set: no permission, no journal, no watchdog; has .remedy
@@ -73,6 +74,10 @@ class ReportError(EnergyError):
 
 class LedgerError(EnergyError, RuntimeError):
     """A ledger cannot be opened, read or written; the message says why. What runs left in the spool is still there."""
+
+
+class ExportError(EnergyError, OSError):
+    """Figures cannot be exported as asked; the message names the port, file or package, and what to do."""
 
 
 class ColumnError(EnergyError, OSError):

@@ -41,6 +41,7 @@ from energy_plugins.config.values import (
     COUNT,
     DEVICES,
     NOT_NEGATIVE,
+    PORT,
     POSITIVE,
     SHARE,
     TEXT,
@@ -60,6 +61,7 @@ VALUES: Mapping[Kind, st.SearchStrategy[Value]] = {
     YES_NO: st.booleans(),
     COUNT: st.integers(0, 10**12),
     WHOLE: st.integers(1, 10**12),
+    PORT: st.integers(1, 65_535),
     POSITIVE: st.floats(0, exclude_min=True, allow_infinity=False),
     NOT_NEGATIVE: st.floats(0, allow_infinity=False).map(abs),
     AT_LEAST_ONE: st.floats(1, allow_infinity=False),
@@ -464,6 +466,7 @@ def test_every_key_is_an_argument_of_transformers(hf_parser: Any, tmp_path: Path
     samples: dict[Kind, Value] = {YES_NO: False, COUNT: 7, POSITIVE: 1.5, TEXT: "a b", DEVICES: (0, "GPU-1")}
     samples |= {NOT_NEGATIVE: 0.5, AT_LEAST_ONE: 1.5, SHARE: 0.25, OBJECTIVE: "zeus", KNOB: "auto"}
     samples |= {WHOLE: 4, EFFECTIVE_BATCH: "grow", LEARNING_RATE_RULE: "sqrt"}
+    samples |= {PORT: 9750, NOT_NEGATIVE: 0.5, SHARE: 0.25, OBJECTIVE: "zeus", KNOB: "auto"}
     values = {dotted: samples[key.kind] for dotted, key in KEYS.items()}
     expected = effective(environ={}, arguments=values).config
     words = [word for dotted, value in values.items() for word in (KEYS[dotted].flag, as_text(value))]

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import click
 
 from energy_plugins.cli import child
+from energy_plugins.config import ReportConfig
 from energy_plugins.errors import EnergyError, ReportError
+from energy_plugins.training.exports import export_if_asked
 from energy_plugins.training.folder import first_free
 
 if TYPE_CHECKING:
@@ -36,10 +38,23 @@ _OWN_FAILURE = 125
 @click.option("--name", help="What the report calls the run [CMD].")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON instead of a table.")
 @click.option("--quiet", is_flag=True, help="Write the report's folder and print nothing.")
+@click.option(
+    "--prometheus-port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="Serve the figures to Prometheus on this machine while CMD runs.",
+)
 @click.argument("words", nargs=-1, required=True, metavar="-- CMD [ARGUMENTS]...")
 @click.pass_context
 def command(  # noqa: PLR0913 - an option each
-    ctx: click.Context, words: tuple[str, ...], output: Path | None, name: str | None, *, as_json: bool, quiet: bool
+    ctx: click.Context,
+    words: tuple[str, ...],
+    output: Path | None,
+    name: str | None,
+    prometheus_port: int | None,
+    *,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Measure CMD and its children, from start to end, on the GPUs that CUDA_VISIBLE_DEVICES shows.
 
@@ -65,7 +80,7 @@ def command(  # noqa: PLR0913 - an option each
         child.find_command(words[0])
         name = name or Path(words[0]).name
         folder = output or new_folder(name)
-        code, report = _measure(words, folder, name, mask)
+        code, report = _measure(words, folder, name, mask, ReportConfig(prometheus_port=prometheus_port))
     except child.CommandError as error:
         _say(f"energy-plugins run: {error}")
         ctx.exit(error.code)
@@ -79,7 +94,9 @@ def command(  # noqa: PLR0913 - an option each
     ctx.exit(code)
 
 
-def _measure(words: Sequence[str], folder: Path, name: str, mask: set[signal.Signals]) -> tuple[int, Report]:
+def _measure(
+    words: Sequence[str], folder: Path, name: str, mask: set[signal.Signals], exports: ReportConfig
+) -> tuple[int, Report]:
     """Run a command beside a meter and return its exit code and the report."""
     from energy_plugins.measure.meter import EnergyMeter  # noqa: PLC0415 - numpy's threads must find the signals held
     from energy_plugins.measure.spool import INSIDE_VARIABLE  # noqa: PLC0415 - the same
@@ -87,6 +104,7 @@ def _measure(words: Sequence[str], folder: Path, name: str, mask: set[signal.Sig
     meter = EnergyMeter(name, folder=folder, config={"command": list(words)}).start()
     if meter.run is not None:
         os.environ[INSIDE_VARIABLE] = meter.run.run_id  # what the command measures of itself is not to count twice
+    export_if_asked(meter, exports, None)
     code = _OWN_FAILURE
     try:
         came = child.held_signal()

@@ -12,6 +12,7 @@ from energy_plugins.config.values import (
     COUNT,
     DEVICES,
     NOT_NEGATIVE,
+    PORT,
     POSITIVE,
     SHARE,
     TEXT,
@@ -113,6 +114,20 @@ class ReportConfig(_Section):
             TEXT,
             "What the ledger books runs on; if not given, the name of the git repository or folder a training runs in.",
         ),
+    )
+    prometheus_port: int | None = field(
+        default=None,
+        metadata=_key(PORT, "Where Prometheus may scrape the figures while a run goes; rank k of a machine adds k."),
+    )
+    prometheus_address: str = field(
+        default="127.0.0.1",
+        metadata=_key(TEXT, "The address of that port; this machine alone may ask if it is not given."),
+    )
+    json_lines: str | None = field(
+        default=None, metadata=_key(TEXT, "A file or pipe that gets the figures as a line of JSON, once a second.")
+    )
+    opentelemetry: bool = field(
+        default=False, metadata=_key(YES_NO, "Whether to send the figures by OTLP; OTEL_* variables say where to.")
     )
 
 

@@ -60,6 +60,12 @@ def _whole(given: object) -> int:
     return number
 
 
+def _port(given: object) -> int:
+    if not 1 <= (port := _count(given)) <= 65_535:
+        raise ValueError
+    return port
+
+
 def _number(given: object) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ValueError  # noqa: TRY004 - a value that is not allowed, whatever its type
@@ -132,6 +138,7 @@ def _device(given: object) -> int | str:
 YES_NO = Kind("true or false (or yes/no, on/off, 1/0)", _yes_no, "true|false")
 COUNT = Kind("a whole number, 0 or more", _count, "N")
 WHOLE = Kind("a whole number, 1 or more", _whole, "N")
+PORT = Kind("a port, 1 to 65535", _port, "PORT")
 POSITIVE = Kind("a positive number", _positive, "NUMBER")
 NOT_NEGATIVE = Kind("a number, 0 or more", _not_negative, "NUMBER")
 AT_LEAST_ONE = Kind("a number, 1 or more", _at_least_one, "NUMBER")

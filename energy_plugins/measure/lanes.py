@@ -47,6 +47,11 @@ class Lanes:
         self._kinds = ActivitySum()
         self._saw_steps = False
 
+    @property
+    def limits_w(self) -> tuple[float, ...]:
+        """The power limit in force of each GPU, as of the last reading; NaN of one that has told none."""
+        return tuple(state.last_limit_w for state in self._states[: len(self._plan.gpus)])
+
     def open(self, start_ns: int, spill: Spill | None) -> None:
         """Open the window: what was read before is left out."""
         self._start_ns, self._spill = start_ns, spill

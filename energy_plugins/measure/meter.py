@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +117,8 @@ class EnergyMeter:
         """The open window: for framework modules and tests."""
         self._final: Report | None = None
         self._seen: Live | None = None
+        self._ended: list[Callable[[Report | None], None]] = []
+        """Called when the window has been closed."""
 
     @staticmethod
     def baseline(seconds: float = 10.0, devices: Sequence[int | str | Gpu] | None = None) -> Baseline:
@@ -180,7 +182,12 @@ class EnergyMeter:
         _LIVE.discard(self)
         if failed:
             run.failed()
-        self._final = run.finish()
+        try:
+            self._final = run.finish()
+        finally:
+            ended, self._ended = self._ended, []
+            for call in ended:
+                call(self._final)
         if self._exchange is not None:
             self._final = self._exchange.finish(self._final, self._folder, failed=failed)
 
@@ -275,6 +282,10 @@ class EnergyMeter:
         """Have the report say what became of the micro-batch."""
         if self.run is not None:
             self.run.micro_batch = micro_batch
+
+    def after_stop(self, call: Callable[[Report | None], None]) -> None:
+        """Have ``call`` called once the open window has been closed, with its report; with None if that failed."""
+        self._ended.append(call)
 
     def report(self) -> Report:
         """Return the report: of the window that was closed last, or of what has been settled of the open one.

@@ -199,6 +199,16 @@ class Run:
         """The GPUs that are measured, without slices."""
         return self._plan.gpus
 
+    @property
+    def facts(self) -> Facts:
+        """What was known of this run when it started."""
+        return self._facts
+
+    @property
+    def limits_w(self) -> tuple[float, ...]:
+        """The power limit of each GPU, as of the collector's last reading; NaN of one that has told none."""
+        return self._collector.lanes.limits_w
+
     def drawn_j(self) -> float:
         """Return about what was drawn until now, a finite number of joules.
 

@@ -40,6 +40,8 @@ class StateSum:
         self._reasoned = 0
         self._throttled = 0
         self._bits = np.zeros(_BITS, np.int64)
+        self.last_limit_w = np.nan
+        """The power limit in force, as of the last reading of it."""
 
     def add(self, rows: NDArray[np.void]) -> None:
         """Add readings (the columns of ``_native.Sampler.state``)."""
@@ -52,6 +54,8 @@ class StateSum:
         self._hottest_c = float(np.fmax.reduce(rows["temperature_c"], initial=self._hottest_c))
         limit_w, (low_w, high_w) = rows["enforced_limit_w"], self._limits_w
         self._limits_w = float(np.fmin.reduce(limit_w, initial=low_w)), float(np.fmax.reduce(limit_w, initial=high_w))
+        if (known_w := limit_w[np.isfinite(limit_w)]).size:
+            self.last_limit_w = float(known_w[-1])
         reasons = rows["clock_reasons"][rows["clock_reasons"] >= 0]
         self._reasoned += len(reasons)
         self._throttled += int(((reasons & ~_HARMLESS) != 0).sum())

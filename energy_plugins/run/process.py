@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.rank_part import Rank
+from energy_plugins.training.exports import export_if_asked
 from energy_plugins.training.folder import new_folder
 from energy_plugins.training.guard import guarded, warn
 from energy_plugins.training.monitor import Monitor
@@ -60,6 +61,7 @@ class Process:
         if exchange is not None:
             exchange.keep(meter)
         Monitor.before_run.append(self.stand_back)
+        export_if_asked(meter, self._config.report, None if exchange is None else exchange.who)
 
     def stand_back(self) -> None:
         """Leave the measuring to another."""

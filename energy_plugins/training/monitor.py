@@ -16,6 +16,7 @@ from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.spans import Kind
+from energy_plugins.training.exports import export_if_asked
 from energy_plugins.training.figures import TOTALS
 from energy_plugins.training.guard import FAILURES, guarded, warn
 from energy_plugins.training.limiter import Limiter
@@ -134,6 +135,7 @@ class Monitor:
         if place.exchange is not None:
             place.exchange.watch(meter)
         self.run = Measured(meter, place, fitting=fitting, outlook=outlook)
+        export_if_asked(meter, report, place.who)
         if report.log or report.progress_bar or self.budget is not None:
             meter.latest(peek=True)  # figures are made from now on, so that no step is missing in them
         atexit.register(self._at_exit)
