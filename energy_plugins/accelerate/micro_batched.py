@@ -149,6 +149,8 @@ class _Tuned:
 
     def _compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
         factor = self._batches.factor
+        if self._batches.trouble:
+            raise ValueError(self._batches.trouble)
         if factor is None:
             return None
         if not self._batches.wrappers.are_known:

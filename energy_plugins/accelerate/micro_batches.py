@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -59,6 +59,8 @@ class MicroBatches:
         self._held: list[Arguments] = []
         self.wrappers = Wrappers(accelerator)
         """Seen until somebody closes them."""
+        self.trouble = ""
+        """What is wrong with the function, empty if nothing is known."""
         self._factors: list[float] = []
 
     @property
@@ -81,10 +83,12 @@ class MicroBatches:
         """Return the loss of the last batch of the window so far; `factor` is of those that are watched."""
         plan = self.plan
         if plan is None or plan.is_users:
-            loss = self._loss_of(*batch.args, **batch.kwargs)
-            if is_watched and loss.requires_grad:
+            loss: Any = self._loss_of(*batch.args, **batch.kwargs)  # as the user's function has it
+            if is_watched and not (isinstance(loss, torch.Tensor) and loss.ndim == 0):
+                self.trouble = f"the function returns a {type(loss).__name__} where one number is needed, the loss"
+            elif is_watched and loss.requires_grad:
                 loss.register_hook(self._note_factor)
-            return loss
+            return cast("torch.Tensor", loss)
         self._held.append(batch)
         if len(self._held) < plan.together and not self.is_whole:
             return self._done(torch.zeros((), device=self._accelerator.device))

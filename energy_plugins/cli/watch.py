@@ -58,7 +58,10 @@ def command(*, interval: float, once: bool, as_json: bool) -> None:
         gpus = reader.gpus(_DRIVER_ANSWERS_S)
         if not gpus:
             raise DeviceError("no GPU is visible: CUDA_VISIBLE_DEVICES hides them all, or there are none")
-        with warnings.catch_warnings(record=True) as heard, EnergyMeter("watch", keep_power=False) as meter:
+        with (
+            warnings.catch_warnings(record=True) as heard,
+            EnergyMeter("watch", keep_power=False, ledger=False) as meter,
+        ):
             warnings.simplefilter("always")
             watcher = Watcher(meter, reader, gpus, heard)
             if once:

@@ -81,7 +81,7 @@ class Collector:
     def so_far(self, uuids: Sequence[str]) -> SoFar:
         """Return what is known now, settled or not, for the ledger."""
         known_ns, gpu_j = self.figures.reach(self._segments(), self._drained_ns)
-        told = {uuid: max(joules, 0.0) for uuid, joules in zip(uuids, gpu_j, strict=True) if not math.isnan(joules)}
+        told = {uuid: joules for uuid, joules in zip(uuids, gpu_j, strict=True) if not math.isnan(joules)}
         steps, closed = self.totals.steps, self.timeline.steps
         counts = {
             "samples": [step.samples for step in closed if step.samples >= 0],

@@ -125,7 +125,7 @@ class Heartbeat:
         before = self._entry
         if before is None:
             return None
-        gpus = tuple(replace(gpu, energy_j=so_far.gpu_j.get(gpu.uuid)) for gpu in before.gpus)
+        gpus = tuple(replace(gpu, energy_j=_amount(so_far.gpu_j.get(gpu.uuid))) for gpu in before.gpus)
         self._entry = replace(
             before,
             training_id=self.training_id or before.training_id,
@@ -133,7 +133,7 @@ class Heartbeat:
             beat=before.beat + 1,
             status=status,
             duration_s=so_far.duration_s,
-            energy_j=so_far.energy_j,
+            energy_j=_amount(so_far.energy_j),
             missing=one_line(so_far.missing),
             gpus=gpus,
             steps=so_far.steps,
@@ -177,3 +177,8 @@ class Heartbeat:
         text = f"the ledger may lack this run: {trouble}"
         self._say(text)
         return text
+
+
+def _amount(energy_j: float | None) -> float | None:
+    """Return joules as an entry may hold them: a window of a moment may have a little less than none."""
+    return None if energy_j is None else max(energy_j, 0.0)

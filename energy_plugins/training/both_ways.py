@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from energy_plugins.training.batch_tree import cut, samples_in
+from energy_plugins.training.batch_tree import cut, joined, samples_in
 from energy_plugins.training.gradient_check import GradientCheck, compare, limit_of
 from energy_plugins.training.memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_batch_plan import MicroBatchPlan
@@ -40,6 +40,7 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
         precision: see `limit_of`.
 
     Raises:
+        BatchError: if the batches do not go together.
         RuntimeError: if a pass fails, for want of memory for example.
     """
     if [samples_in(batch) for batch in window] != [plan.batch] * plan.accumulation:
@@ -67,11 +68,10 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
 
 
 def _planned(batches: Sequence[Any], plan: MicroBatchPlan, *, adds_up: bool) -> list[Pass]:
-    return [
-        one
-        for first in range(0, len(batches), plan.together)
-        for one in passes(batches[first : first + plan.together], plan, adds_up=adds_up)
-    ]
+    groups = [batches[first : first + plan.together] for first in range(0, len(batches), plan.together)]
+    for group in groups:
+        joined(group)  # what cannot be joined would run as it came, and prove nothing
+    return [one for group in groups for one in passes(group, plan, adds_up=adds_up)]
 
 
 def _fewer(samples: int, size: int) -> int:

@@ -240,6 +240,19 @@ class TestDeclined:
     def test_a_size_that_is_no_part_of_a_batch(self) -> None:
         assert "must be one of 1, 2, 4, 8" in declined(fixed(3))
 
+    def test_a_function_that_returns_more_than_a_loss(self) -> None:
+        class More(Loop):
+            def _mean(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+                return super()._mean(x, y), len(x)
+
+        def wrap(loss_of: Any, accelerator: Accelerator) -> Any:
+            tuned = micro_batched(loss_of, accelerator, size=4)
+            return lambda x, y: tuned(x, y)[0]
+
+        with our_warnings() as texts:
+            More(wrap, epochs=1)
+        assert [text for text in texts if "the function returns a tuple where one number is needed" in text]
+
     def test_a_function_without_an_accelerator(self) -> None:
         assert "attach was never called" in declined(lambda loss_of, _: micro_batched(loss_of, size=4))
 

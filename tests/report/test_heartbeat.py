@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from energy_plugins.measure.heartbeat import SoFar
 from energy_plugins.measure.ledger_entry import LedgerEntry, Status
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
@@ -281,6 +282,22 @@ def test_a_meter_in_real_time_that_is_left_to_the_interpreter_says_how_it_ended(
         words = [sys.executable, "-c", code.format(name, end)]
         subprocess.run(words, env=real.environment(), capture_output=True, check=False)
     assert {one.name: one.status.value for one in entries(spool)} == {"fine": "finished", "broken": "failed"}
+
+
+def test_who_only_watches_is_no_run(simulated: Simulated, state_home: Path) -> None:
+    real = simulated(Constant(POWER_W))
+    command = [sys.executable, "-m", "energy_plugins", "watch", "--once"]
+    subprocess.run(command, env=real.environment(), check=True, capture_output=True)
+    assert list(state_home.iterdir()) == []
+
+
+def test_joules_a_little_below_zero_are_none_at_all(virtual: Simulation, spool: Path) -> None:
+    meter = EnergyMeter().start()
+    assert meter.run is not None
+    gpus = {gpu.uuid: -1e-9 for gpu in virtual.gpus}
+    meter.run.heartbeat.beat(0, SoFar(0.0, -1e-9, gpus, steps=0, samples=None, tokens=None))
+    assert (only(spool).energy_j, only(spool).gpus[0].energy_j) == (0.0, 0.0)
+    meter.stop()
 
 
 def test_a_command_and_what_it_measures_of_itself_are_told_apart(

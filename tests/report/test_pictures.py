@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from energy_plugins.measure.columns import Columns
+from energy_plugins.measure.micro_batch_part import MicroBatchPart, TriedMicroBatch
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import SPAN_COLUMNS, STEP_COLUMNS
 from energy_plugins.report.pictures.doing import Cover, doing
 from energy_plugins.report.pictures.limit_search import limit_search_picture
+from energy_plugins.report.pictures.micro_batch_search import micro_batch_search_picture
 from energy_plugins.report.pictures.picture import Missing, edges
 from energy_plugins.report.pictures.power import PowerPicture, power_picture
 from energy_plugins.report.pictures.ranks import RankPicture, rank_picture
@@ -219,6 +221,27 @@ def test_windows_that_cannot_be_are_left_out() -> None:
     assert [one.setting for one in compared([good, bad, good], 700.0)] == [700.0, 700.0]
     assert compared([bad], 600.0) == ()
     assert compared([good], 500.0) == ()
+
+
+def test_sizes_of_micro_batches_are_drawn_against_the_users(training: Report) -> None:
+    tried = (
+        TriedMicroBatch(size=4, step_time_s=1.2, step_energy_j=500.0, saving=-0.1),
+        TriedMicroBatch(size=8, step_time_s=1.0, step_energy_j=450.0, saving=None),
+        TriedMicroBatch(size=16, step_time_s=0.9, step_energy_j=405.0, saving=0.1),
+        TriedMicroBatch(size=32, why="out of memory"),
+    )
+    part = MicroBatchPart(asked="least energy", batch=8, accumulation=4, chosen=16, source="search", tried=tried)
+    picture = micro_batch_search_picture(replace(training, micro_batch=part))
+    assert isinstance(picture, SearchPicture)
+    assert [mean.setting for mean in picture.means] == [4.0, 8.0, 16.0]
+    assert [mean.energy for mean in picture.means] == pytest.approx([0.1, 0.0, -0.1])
+    assert [mean.time for mean in picture.means] == pytest.approx([0.2, 0.0, -0.1])
+    assert (picture.found, picture.chosen) == (8.0, 16.0)
+    assert "Not usable: 32 (out of memory)." in picture.caption
+    nothing = micro_batch_search_picture(replace(training, micro_batch=replace(part, tried=(), why="BatchNorm")))
+    assert isinstance(nothing, Missing)
+    assert nothing.why == "BatchNorm"
+    assert isinstance(micro_batch_search_picture(training), Missing)
 
 
 def test_what_there_is_nothing_of_says_why(training: Report) -> None:

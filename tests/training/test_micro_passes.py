@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from energy_plugins.errors import BatchError
 from energy_plugins.training.both_ways import both_ways
 from energy_plugins.training.micro_batch_plan import MicroBatchPlan, sizes
 from energy_plugins.training.micro_passes import Pass, passes
@@ -78,6 +79,11 @@ class TestBothWays:
         plan = MicroBatchPlan(4, 2, 8)
         for window in (rows(4), rows(4, 3)):
             assert both_ways([], window, plan, lambda _: None, adds_up=True, precision=None) is None
+
+    def test_batches_that_do_not_go_together_are_an_error(self) -> None:
+        window = [torch.ones(2, 3), torch.ones(2, 5)]
+        with pytest.raises(BatchError, match="do not go together: pad them to one length"):
+            both_ways([], window, MicroBatchPlan(2, 2, 4), lambda _: None, adds_up=True, precision=None)
 
     def test_what_never_fits_is_an_error(self) -> None:
         def run(each: object) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from energy_plugins.measure.report import Report
 from energy_plugins.report.pictures.limit_search import limit_search_picture
+from energy_plugins.report.pictures.micro_batch_search import micro_batch_search_picture
 from energy_plugins.report.pictures.picture import Missing, Picture
 from energy_plugins.report.pictures.power import power_picture
 from energy_plugins.report.pictures.ranks import rank_picture
@@ -19,6 +20,7 @@ _PICTURES: Final[tuple[Callable[[Report], Picture | Missing], ...]] = (
     step_picture,
     rank_picture,
     limit_search_picture,
+    micro_batch_search_picture,
 )
 
 
