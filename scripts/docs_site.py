@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 ROOT = Path(__file__).parents[1]
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(#[^)]*)?\)")
@@ -18,8 +18,20 @@ _LOG = logging.getLogger("mkdocs.hooks.docs_site")
 """MkDocs counts the warnings of its own loggers, and --strict fails if there are any."""
 
 
-def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
-    """Return the page with its links to other files of the sources replaced; one to nothing is a warning, thus a failure."""
+class _File(Protocol):
+    src_uri: str
+
+
+class _Page(Protocol):
+    file: _File
+
+
+class _Config(Protocol):
+    repo_url: str | None
+
+
+def on_page_markdown(markdown: str, *, page: _Page, config: _Config, **_: object) -> str:
+    """Return the page with its links to other files of the sources replaced; one to nothing is a warning."""
 
     def replaced(link: re.Match[str]) -> str:
         text, path = link[1], link[2]
