@@ -13,6 +13,7 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 OLDEST := build/oldest
+DOCS := build/docs
 PLUGIN_TESTS := tests/plugins tests/test_launch.py tests/ranks
 # Called by name, never by activating: a script's first line holds the path where the environment was made.
 PY := $(abspath $(VENV))/bin/python
@@ -25,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo test soak fuzz ledger-load check check-oldest lint types stub warnings examples sanitize bench wheel wheel-check clean FORCE
+.PHONY: help install demo test soak fuzz ledger-load check check-oldest lint types stub warnings examples sanitize bench wheel wheel-check docs clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +67,13 @@ $(VENV)/.tools: requirements/bootstrap.txt requirements/torch.txt requirements/d
 	$(PY) -m pip install --progress-bar off -r requirements/bootstrap.txt
 	$(PY) -m pip install --progress-bar off -r requirements/torch.txt
 	$(PY) -m pip install --progress-bar off -r requirements/dev.txt
+	@touch $@
+
+$(DOCS)/.tools: requirements/docs.txt
+	@echo "--- setting up $(DOCS): half a minute the first time"
+	rm -rf $(DOCS)
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --progress-bar off -r requirements/docs.txt
 	@touch $@
 
 # The native module is found beside its sources: it is the same one.
@@ -137,6 +145,10 @@ wheel-check: wheel  ## install the wheel where there is no compiler, and run the
 	    --progress-bar off --only-binary :all: -c requirements/dev.txt "$$wheel[lightning]" scikit-learn
 	cp examples/demo.py build/wheel-check/
 	cd build/wheel-check && CC=/bin/false CXX=/bin/false bin/python demo.py --quick
+
+docs: $(DOCS)/.tools  ## build the documents' site into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --quiet --strict
+	@echo "build/site/index.html is written"
 
 clean:  ## remove what was built, but not .venv
 	rm -rf build dist *.egg-info energy_plugins/_native*.so energy_plugins/testing/lib csrc/build
