@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -13,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PATIENCE_S = 60.0
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+"""prctl(2), linux/prctl.h."""
 _OWNER = "nobody"
 """Whom the server runs as if we are root, which it refuses."""
 
@@ -41,7 +45,12 @@ def postgres() -> Iterator[str]:
         options = ["-k", str(folder), "-c", "listen_addresses=", "-c", "max_connections=200"]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
-                [_tool("postgres"), "-D", data, *options], cwd=folder, user=owner, stdout=log, stderr=log
+                [_tool("postgres"), "-D", data, *options],
+                cwd=folder,
+                user=owner,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - one call of the kernel, which takes no lock
             )
         try:
             _await(folder, server)
@@ -51,6 +60,11 @@ def postgres() -> Iterator[str]:
             server.wait(_PATIENCE_S)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel stop the server when this process is killed and cannot."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _tool(name: str) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -357,6 +358,9 @@ def test_a_disk_that_hangs_delays_nothing(
         meter.stop()
     assert time.monotonic() - began_s < 3.0
     hangs(False)
+    for thread in threading.enumerate():
+        if thread.name == "energy-ledger":
+            thread.join(10)  # it goes on where it hung
     report = meter.report()
     assert (report.complete, report.steps.rows) == (True, 30)
     assert report.total_j == pytest.approx(POWER_W * report.duration_s, rel=0.05)
