@@ -255,7 +255,12 @@ class TestPrometheus:
     def test_a_call_that_cannot_be_taken_keeps_no_processor_busy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where a process has all the files open that it may have, a call waits, and is taken later."""
         tries, accept = [], socket.socket.accept
-        monkeypatch.setattr(socket.socket, "accept", lambda one: tries.append(one) or accept(one))
+
+        def counted(one: socket.socket) -> tuple[socket.socket, Any]:
+            tries.append(one)
+            return accept(one)
+
+        monkeypatch.setattr(socket.socket, "accept", counted)
         with serving() as endpoint:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             with socket.socket() as waiting:
