@@ -9,7 +9,6 @@ import torch
 from accelerate.accelerator import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
-from torch.distributed.tensor import DTensor
 
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.training.place import rank_of
@@ -45,9 +44,15 @@ def why_no_micro_batch(accelerator: Accelerator) -> str:
     kind = accelerator.distributed_type
     if kind in OUTSIDE:
         return f"{kind.value} accumulates and reduces gradients in its own way: set the micro-batch there"
-    parameters = (one for model in accelerator._models for one in model.parameters())  # noqa: SLF001
-    if kind is DistributedType.FSDP or any(isinstance(one, DTensor) for one in parameters):
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415 - it takes a second, and few loops get here
+
+    known = [one for model in accelerator._models for one in model.parameters()]  # noqa: SLF001 - nothing public tells
+    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]  # noqa: SLF001
+    trained = [one for group in groups for one in group["params"]]
+    if kind is DistributedType.FSDP or any(isinstance(one, DTensor) for one in (*known, *trained)):
         return "the model is sharded, so each pass gathers and reduces its parameters: set the batch size instead"
+    if not known or not {id(one) for one in trained} <= {id(one) for one in known}:
+        return "a model was not given to accelerator.prepare, so its gradients cannot be compared"
     return ""
 
 

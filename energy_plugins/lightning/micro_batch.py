@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from energy_plugins.config import micro_batch_asked
 from energy_plugins.lightning.installed import Callback, GradientAccumulationScheduler
-from energy_plugins.lightning.micro_batches import MicroBatches
+from energy_plugins.lightning.micro_batches import MicroBatches, lacks
 from energy_plugins.lightning.monitor import EnergyMonitor, monitor_of
 from energy_plugins.lightning.trainer import sum_over_ranks, who_of
 from energy_plugins.measure.spans import Kind
@@ -97,7 +97,9 @@ class MicroBatchTuner(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the batches in hand, when everybody has started."""
         self._close()
-        known = _why_not(trainer, pl_module, self._asked)
+        missing = lacks(trainer)
+        known = f"this version of Lightning has no {missing}: use one that is known to work, 2.5 to 2.6"
+        known = known if missing else _why_not(trainer, pl_module, self._asked)
         if self._monitor is None:
             who, summed = who_of(trainer), partial(sum_over_ranks, trainer)
             self._batcher = MicroBatcher(self._asked, None, who=who, sum_over_ranks=summed, why_not=known)
@@ -110,6 +112,10 @@ class MicroBatchTuner(Callback):
                 shape=partial(self._shape, trainer, pl_module),
             )
             self._monitor.after_batch = partial(self._after_batch, trainer)
+        if missing:
+            self._batcher.consider(None, 1, lambda _: None)  # on all ranks alike
+            _warn_if_declined(self._batcher)
+            return
         self._batches = MicroBatches(
             trainer,
             pl_module,

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from energy_plugins.errors import BatchError
-from energy_plugins.measure.micro_batch_part import MicroBatchPart, TriedMicroBatch
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.training.all_ranks import AllRanks
-from energy_plugins.training.choice_memory import ChoiceMemory, Kind
+from energy_plugins.training.choice_memory import Kind
 from energy_plugins.training.gradient_check import GradientCheck
-from energy_plugins.training.guard import TROUBLE
 from energy_plugins.training.limit_timing import Timing
 from energy_plugins.training.limit_windows import Windows
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.micro_batch_course import MicroBatchCourse
 from energy_plugins.training.micro_batch_gate import Gate
+from energy_plugins.training.micro_batch_memory import kind_of, recall, remember
 from energy_plugins.training.micro_batch_plan import MicroBatchPlan
+from energy_plugins.training.micro_batch_told import Known, told
 from energy_plugins.training.own_sizes import OwnSizes
 from energy_plugins.training.watch import SumOverRanks
 from energy_plugins.tune import MicroBatchChoice, candidates, effective_batch_outlook, rule_to_try
@@ -27,8 +28,6 @@ from energy_plugins.tune.sizes import MOST_SIZES
 if TYPE_CHECKING:
     from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.rank_part import Rank
-
-_MEMORY = ChoiceMemory("micro_batches.json", "micro_batches", "size", "micro-batch", "micro-batches", most=1e9)
 
 Compare = Callable[[MicroBatchPlan], GradientCheck | None]
 """Runs the last window both ways; None if it was not a whole one."""
@@ -253,14 +252,13 @@ class MicroBatcher:
         if measured is not None and not self._row_is_step:
             measured.group_steps(setting.accumulation)
         windows = Windows(self._rank, self._ranks, self._timing)
-        self._kind = self._kind_of(setting) if fixed is None else None
-        remembered = None if self._kind is None else _MEMORY.recall(self._kind)
+        self._kind = kind_of(measured, self._ranks.who, self._shape, setting) if fixed is None else None
         self._course = MicroBatchCourse(
             windows,
             self._rank,
             share=setting.share,
             search_share=self._config.search_share,
-            remembered=round(remembered or 0),
+            remembered=recall(self._kind),
         )
         if fixed is None:
             self._script = self._course.searching(setting.batch, self._allowed)
@@ -268,30 +266,11 @@ class MicroBatcher:
             self._script = self._course.keeping(setting.batch, fixed)
         self._next = self._rank.steps + next(self._script)
 
-    def _kind_of(self, setting: MicroBatchPlan) -> Kind | None:
-        """Return what this training is known by, None if nothing is to be remembered here."""
-        measured, run = self._measured, None if self._measured is None else self._measured.meter.run
-        if self._ranks.who.rank != 0 or self._shape is None or measured is None or run is None:
-            return None
-        try:
-            shape = self._shape()
-        except TROUBLE:
-            return None
-        return {
-            "gpus": sorted({gpu.name for gpu in run.gpus}),
-            "ranks": self._ranks.who.world_size,
-            "model": shape,
-            "batch": setting.batch,
-            "accumulation": setting.accumulation,
-        }
-
     def _remember(self) -> None:
         """Keep what a search chose for the next training of this kind, if it chose another size than the user's."""
-        searched = None if self._course is None else self._course.searched
-        if self._kind is None or searched is None or searched.choice is None or self._setting is None:
-            return
-        if searched.choice.size != self._setting.batch:
-            _MEMORY.remember(self._kind, searched.choice.size)
+        choice = None if self._course is None else self._course.searched.choice
+        if choice is not None and self._setting is not None and choice.size != self._setting.batch:
+            remember(self._kind, choice.size)
 
     def _decline(self, why: str) -> None:
         self._why, self._open, self.undecided = why, [], False
@@ -316,39 +295,17 @@ class MicroBatcher:
 
     def part(self) -> MicroBatchPart:
         """Return what a report says of it."""
-        setting, check, config = self._setting, self._check, self._config
         searched = None if self._course is None else self._course.searched
-        part = MicroBatchPart(
-            asked="least energy" if config.size is None else f"{config.size} samples at once",
-            batch=None if setting is None else setting.batch,
-            accumulation=None if setting is None else setting.accumulation,
-            grown=self.grown,
-            gradient_difference=None if check is None else check.difference,
-            gradient_limit=None if check is None else check.limit,
-            why=self._why if searched is None else searched.why,
+        choice = None if searched is None else searched.choice
+        return told(
+            Known(
+                fixed=self._config.size,
+                setting=self._setting,
+                grown=self.grown,
+                check=self._check,
+                why=self._why,
+                reasons=tuple(self._reasons),
+                outlook=() if choice is None else self._outlook(choice),
+            ),
+            searched,
         )
-        if searched is None or not searched.is_over or searched.why:
-            return part
-        if config.size is not None:
-            return replace(part, chosen=config.size, source="fixed")
-        choice = searched.choice
-        return (
-            part
-            if choice is None
-            else replace(
-                part,
-                chosen=choice.size,
-                source=searched.source,
-                expected_saving=choice.expected_saving,
-                expected_slowdown=choice.expected_slowdown,
-                confidence=choice.confidence,
-                search_s=searched.search_s,
-                tried=_tried(choice.tried),
-                explanation=(*choice.explanation, *self._reasons),
-                outlook=self._outlook(choice),
-            )
-        )
-
-
-def _tried(sizes: Sequence[object]) -> tuple[TriedMicroBatch, ...]:
-    return tuple(TriedMicroBatch(**vars(one)) for one in sizes)

@@ -112,6 +112,7 @@ def trained(
     batch: int,
     wrap: Callable[[DataLoader[Any]], Any] = lambda loader: loader,
     validation: bool = False,
+    resume: Path | None = None,
     **settings: Any,
 ) -> Trainer:
     """Train, and return the trainer."""
@@ -125,7 +126,7 @@ def trained(
     }
     trainer = Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **settings})
     loader: DataLoader[Any] = DataLoader(Sentences(rows), batch_size=batch)
-    trainer.fit(model, wrap(loader), loader if validation else None)
+    trainer.fit(model, wrap(loader), loader if validation else None, ckpt_path=resume)
     return trainer
 
 

@@ -15,6 +15,8 @@ from accelerate.state import AcceleratorState, GradientState
 from outcomes import counts, load, our_warnings
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -219,7 +221,32 @@ def declined(wrap: Callable[[Any, Accelerator], Any], **how: Any) -> str:
     return text
 
 
+def said_of(network: nn.Module) -> str:
+    """Train two steps with a model that was not prepared, and return what is said of its micro-batch."""
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD(network.parameters(), lr=0.1))
+    loss_of = micro_batched(lambda x: network(x).square().mean(), accelerator, size=2)
+    with our_warnings() as texts:
+        for _ in range(3):
+            accelerator.backward(loss_of(torch.ones(4, FEATURES)))
+            optimizer.step()
+            optimizer.zero_grad()
+    return " ".join(texts)
+
+
 class TestDeclined:
+    def test_a_model_that_was_not_prepared(self) -> None:
+        assert "a model was not given to accelerator.prepare" in said_of(model())
+
+    def test_a_sharded_model(self) -> None:
+        def work(rank: int) -> None:
+            AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this was forked from
+            Accelerator(cpu=True)  # which begins the process group
+            sharded: Any = fully_shard(model(), mesh=init_device_mesh("cpu", (2,)))
+            assert ("the model is sharded" in said_of(sharded)) == (rank == 0)  # who speaks for all
+
+        assert in_ranks(2, work) == [0, 0]
+
     @pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
     def test_means_over_unequal_numbers_of_labels(self, batch: int, accumulation: int, size: int) -> None:
         text = declined(fixed(size), batch=batch, accumulation=accumulation, ignoring=True)

@@ -12,16 +12,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
+from limiting import limit_w
 from outcomes import load, our_warnings
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers_training import Rows, make_trainer
 
 from energy_plugins.accelerate import attach, micro_batched
 from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import SimulatedDevice, Simulation, simulated_gpus
-from energy_plugins.transformers import EnergyCallback, MicroBatchCallback
+from energy_plugins.transformers import EnergyCallback, MicroBatchCallback, PowerLimitCallback
 
 fresh_state = accelerate_training.fresh_state  # around every test here
 one_thread = outcomes.one_thread
@@ -139,3 +141,20 @@ def test_the_configuration_may_ask_for_it(
         part = part_of(train(tmp_path, Model(simulation.gpus[0]), max_steps=20))
     assert (part.chosen, part.source) == (16, "fixed")
     assert not texts
+
+
+def test_the_limit_comes_after_the_micro_batch(simulation: Simulation, tmp_path: Path) -> None:
+    """A GPU that is kept busy draws more, so the other way round the limit would be of other work."""
+    sizes: list[tuple[int, int]] = []
+    model = Model(simulation.gpus[0])
+    limiter = PowerLimitCallback(search_share=SHARE)
+
+    class Notes(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            sizes.append((model.sizes[-1], round(limit_w())))
+
+    report = train(tmp_path, model, MicroBatchCallback(search_share=SHARE), limiter, Notes(), num_train_epochs=3)
+    assert part_of(report).chosen == 16
+    assert report.power_limit is not None
+    assert report.power_limit.searches > 0
+    assert {size for size, limit in sizes if limit != sizes[0][1]} == {16}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
-from micro_batching import IGNORED, WORDS, Contrastive, Gradients, OfTokens, Reader, apart, trained
+from micro_batching import IGNORED, WORDS, Contrastive, Gradients, OfTokens, Reader, Sentences, apart, trained
 from outcomes import our_warnings
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from energy_plugins.lightning import MicroBatchTuner
@@ -213,6 +215,35 @@ class TestDeclined:
         assert not why_not(Reader())
         assert most_sizes(model) == 8
         assert most_sizes(torch.compile(Reader(), dynamic=False)) == 4  # type: ignore[arg-type]
+
+    def test_a_lightning_that_is_made_in_another_way(self, tmp_path: Path) -> None:
+        class Other(Trainer):
+            def __getattribute__(self, name: str) -> Any:
+                if name == "_results" and self.hidden:
+                    raise AttributeError(name)
+                return super().__getattribute__(name)
+
+            hidden = False
+
+        class Hides(Callback):
+            def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+                trainer.hidden = not trainer.hidden  # type: ignore[attr-defined]
+
+        tuner, model = MicroBatchTuner(size=2), Reader()
+        trainer = Other(
+            default_root_dir=tmp_path,
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Hides(), tuner, Hides()],
+        )
+        with our_warnings() as texts:
+            trainer.fit(model, DataLoader(Sentences(32), batch_size=8))
+        assert set(model.sizes) == {8}
+        assert any("this version of Lightning has no _results" in text for text in texts)
 
     def test_batches_that_cannot_be_cut(self, tmp_path: Path) -> None:
         class Odd(Reader):
@@ -481,3 +512,30 @@ def test_what_one_rank_cannot_do_none_does(tmp_path: Path) -> None:
         assert set(model.sizes[-2:]) == {12}
 
     assert in_ranks(2, train) == [0, 0]
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_a_fit_that_is_resumed_goes_on_as_it_would_have(tmp_path: Path, size: int) -> None:
+    settings: dict[str, Any] = {"rows": 16 * 6 + 4, "batch": 4, "accumulate_grad_batches": 4, "precision": "64-true"}
+    seen = []
+    for tuners in ([], [MicroBatchTuner(size=size)]):
+        saved, gradients, model = tmp_path / f"{len(tuners)}.ckpt", Gradients(), Reader()
+        trained(tmp_path, Reader(), *tuners, max_epochs=1, **settings).save_checkpoint(saved)
+        trainer = trained(tmp_path, model, *tuners, gradients, max_epochs=2, resume=saved, **settings)
+        assert trainer.global_step == 14
+        assert [tuner.found.chosen for tuner in tuners if tuner.found is not None] == [size] * len(tuners)
+        assert (size in model.sizes) == bool(tuners)
+        assert len(gradients.gradients) == 7
+        seen.append(gradients)
+    for one, other in zip(*(gradients.gradients for gradients in seen), strict=True):
+        assert apart(one, other) <= 1e-9
+
+
+def test_one_tuner_may_train_twice(tmp_path: Path) -> None:
+    tuner = MicroBatchTuner(size=8)
+    for _ in range(2):
+        model = Reader()
+        trainer = trained(tmp_path, model, tuner, rows=64, batch=4, accumulate_grad_batches=2)
+        assert set(model.sizes[-3:]) == {8}
+        assert "_make_closure" not in vars(trainer.fit_loop.epoch_loop.automatic_optimization)
+    assert pickle.loads(pickle.dumps(tuner)).found is None  # noqa: S301 - our own
