@@ -147,7 +147,7 @@ wheel-check: wheel  ## install the wheel where there is no compiler, and run the
 	cd build/wheel-check && CC=/bin/false CXX=/bin/false bin/python demo.py --quick
 
 docs: $(DOCS)/.tools  ## build the documents' site into build/site; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --quiet --strict
 	@echo "build/site/index.html is written"
 
 clean:  ## remove what was built, but not .venv

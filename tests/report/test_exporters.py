@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import sys
 import threading
@@ -95,6 +96,14 @@ def serving() -> Iterator[PrometheusEndpoint]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 class Sink:
@@ -242,6 +251,29 @@ class TestPrometheus:
                 endpoint.close()
                 assert time.monotonic() - began_s < 1
                 silent.close()
+
+    def test_a_call_that_cannot_be_taken_keeps_no_processor_busy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where a process has all the files open that it may have, a call waits, and is taken later."""
+        tries, accept = [], socket.socket.accept
+
+        def counted(one: socket.socket) -> tuple[socket.socket, Any]:
+            tries.append(one)
+            return accept(one)
+
+        monkeypatch.setattr(socket.socket, "accept", counted)
+        with serving() as endpoint:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with socket.socket() as waiting:
+                waiting.settimeout(10)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+                try:
+                    waiting.connect(("127.0.0.1", endpoint.port))
+                    time.sleep(1)
+                    assert 1 <= len(tries) <= 10
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                waiting.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                assert b"200 OK" in waiting.recv(1 << 16)
 
     def test_a_forked_child_does_not_keep_the_port(self) -> None:
         endpoint = PrometheusEndpoint(0)
@@ -465,10 +497,12 @@ class TestAsked:
         assert lines_of(lines)[-1]["energy_j"] == meter.report().total_j
 
     def test_ranks_of_a_machine_have_ports_of_their_own(self, simulation: Simulation) -> None:
-        port = free_port()
+        port = next(port for port in iter(free_port, None) if is_free(port + 1))
         with EnergyMeter() as meter:
             export_as_asked(meter, ReportConfig(prometheus_port=port), local_rank=1)
-            assert scraped(port + 1) == ""
+            assert not is_free(port + 1)
+            assert is_free(port)
+            scraped(port + 1)
 
     @pytest.mark.parametrize(
         ("missing", "asked", "named"),

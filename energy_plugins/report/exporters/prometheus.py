@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from socketserver import BaseRequestHandler, TCPServer, ThreadingMixIn
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 LOCAL: Final = "127.0.0.1"
 _PATIENCE_S: Final = 5.0
 """How long a client that has connected may say nothing."""
+_BREATH_S: Final = 0.2
+"""Between tries to take a call that cannot be taken."""
 _CLOSING_S: Final = 0.7
 """How long a call that is just being taken may hold up the end."""
 
@@ -104,6 +107,14 @@ class _Server(ThreadingMixIn, TCPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Take a call; where no more files can be opened it stays there, and must not keep a processor busy."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_BREATH_S)
+            raise
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: a client that goes away while it is answered is no matter of ours."""
