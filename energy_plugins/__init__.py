@@ -14,9 +14,8 @@ Framework plugins are modules named after their framework, such as `energy_plugi
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from energy_plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
     from energy_plugins.config import EnergyConfig
@@ -30,15 +29,27 @@ __version__ = "0.1.0"
 
 __all__ = ["CpuEstimate", "EnergyConfig", "EnergyMeter", "Kind", "Report", "__version__", "visible_gpus"]
 
+_HOMES = {
+    "CpuEstimate": "energy_plugins.measure.cpu_estimate",
+    "EnergyConfig": "energy_plugins.config",
+    "EnergyMeter": "energy_plugins.measure.meter",
+    "Kind": "energy_plugins.measure.spans",
+    "Report": "energy_plugins.measure.report",
+    "visible_gpus": "energy_plugins.measure.devices",
+}
+
+
+# Hidden from type checkers: to them it would make every misspelt name a valid one.
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "config": ("EnergyConfig",),
-            "measure.cpu_estimate": ("CpuEstimate",),
-            "measure.devices": ("visible_gpus",),
-            "measure.meter": ("EnergyMeter",),
-            "measure.report": ("Report",),
-            "measure.spans": ("Kind",),
-        },
-    )
+
+    def __getattr__(name: str) -> object:
+        """Import the module that holds a public name when the name is first asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
