@@ -354,7 +354,7 @@ class TestWhatStaysAsItWas:
                 assert torch.allclose(one["scores"], other["scores"], rtol=1e-9)
         else:
             late = tuned.outputs[accumulation * 2 : accumulation * 3]
-            assert [bool(outputs) for outputs in late] == [False, False, False, True]
+            assert [set(outputs) for outputs in late] == [{"loss"}] * 3 + [{"loss", "scores", "of"}]
             assert len(late[-1]["scores"]) == size
 
 
@@ -566,3 +566,30 @@ class TestWhatTheCheckLeaves:
         assert tuner.found.chosen is None
         assert any("being 0.25 times as long" in text for text in texts)
         assert model.sizes[-4:] == [8] * 4
+
+
+class AddsUp(Callback):
+    """Reads the loss of each batch, as callbacks do that know that there is one."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "size"), [(12, 1, 4), (4, 4, 16), (4, 4, 8)])
+def test_who_reads_the_loss_of_each_batch_finds_one_and_the_same_mean(
+    tmp_path: Path, batch: int, accumulation: int, size: int
+) -> None:
+    found = []
+    for tuners in ([], [MicroBatchTuner(size=size)]):
+        adds_up = AddsUp()
+        how: dict[str, Any] = {"accumulate_grad_batches": accumulation, "precision": "64-true"}
+        trained(tmp_path, Reader(), *tuners, adds_up, rows=102, batch=batch, **how)
+        found.append(adds_up.losses)
+    plain, tuned = found
+    assert len(plain) == len(tuned)
+    assert sum(tuned) == pytest.approx(sum(plain), rel=1e-9)
