@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from energy_plugins.training.kept_attributes import attributes_kept
+from energy_plugins.training.attributes import attributes_kept
 
 
 @contextmanager
