@@ -113,21 +113,25 @@ class _Tuned:
         self._batcher: MicroBatcher = handle.tune_micro_batch(asked, lambda: sample_shape(self._batches.window[0]))
         self._batches = MicroBatches(accelerator, loss_of, adds_up=adds_up, out_of_memory=self._batcher.out_of_memory)
         self._windows = 0
+        self._begins = True
+        """Whether the next batch is the first of a window."""
         self._has_said = False
 
     def loss(self, batch: Arguments) -> torch.Tensor:
         """Return the loss of a batch; decide with the last one of an optimizer step, before it runs."""
         batches, batcher = self._batches, self._batcher
-        if not batches.window:
+        if self._begins:
             batches.plan = batcher.plan
-        batches.window.append(batch)
+        if batcher.undecided or batches.plan is not None:  # else nobody needs it again, and it takes memory
+            batches.window.append(batch)
         if batches.is_whole and batcher.undecided and self._windows:
             self._decide()
         self._say()
         try:
             return batches.loss(batch, is_watched=batcher.undecided)
         finally:
-            if batches.is_whole:
+            self._begins = batches.is_whole
+            if self._begins:
                 batches.window = []
                 self._windows += 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
@@ -39,14 +39,10 @@ class Logged:
     @contextmanager
     def of(self, samples: int) -> Iterator[None]:
         """Collect what is logged of so many samples."""
-        attributes = vars(self._module)
         self._samples = samples
         self._all += samples
-        attributes["log"] = self._log
-        try:
+        with logging_to(self._module, self._log):
             yield
-        finally:
-            attributes.pop("log", None)
 
     def _log(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning's
         given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
@@ -94,6 +90,21 @@ def _one(said: list[_Said]) -> tuple[Any, dict[str, Any]]:
     if name in {"max", "min"}:
         return (max if name == "max" else min)(values), arguments
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights), arguments
+
+
+@contextmanager
+def logging_to(module: LightningModule, log: Callable[..., None]) -> Iterator[None]:
+    """Have what a module logs in the block go to ``log``."""
+    attributes = vars(module)
+    before = attributes.get("log")
+    attributes["log"] = log
+    try:
+        yield
+    finally:
+        if before is None:
+            attributes.pop("log", None)
+        else:
+            attributes["log"] = before
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from energy_plugins.lightning.installed import ParallelStrategy
-from energy_plugins.lightning.logged import metrics_kept
+from energy_plugins.lightning.logged import logging_to, metrics_kept
 from energy_plugins.lightning.passes import Arrived, Passes
 from energy_plugins.training.both_ways import both_ways
 from energy_plugins.training.gradient_check import GradientCheck
@@ -142,20 +142,17 @@ class MicroBatches:
         batches = [one.kwargs["batch"] for one in self.window]
         if plan.together == 1 and batches:
             plan = replace(plan, accumulation=len(batches))
-        attributes, model = vars(self.module), self.trainer.strategy.model
-        attributes["log"] = lambda *_, **__: None
-        try:
-            with unheard(model or self.module), metrics_kept(self.module):
-                return both_ways(
-                    [self.module],
-                    batches,
-                    plan,
-                    self._differentiate,
-                    adds_up=False,
-                    precision=precision_of(self.trainer),
-                )
-        finally:
-            attributes.pop("log", None)
+        model = self.trainer.strategy.model
+        silent = logging_to(self.module, lambda *_, **__: None)
+        with silent, unheard(model or self.module), metrics_kept(self.module):
+            return both_ways(
+                [self.module],
+                batches,
+                plan,
+                self._differentiate,
+                adds_up=False,
+                precision=precision_of(self.trainer),
+            )
 
     def _differentiate(self, each: Sequence[Pass]) -> None:
         for one in each:

@@ -53,7 +53,12 @@ class Passes:
     def consume_result(self) -> ClosureResult:
         """Return the result of the last call; that of batches that wait holds nothing."""
         result, self._result = self._result, None
-        return result if result is not None else self._batches.loop.output_result_cls(None)
+        if result is not None:
+            return result
+        nothing: ClosureResult = self._batches.loop.output_result_cls(None)
+        if not self._held:  # callbacks may read the loss of each batch: this one's comes with those it runs with
+            nothing.loss = torch.zeros((), device=self._batches.module.device)
+        return nothing
 
     @torch.enable_grad()
     def __call__(self) -> torch.Tensor | None:
@@ -125,12 +130,15 @@ class Passes:
 
 
 def _together(results: Sequence[tuple[Pass, ClosureResult]]) -> ClosureResult:
-    """Return one result of several passes: means of losses, outputs joined where they are of samples, else the last."""
+    """Return one result of several passes: outputs joined where they are of samples, else the last.
+
+    Its loss is the mean of one batch that was cut, the sum of those of several that ran together.
+    """
     last = results[-1][1]
     losses = [(one.weight, result.loss) for one, result in results if result.loss is not None]
     if losses:
         whole = sum(weight for weight, _ in losses)
-        last.loss = torch.stack([loss * (weight / whole) for weight, loss in losses]).sum(0)
+        last.loss = torch.stack([loss * (weight * max(whole, 1.0) / whole) for weight, loss in losses]).sum(0)
     last.closure_loss = None
     if len(results) > 1:
         last.extra = {key: _output(key, results) for key in last.extra}

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from energy_plugins.measure.ledger_entry import LedgerEntry, Status
 from energy_plugins.report.ledger_database import Database
@@ -78,9 +78,10 @@ def supersedes(new: tuple[int, Status], old: tuple[int, Status]) -> bool:
 
 
 def _ended(connection: Connection) -> frozenset[str]:
-    """Return the runs of which nothing more will be heard."""
-    final = [status.value for status in FINAL]
-    return frozenset(connection.scalars(select(RUNS.c.run_id).where(RUNS.c.status.in_(final))))
+    """Return the runs of which nothing more will be heard: of a rank, once it has said to whose training it belongs."""
+    final = RUNS.c.status.in_([status.value for status in FINAL])
+    has_heard = or_(RUNS.c.rank == 0, RUNS.c.training_id != RUNS.c.run_id)
+    return frozenset(connection.scalars(select(RUNS.c.run_id).where(final, has_heard)))
 
 
 def _put(entries: Mapping[str, LedgerEntry], connection: Connection) -> Imported:

@@ -1,4 +1,4 @@
-"""A model that is run on trial, and afterwards is as it was: gradients, buffers and random numbers."""
+"""A model that is run on trial, and afterwards is as it was: gradients, buffers, attributes and random numbers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from energy_plugins.training.attributes import attributes_kept
+
 
 @contextmanager
 def left_as_it_was(model: torch.nn.Module) -> Iterator[None]:
     """Put back, whatever happens in the block, what running and differentiating ``model`` changes.
 
-    These are the gradients (set to None within), buffers such as the statistics of BatchNorm, and the states of all
-    random generators of torch on the model's devices, of numpy and of Python. Parameters are the block's own affair.
+    These are the gradients (set to None within), buffers such as the statistics of BatchNorm, the modules' attributes
+    (`attributes_kept`), and the states of all random generators of torch on the model's devices, of numpy and of
+    Python. Parameters are the block's own affair.
     """
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
@@ -27,7 +30,7 @@ def left_as_it_was(model: torch.nn.Module) -> Iterator[None]:
     ]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - loaders and losses use it still
     try:
-        with torch.random.fork_rng(devices=_gpus(parameters)):
+        with torch.random.fork_rng(devices=_gpus(parameters)), attributes_kept(model):
             clear_gradients(parameters)
             yield
     finally:

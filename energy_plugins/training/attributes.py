@@ -1,29 +1,69 @@
-"""What modules keep of a pass as attributes, and what of it must not stay."""
+"""The attributes of modules that count and keep things in their passes, put back after passes on trial."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
+
+_OF_MODULES = frozenset(vars(torch.nn.Module()))
+"""Parameters, buffers, modules and hooks, which are torch's own affair."""
 
 
 @contextmanager
-def attributes_left(model: torch.nn.Module) -> Iterator[None]:
-    """Put back, whatever happens in the block, what the modules of ``model`` have as attributes, in lists and in dicts.
+def attributes_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Put back, whatever happens in the block, attributes of ``model`` and its modules.
 
-    They may keep something of a pass, and after a trial that may be tensors without data.
+    So a module that counts its passes, or keeps losses in lists or dicts for the end of an epoch, does not know of
+    those in the block. What objects of other classes keep is theirs.
     """
-    attributes = [vars(module) for module in model.modules()]
-    dicts = [*attributes, *(value for one in attributes for value in one.values() if isinstance(value, dict))]
-    lists = [value for one in attributes for value in one.values() if isinstance(value, list)]
-    kept_dicts, kept_lists = [one.copy() for one in dicts], [one.copy() for one in lists]
+    modules = [module for module in model.modules() if not isinstance(module, DistributedDataParallel)]
+    before = [(module, _own(module)) for module in modules]
+    seen: dict[int, _Noted] = {}
+    _noted([value for _, attributes in before for value in attributes.values()], seen)
     try:
         yield
     finally:
-        for now, before in zip(dicts, kept_dicts, strict=True):
-            if now.keys() != before.keys() or any(now[key] is not before[key] for key in before):
-                now.clear()
-                now.update(before)
-        for row, kept in zip(lists, kept_lists, strict=True):
-            row[:] = kept
+        for module, attributes in before:
+            for name in _own(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+        for noted in seen.values():
+            noted.put_back()
+
+
+def _own(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
+
+
+def _noted(value: object, seen: dict[int, _Noted]) -> None:
+    """Note the contents of a list, dict, set or deque, and of those within."""
+    if not isinstance(value, list | deque | dict | set) or id(value) in seen:
+        return
+    items = list(value.items()) if isinstance(value, dict) else list(value)
+    seen[id(value)] = _Noted(value, items)
+    for item in value.values() if isinstance(value, dict) else items:
+        _noted(item, seen)
+
+
+class _Noted(NamedTuple):
+    value: Any
+    items: list[Any]
+
+    def put_back(self) -> None:
+        """Fill it again, if anything in it is another."""
+        value, items = self
+        now = list(value.items()) if isinstance(value, dict) else list(value)
+        if list(_ids(now)) != list(_ids(items)):
+            value.clear()
+            (value.extend if isinstance(value, list | deque) else value.update)(
+                dict(items) if isinstance(value, dict) else items
+            )
+
+
+def _ids(items: list[Any]) -> Iterator[int]:
+    return (id(part) for item in items for part in (item if isinstance(item, tuple) else (item,)))

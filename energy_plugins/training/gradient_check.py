@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from energy_plugins.training.as_it_was import clear_gradients, left_as_it_was
-from energy_plugins.training.stilled import Stilled
+from energy_plugins.training.stilled import Stilled, without_batch_statistics
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """The most that rounding may do to a gradient, as a share of its norm. Ours: some hundred roundings of the sums in
 float32, a few of each element below it; a loss that is a mean over unequal numbers of tokens is off by far more."""
+
+_AS_LONG = 0.1
+"""Share by which a gradient is longer that is no matter of rounding. Ours: batches are cut and joined by 2 or more."""
+_SHORT = 1e-4
+"""Shorter ones are none at all, rather than a share of what they were. Ours: nobody cuts a batch into more parts."""
+_ROUNDING = 1e-6
+"""Of what is left when squares of about the same size are subtracted, as a share. Ours."""
 
 Way = Callable[[], object]
 """Runs a model on the samples of a window, and leaves the gradients in its parameters."""
@@ -28,6 +35,9 @@ class GradientCheck:
     """Norm of the difference as a share of the gradient's norm; NaN if one was not finite."""
     limit: float
     """From which on it is not rounding."""
+    factor: float | None = None
+    """How many times as long the gradient would be, where nothing else differs but what statistics of a batch explain;
+    None if it is about as long, or if more differs."""
 
     @property
     def agrees(self) -> bool:
@@ -46,9 +56,10 @@ class GradientCheck:
             return ""
         if not self.is_known:
             return "the gradients are not finite, so nothing can be compared"
+        longer = "" if self.factor is None else f", being {self.factor:.3g} times as long"
         return (
-            f"the gradients would not be the same: they differ by {self.difference:.2g} of their norm, and rounding "
-            f"explains {self.limit:.0e}; a loss must be a mean over samples that do not know of each other"
+            f"the gradients would not be the same: they differ by {self.difference:.2g} of their norm{longer}, and "
+            f"rounding explains {self.limit:.0e}; a loss must be a mean over samples that do not know of each other"
         )
 
 
@@ -66,11 +77,22 @@ def compare(model: torch.nn.Module, usual: Way, other: Way, *, limit: float) -> 
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with left_as_it_was(model), _uncompiled(), Stilled():
-        usual()
-        expected = [None if one.grad is None else one.grad.detach().to("cpu", copy=True) for one in parameters]
-        clear_gradients(parameters)
-        other()
-        return GradientCheck(_difference(parameters, expected), limit)
+        found = _compared(parameters, usual, other, limit)
+        if found.agrees or not found.is_known or found.factor is not None:
+            return found
+        with without_batch_statistics(model) as layers:
+            # If batches' statistics explain that it differs, they may hide that it is also longer.
+            return replace(found, factor=_compared(parameters, usual, other, limit).factor) if layers else found
+
+
+def _compared(parameters: Sequence[torch.nn.Parameter], usual: Way, other: Way, limit: float) -> GradientCheck:
+    clear_gradients(parameters)
+    usual()
+    expected = [None if one.grad is None else one.grad.detach().to("cpu", copy=True) for one in parameters]
+    clear_gradients(parameters)
+    other()
+    difference, factor = _difference(parameters, expected, limit)
+    return GradientCheck(difference, limit, factor)
 
 
 def limit_of(model: torch.nn.Module, precision: torch.dtype | None = None) -> float:
@@ -83,19 +105,29 @@ def limit_of(model: torch.nn.Module, precision: torch.dtype | None = None) -> fl
     return max(loosest, LIMITS[torch.float16]) if on_gpu and _uses_tf32() and torch.float64 not in types else loosest
 
 
-def _difference(parameters: Sequence[torch.nn.Parameter], expected: Sequence[torch.Tensor | None]) -> float:
-    apart, whole = 0.0, 0.0
+def _difference(
+    parameters: Sequence[torch.nn.Parameter], expected: Sequence[torch.Tensor | None], limit: float
+) -> tuple[float, float | None]:
+    """Return how far gradients are apart as a share of those expected, and the factor if that is all."""
+    apart, whole, along = 0.0, 0.0, 0.0
     for parameter, before in zip(parameters, expected, strict=True):
         now = parameter.grad
         if before is not None:
             there = before.to(parameter.device).double()
             whole += float(there.square().sum())
             apart += float(there.square().sum() if now is None else (now.double() - there).square().sum())
+            along += 0.0 if now is None else float((now.double() * there).sum())
         elif now is not None:
             apart += float(now.double().square().sum())
     if not math.isfinite(whole) or not math.isfinite(apart):
-        return math.nan
-    return math.sqrt(apart / whole) if whole else (math.inf if apart else 0.0)
+        return math.nan, None
+    if not whole:
+        return (math.inf if apart else 0.0), None
+    difference, factor = math.sqrt(apart / whole), along / whole
+    # By Pythagoras: the difference along the gradient, and what is left of it across.
+    across = math.sqrt(max(difference**2 - (factor - 1) ** 2, 0.0))
+    is_scaled = factor > _SHORT and abs(factor - 1) > _AS_LONG and across <= max(limit, _ROUNDING * difference)
+    return difference, factor if is_scaled else None
 
 
 def _uses_tf32() -> bool:

@@ -15,6 +15,11 @@ CUDA_GRAPHS = (
     '(mode="default"), or choose the batch size yourself'
 )
 
+IN_BACKWARD = (
+    "something is done with a parameter as soon as its gradient is there, as by an optimizer that steps inside of "
+    "backward, so each pass would be a step"
+)
+
 
 def why_not(model: torch.nn.Module, *, allow_batch_statistics: bool = False) -> str:
     """Return a sentence that says why a model's micro-batch must stay as it is; empty if nothing speaks against it.
@@ -33,11 +38,19 @@ def why_not(model: torch.nn.Module, *, allow_batch_statistics: bool = False) -> 
                 f"{normalising[0]}{more} normalise by the statistics of a batch (BatchNorm), so another micro-batch is "
                 "another model: say allow_batch_statistics=True if that is all right, or use GroupNorm"
             )
+    if any(_acts_inside_of_backward(parameter) for parameter in model.parameters()):
+        return IN_BACKWARD
     return CUDA_GRAPHS if _records(model) else ""
 
 
 def _normalises(module: torch.nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.training
+
+
+def _acts_inside_of_backward(parameter: torch.nn.Parameter) -> bool:
+    """Tell whether a hook waits for a gradient; torch tells it in private places only."""
+    applied = vars(parameter).get("_in_backward_optimizers")  # by torch.distributed's _apply_optimizer_in_backward
+    return bool(applied or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def most_sizes(model: torch.nn.Module) -> int:

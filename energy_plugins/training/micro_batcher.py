@@ -225,7 +225,7 @@ class MicroBatcher:
         if self._check is None or check.difference > self._check.difference:
             self._check = check
         allowed = self._config.allow_batch_statistics
-        return replace(check, limit=math.inf) if allowed else check
+        return replace(check, limit=math.inf) if allowed and check.factor is None else check
 
     def _judge(self, gate: Gate, size: int) -> None:
         """Strike out what cannot be used."""

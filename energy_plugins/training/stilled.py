@@ -1,12 +1,14 @@
-"""Random numbers that are the same for every sample, so that cutting a batch changes none of them."""
+"""What cutting a batch would change, kept still: random numbers, and the statistics of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 _DROPOUTS = {
@@ -81,3 +83,16 @@ class Stilled(TorchFunctionMode):
 
 def _first_of(drawn: torch.Tensor) -> torch.Tensor:
     return (drawn.detach()[:1] if drawn.ndim else drawn.detach()).clone()
+
+
+@contextmanager
+def without_batch_statistics(model: torch.nn.Module) -> Iterator[int]:
+    """Have BatchNorm normalise by what it has seen before, as in an evaluation; gives how many layers this changes."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    for layer in layers:
+        layer.training = False
+    try:
+        yield len(layers)
+    finally:
+        for layer in layers:
+            layer.training = True

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from energy_plugins.training.allocations import Allocations
 from energy_plugins.training.as_it_was import left_as_it_was
-from energy_plugins.training.attributes import attributes_left
 from energy_plugins.training.batch_tree import cut, joined, mapped, samples_in
 from energy_plugins.training.model_call import loss_of
 
@@ -63,7 +62,7 @@ def passes_without_data(model: torch.nn.Module, batch: object, place: Place, siz
         shape = (size, *leaf.shape[1:]) if leaf.ndim and len(leaf) == samples else leaf.shape
         return torch.empty(shape, dtype=leaf.dtype, device=place.device)
 
-    with _on_trial(model), _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
+    with left_as_it_was(model), _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
         own = dict(chain(model.named_parameters(prefix="model"), model.named_buffers(prefix="model")))
         stand_ins = {name: without_data(tensor, place.device) for name, tensor in own.items()}
         runner = _Runner(model, place, size)
@@ -82,7 +81,7 @@ def passes_for_real(model: torch.nn.Module, batch: object, place: Place, size: i
         return leaf.to(place.device, copy=True) if isinstance(leaf, torch.Tensor) else leaf
 
     whole = joined([batch] * -(-size // (samples_in(batch) or 1)))
-    with _on_trial(model):
+    with left_as_it_was(model):
         return _Runner(model, place, size).forward(mapped(cut(whole, size)[0], there))
 
 
@@ -131,13 +130,6 @@ class _Runner(torch.nn.Module):
     def _loss(self, batch: object) -> torch.Tensor:
         with self._place.context():
             return loss_of(self.model, batch)
-
-
-@contextmanager
-def _on_trial(model: torch.nn.Module) -> Iterator[None]:
-    """Put back all that a pass changes."""
-    with left_as_it_was(model), attributes_left(model):
-        yield
 
 
 @contextmanager

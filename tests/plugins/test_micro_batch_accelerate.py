@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,27 @@ def test_what_a_report_says(simulation: Simulation, tmp_path: Path) -> None:
     assert (part.batch, part.accumulation, part.chosen, part.source) == (2, 4, 8, "fixed")
     assert report.steps["samples"].tolist() == [*[8] * 9, 5] * 2
     assert counts(report)["optimizer"] == STEPS
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_batches_are_not_kept_once_they_stay_as_they_are(size: int) -> None:
+    """Those of a window would otherwise fill the memory that the loop alone does not need."""
+    GradientState._reset_state()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    network, loader = accelerator.prepare(model(), DataLoader(rows(64, torch.float32), 2))
+
+    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(network(x), y.masked_fill(y == 0, -100))
+
+    tuned = micro_batched(loss_of, accelerator, size=size)
+    alive: list[int] = []
+    batches: list[weakref.ref[torch.Tensor]] = []
+    with our_warnings():
+        for x, y in loader:
+            batches.append(weakref.ref(x))
+            with accelerator.accumulate(network):
+                accelerator.backward(tuned(x, y))
+                network.zero_grad()
+            del x, y
+            alive.append(sum(batch() is not None for batch in batches))
+    assert max(alive[12:]) <= 1

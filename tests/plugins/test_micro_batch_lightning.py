@@ -143,7 +143,7 @@ class TestDeclined:
         assert difference > 1e-3
         assert f"they differ by {difference:.2g} of their norm" in tuner.found.why
         assert any(f"{size} samples at once: the gradients would not be the same" in text for text in texts)
-        assert len(trained_model.sizes) > STEPS * accumulation
+        assert len(trained_model.sizes) == STEPS * accumulation
         assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
 
     def test_equal_numbers_of_labels_make_the_usual_loss_a_mean_over_samples(self, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ class TestWhatStaysAsItWas:
                 assert torch.allclose(one["scores"], other["scores"], rtol=1e-9)
         else:
             late = tuned.outputs[accumulation * 2 : accumulation * 3]
-            assert [bool(outputs) for outputs in late] == [False, False, False, True]
+            assert [set(outputs) for outputs in late] == [{"loss"}] * 3 + [{"loss", "scores", "of"}]
             assert len(late[-1]["scores"]) == size
 
 
@@ -539,3 +539,115 @@ def test_one_tuner_may_train_twice(tmp_path: Path) -> None:
         assert set(model.sizes[-3:]) == {8}
         assert "_make_closure" not in vars(trainer.fit_loop.epoch_loop.automatic_optimization)
     assert pickle.loads(pickle.dumps(tuner)).found is None  # noqa: S301 - our own
+
+
+class Keeps(Reader):
+    """What many modules do in a step beside returning a loss: they count, and keep losses for the epoch's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[float] = []
+        self.seen: dict[str, int] = {}
+        self.calls = 0
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+        self.calls += 1
+        self.outputs.append(float(len(batch["labels"])))
+        self.seen["samples"] = self.seen.get("samples", 0) + len(batch["labels"])
+        return super().training_step(batch, batch_idx)
+
+
+class TestWhatTheCheckLeaves:
+    def test_what_a_module_counts_and_keeps_is_as_it_was(self, tmp_path: Path) -> None:
+        class Unequal(Keeps, OfTokens):
+            """Whose loss is declined."""
+
+        model = Unequal()
+        with our_warnings() as texts:
+            trained(tmp_path, model, MicroBatchTuner(size=2), rows=32, batch=8)
+        assert any("the gradients would not be the same" in text for text in texts)
+        assert model.calls == 4
+        assert model.outputs == [8.0] * 4
+        assert model.seen == {"samples": 32}
+
+    def test_samples_that_are_counted_stay_as_many(self, tmp_path: Path) -> None:
+        model = Keeps()
+        trained(tmp_path, model, MicroBatchTuner(size=2), rows=32, batch=8)
+        assert model.outputs == [2.0] * 16
+        assert model.seen == {"samples": 32}
+
+    @pytest.mark.parametrize("error", [AssertionError, ZeroDivisionError])
+    def test_whatever_a_step_raises_for_other_batches_ends_no_training(
+        self, tmp_path: Path, error: type[Exception]
+    ) -> None:
+        class Particular(Reader):
+            def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+                if len(batch["labels"]) != 8:
+                    raise error("batches of 8 only")
+                return super().training_step(batch, batch_idx)
+
+        model = Particular()
+        with our_warnings() as texts:
+            trained(tmp_path, model, MicroBatchTuner(size=2), rows=32, batch=8)
+        assert any("could not be run both ways: batches of 8 only" in text for text in texts)
+        assert model.sizes[-3:] == [8] * 3
+
+    def test_an_optimizer_that_steps_inside_of_backward_is_left_alone(self, tmp_path: Path) -> None:
+        class Inside(Reader):
+            steps = 0
+
+            def step(self, parameter: torch.Tensor) -> None:
+                self.steps += 1
+                parameter.grad = None
+
+        model = Inside()
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(model.step)
+        with our_warnings() as texts:
+            trained(tmp_path, model, MicroBatchTuner(size=2), rows=32, batch=8)
+        assert any("as soon as its gradient is there" in text for text in texts)
+        assert model.steps == 4 * len(list(model.parameters()))
+
+    @pytest.mark.parametrize("norm", [False, True])
+    def test_no_allowance_is_one_for_gradients_of_another_length(self, tmp_path: Path, norm: bool) -> None:
+        """A sum is no mean: cut into four, its gradient would be a quarter of what it was."""
+
+        class Sum(Reader):
+            def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+                return super().loss(batch) * len(batch["labels"])
+
+        model = Sum(0.01, *([_OfSentences()] if norm else []))
+        tuner = MicroBatchTuner(size=2, allow_batch_statistics=True)
+        with our_warnings() as texts:
+            trained(tmp_path, model, tuner, rows=32, batch=8)
+        assert tuner.found is not None
+        assert tuner.found.chosen is None
+        assert any("being 0.25 times as long" in text for text in texts)
+        assert model.sizes[-4:] == [8] * 4
+
+
+class AddsUp(Callback):
+    """Reads the loss of each batch, as callbacks do that know that there is one."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "size"), [(12, 1, 4), (4, 4, 16), (4, 4, 8)])
+def test_who_reads_the_loss_of_each_batch_finds_one_and_the_same_mean(
+    tmp_path: Path, batch: int, accumulation: int, size: int
+) -> None:
+    found = []
+    for tuners in ([], [MicroBatchTuner(size=size)]):
+        adds_up = AddsUp()
+        how: dict[str, Any] = {"accumulate_grad_batches": accumulation, "precision": "64-true"}
+        trained(tmp_path, Reader(), *tuners, adds_up, rows=102, batch=batch, **how)
+        found.append(adds_up.losses)
+    plain, tuned = found
+    assert len(plain) == len(tuned)
+    assert sum(tuned) == pytest.approx(sum(plain), rel=1e-9)

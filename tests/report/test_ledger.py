@@ -104,6 +104,18 @@ def test_a_run_is_followed_from_running_to_its_end(url: str, tmp_path: Path) -> 
     assert statuses(url) == {"run": "failed"}
 
 
+def test_a_rank_that_hears_of_its_training_after_it_was_imported_belongs_to_it(url: str, tmp_path: Path) -> None:
+    """Until then its joules count apart: on a GPU that two ranks measure, twice."""
+    zero, one = entry("zero", world_size=2), entry("one", world_size=2, rank=1)
+    spool = spooled(tmp_path / "spool", zero, one)
+    assert import_(url, spool) == (2, 0, ())
+    spooled(spool, replace(one, training_id="zero", beat=one.beat + 1))
+    assert import_(url, spool) == (0, 1, ())
+    with Ledger(url) as ledger:
+        (run,) = ledger.runs()
+    assert (run.run_id, run.ranks, run.energy_j) == ("zero", 2, 3.6e6)
+
+
 @pytest.mark.parametrize(
     ("process", "age_s", "node", "became"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter, deque
 from collections.abc import Callable
 
 import numpy as np
@@ -183,3 +184,66 @@ def test_what_is_compiled_is_compared_without_compiling() -> None:
     run = torch.compile(model, backend=backend)
     assert check(model, lambda _, x: torch.as_tensor(run(x)).square().mean()).agrees
     assert not compiled
+
+
+class Diary(nn.Module):
+    """Keeps what modules keep, in all the places where they do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = layers()
+        self.calls = 0
+        self.last: torch.Tensor | None = None
+        self.losses = {"train": [1.0], "all": deque([1.0], maxlen=3)}
+        self.names = {"a"}
+        self.itself: list[object] = [self.losses]
+        self.itself.append(self.itself)
+        self.counts = Counter(steps=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.last = self.inner(x)
+        self.losses["train"].append(2.0)
+        self.losses["all"].append(2.0)
+        self.losses["new"] = [3.0]
+        self.names.add("b")
+        self.counts["steps"] += 1
+        self.cache = 1
+        return self.last
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_module_keeps_is_as_it_was(fails: bool) -> None:
+    model = Diary()
+    kept = model.losses
+
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        found = square(model, x)
+        if fails:
+            raise ValueError("no")
+        return found
+
+    if fails:
+        with pytest.raises(ValueError, match="no"):
+            check(model, loss)
+    else:
+        check(model, loss)
+    assert (model.calls, model.last, model.names, model.counts) == (0, None, {"a"}, {"steps": 2})
+    assert model.losses is kept
+    assert kept == {"train": [1.0], "all": deque([1.0])}
+    assert not hasattr(model, "cache")
+
+
+@pytest.mark.parametrize(("size", "factor"), [(4, 0.5), (2, 0.25)])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_gradient_of_another_length_is_told_from_one_that_statistics_change(
+    size: int, factor: float, norm: bool
+) -> None:
+    def sum_(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return square(model, x) * len(x)
+
+    model = layers(nn.BatchNorm1d(16)) if norm else layers()
+    assert check(model, sum_, size).factor == pytest.approx(factor, rel=1e-4)
+    assert check(model, square, size).factor is None
+    assert check(model, contrastive, size).factor is None
+    assert all(module.training for module in model.modules())
