@@ -23,7 +23,7 @@ _LEFT_OUT_S = 1.0
 _LEFT_OUT_STEPS = 2
 _LEAST_STEPS = 2
 _HOPELESS = 1.2
-"""Times the user's joules, or twice the best's if the user's size does not fit: such a size is not measured again after the first round."""
+"""Times the user's joules, or twice the best's where that does not fit: such a size has no more turns."""
 
 
 @dataclass(frozen=True)
