@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ _LEFT_OUT_STEPS = 2
 _LEAST_STEPS = 2
 _HOPELESS = 1.2
 """Times the user's joules, or twice the best's where that does not fit: such a size has no more turns."""
+_FLAT = 0.02
+"""Sizes that cost at most so much more than the best lie before the knee."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,14 @@ def sample_joules(drawn: Sequence[Drawn]) -> dict[int, float]:
         size: statistics.median(one.sample_j for one in drawn if one.size == size)
         for size in sorted({one.size for one in drawn})
     }
+
+
+def knee(joules: Mapping[int, float]) -> int | None:
+    """Return the largest size before energy rises, None if it rises nowhere."""
+    if not joules:
+        return None
+    flat = [size for size, one in joules.items() if one <= min(joules.values()) * (1 + _FLAT)]
+    return None if max(flat) == max(joules) else max(flat)
 
 
 def as_table(drawn: Sequence[Drawn]) -> Table:

@@ -30,7 +30,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from _common import Bar, Table, finish, gpu_names, print_table, say
 from _models import Norm, perceptron, resnet
-from _sizes_in_turn import ROUNDS, Drawn, Turns, Window, as_table, drawn_in, sample_joules
+from _sizes_in_turn import ROUNDS, Drawn, Turns, Window, as_table, drawn_in, knee, sample_joules
 from h200_transformers import CONTEXT, Sources
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
@@ -60,8 +60,6 @@ from energy_plugins.tune import MemoryHierarchy, WorkingSet
 
 _MOST_PARTS = 64
 """A batch is cut into no more: such steps would take many seconds."""
-_FLAT = 0.02
-"""Sizes that cost at most so much more than the best lie before the knee."""
 _NOISE = 0.005
 _SIMULATED_FITS = 8
 _FOREVER = 10**6
@@ -426,14 +424,6 @@ def predicted(bench: Bench) -> dict[str, Any]:
         "predicted_size": max(inside, default=None),
         "largest_that_fits": sets.largest_within(next(one.size_bytes for one in reversed(hierarchy.levels))),
     }
-
-
-def knee(joules: Mapping[int, float]) -> int | None:
-    """Return the largest size before energy rises, None if it rises nowhere."""
-    if not joules:
-        return None
-    flat = [size for size, one in joules.items() if one <= min(joules.values()) * (1 + _FLAT)]
-    return None if max(flat) == max(joules) else max(flat)
 
 
 def bars_of(row: Row, found: Found) -> list[Bar]:
