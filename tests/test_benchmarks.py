@@ -34,3 +34,29 @@ def test_curves_between_recorded_ends_meet_them(monkeypatch: pytest.MonkeyPatch)
         for size, point in curve.items():
             drawn_w = point.sample_j / point.sample_s
             assert drawn_w == pytest.approx(whole[size].sample_j / whole[size].sample_s)
+
+
+@pytest.mark.parametrize(
+    ("joules", "size"),
+    [
+        ({1: 9.0, 2: 5.0, 4: 4.0, 8: 4.05, 16: 4.5}, 8),
+        ({1: 9.0, 2: 5.0, 4: 4.0}, None),  # it rises nowhere
+        ({1: 4.0, 2: 4.0}, None),
+        ({}, None),
+    ],
+)
+def test_the_knee_is_the_last_size_before_energy_rises(
+    monkeypatch: pytest.MonkeyPatch, joules: dict[int, float], size: int | None
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from _sizes_in_turn import knee
+
+    assert knee(joules) == size
+
+
+def test_sizes_of_a_sample_are_medians_of_their_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from _sizes_in_turn import Drawn, sample_joules
+
+    drawn = [Drawn(8, turn, 5.0, 100, energy_j, 1.0) for turn, energy_j in enumerate((50.0, 60.0, 900.0))]
+    assert sample_joules([*drawn, Drawn(4, 0, 5.0, 10, 20.0, 1.0)]) == {4: 2.0, 8: 0.6}

@@ -51,6 +51,10 @@ class MicroBatchPart(Part):
     """Share of the energy of an optimizer step."""
     expected_slowdown: float | None = None
     """Share by which it takes longer; below 0 where it is shorter."""
+    checked_beside: tuple[int, ...] = ()
+    """Sizes beside the one that the search chose, which were compared with it once more under the power limit found."""
+    saving_beside: float | None = None
+    """What taking one of them saves there, as a share: part of the expected saving; 0 if none was better."""
     confidence: float | None = None
     """Probability that it saves, by the errors of the windows."""
     gradient_difference: float | None = None
@@ -77,4 +81,5 @@ class MicroBatchPart(Part):
     def read(cls, section: Section) -> Self:
         """Read it from JSON; raises ReportError."""
         tried = tuple(TriedMicroBatch.read(one) for one in section.sections("tried"))
-        return cls(**read_fields(cls, section, "tried"), tried=tried)
+        known = section.with_defaults({"checked_beside": [], "saving_beside": None})
+        return cls(**read_fields(cls, known, "tried"), tried=tried)

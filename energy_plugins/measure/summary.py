@@ -10,6 +10,7 @@ import numpy as np
 
 from energy_plugins.errors import ColumnError
 from energy_plugins.measure.aligned import aligned
+from energy_plugins.measure.joint_summary import joint_lines
 from energy_plugins.measure.limit_summary import limit_lines
 from energy_plugins.measure.micro_batch_summary import micro_batch_lines
 from energy_plugins.measure.quantity import age_at, bar, bounded, duration, percent, quantity, shares
@@ -56,6 +57,7 @@ def text_table(report: Report) -> str:
             *_held_back(report),
             *micro_batch_lines(report.micro_batch, _entry),
             *limit_lines(report.power_limit, _entry),
+            *joint_lines(report.micro_batch, report.power_limit, _entry),
         ],
         _ranks(report),
         [*_kinds(report), *_bounds(report)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from energy_plugins.training.limit_windows import Windows
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.own_rank import OwnRank
 from energy_plugins.training.watch import SumOverRanks
+from energy_plugins.tune.task import promise_of
 
 if TYPE_CHECKING:
     from energy_plugins.config import PowerLimitConfig
@@ -92,6 +94,22 @@ class Limiter:
     def limit_w(self) -> float | None:
         """The power limit that holds just now, None if none is held."""
         return None if self._rank.knob is None else self._rank.knob.limit_w
+
+    @property
+    def slack(self) -> float | None:
+        """By how much steps may become longer yet, as the logarithm of a ratio, under a limit that a search lowered.
+
+        None if none is kept that is lower than the one found. All ranks have the same.
+        """
+        kept, found = self._course.progress.kept, self._course.progress.found
+        if kept is None or found is None or set(kept.of_ranks.each(self._who.world_size)) == {found}:
+            return None
+        allowed = self._config.max_slowdown
+        return math.log1p(allowed) + promise_of(allowed) - math.log1p(kept.slowdown)
+
+    def resume(self) -> None:
+        """Have what is being measured begin anew: the steps since the last call were others."""
+        self._windows.begin()
 
     @property
     def wants_phases(self) -> bool:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from energy_plugins.training.limit_windows import Windows
 from energy_plugins.training.own_sizes import OwnSizes
 from energy_plugins.tune import Measurement, MicroBatchChoice, MicroBatchTask, OutOfMemory, Refused
-from energy_plugins.tune.micro_batch import Action, Done, begin, step
-from energy_plugins.tune.micro_batch_task import BUDGET_S
+from energy_plugins.tune.beside import Beside, best_beside, to_measure
+from energy_plugins.tune.micro_batch import WINDOW_S, Action, Done, begin, step
+from energy_plugins.tune.micro_batch_task import BUDGET_S, SizeWindow
 
 _CHANGE_STEPS = 3
 """Optimizer steps after a change that are left out: kernels are chosen, and what is compiled is compiled again."""
@@ -52,6 +53,12 @@ class Searched:
     """Why there is no choice."""
     search_s: float = 0.0
     is_over: bool = False
+    is_checking: bool = False
+    """Whether the sizes beside the choice are being looked at once more."""
+    beside: Beside | None = None
+    """What came of that; None if there was no such look."""
+    looked_at: Sequence[int] = field(default_factory=tuple)
+    """The sizes that were measured in it."""
 
 
 class MicroBatchCourse:
@@ -76,6 +83,8 @@ class MicroBatchCourse:
         self._share = share
         self._search_share = search_share
         self._remembered = remembered
+        self._task: MicroBatchTask | None = None
+        """Of the search, once there is one."""
 
     def searching(self, start: int, candidates: Sequence[int]) -> Iterator[int]:
         """Yield for how many optimizer steps to go on as things are."""
@@ -86,6 +95,7 @@ class MicroBatchCourse:
             task = MicroBatchTask(
                 start=start, candidates=tuple(candidates), share=self._share, budget_s=budget_s * self._timing.shorter
             )
+            self._task = task
             remembered = round(self._words()[0].remembered)
             if remembered != start and remembered in candidates:
                 yield from self._check(task, remembered)
@@ -108,6 +118,53 @@ class MicroBatchCourse:
                 size = start
         while True:
             yield _FOR_EVER
+
+    def checking(self, slack: float) -> Iterator[int]:
+        """The same once a power limit has been found since: compare the choice with the sizes beside it, and go on.
+
+        ``slack`` is by how much steps may become longer (the logarithm of a ratio). Every rank comes here after the
+        same step. Without time for it within the share of a search, nothing is compared.
+        """
+        searched, task = self.searched, self._task
+        assert task is not None  # noqa: S101 - nothing is chosen without one
+        assert searched.choice is not None  # noqa: S101
+        size = searched.choice.size
+        asked = to_measure(searched.choice)
+        if self._may_take(len(asked) * WINDOW_S / self._timing.shorter):
+            searched.is_checking, began_ns = True, self._rank.now_ns()
+            measured = yield from self._in_turn(task, size, asked)
+            searched.is_checking = False
+            searched.search_s += (self._rank.now_ns() - began_ns) * 1e-9
+            if measured is None:
+                size = self._rank.size or task.start
+            else:
+                searched.looked_at = sorted({one.size for one in measured} - {size})
+                searched.beside = best_beside(task, size, measured, slack=slack)
+                size = searched.beside.size
+        yield from self.keeping(task.start, size)
+
+    def _in_turn(
+        self, task: MicroBatchTask, size: int, asked: Sequence[int]
+    ) -> Generator[int, None, list[SizeWindow] | None]:
+        """Return a window of each size; one beside ``size`` that fails is none, but if that fails there are none."""
+        windows: list[SizeWindow] = []
+        self._rank.let_settle()  # the limit has just been turned
+        for each in asked:
+            outcome = yield from self._measure(task, Action(each, WINDOW_S))
+            if isinstance(outcome, Measurement):
+                windows.append(SizeWindow(each, (len(windows) + 0.5) * WINDOW_S, WINDOW_S, outcome))
+            elif each == size:
+                if isinstance(outcome, OutOfMemory):
+                    self.searched.why = f"{size} samples at once ran out of memory: your setting is in force again"
+                return None
+        return windows
+
+    def _may_take(self, seconds: float) -> bool:
+        """Tell whether so much more may be spent of the training; the minute of a search is over by now."""
+        words = self._words()
+        elapsed_s, left_s = min(word.elapsed_s for word in words), words[0].left_s
+        planned_s = elapsed_s + (0.0 if math.isnan(left_s) else left_s)
+        return 0 < seconds <= self._search_share * planned_s - self.searched.search_s
 
     def _budget(self) -> Generator[int, None, float | None]:
         """Return how many seconds the search may take once there is time for it, None if there will be none."""

@@ -9,6 +9,7 @@ from energy_plugins.measure.micro_batch_part import MicroBatchPart, TriedMicroBa
 from energy_plugins.training.gradient_check import GradientCheck
 from energy_plugins.training.micro_batch_course import Searched
 from energy_plugins.training.micro_batch_plan import MicroBatchPlan
+from energy_plugins.tune.beside import Beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +47,15 @@ def told(known: Known, searched: Searched | None) -> MicroBatchPart:
     choice = searched.choice
     if choice is None:
         return part
+    beside = searched.beside or Beside(choice.size)
     return replace(
         part,
-        chosen=choice.size,
+        chosen=beside.size,
         source=searched.source,
-        expected_saving=choice.expected_saving,
-        expected_slowdown=choice.expected_slowdown,
+        expected_saving=1 - (1 - choice.expected_saving) * (1 - beside.saving),
+        expected_slowdown=(1 + choice.expected_slowdown) * (1 + beside.slowdown) - 1,
+        checked_beside=tuple(searched.looked_at),
+        saving_beside=None if searched.beside is None else beside.saving,
         confidence=choice.confidence,
         search_s=searched.search_s,
         tried=_tried(choice.tried),

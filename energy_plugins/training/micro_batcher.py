@@ -90,6 +90,7 @@ class MicroBatcher:
         self._script: Iterator[int] | None = None
         self._next = 0
         self._kind: Kind | None = None
+        self._has_checked = False
         self.undecided = True
         """Whether windows are still to be considered."""
         self.grown = ""
@@ -115,7 +116,8 @@ class MicroBatcher:
     @property
     def settled(self) -> bool:
         """Whether the micro-batch is to stay as it is."""
-        return not self.undecided and (self._course is None or self._course.searched.is_over)
+        searched = None if self._course is None else self._course.searched
+        return not self.undecided and (searched is None or (searched.is_over and not searched.is_checking))
 
     def consider(self, batch: int | None, accumulation: int, compare: Compare) -> None:
         """Look at a window, and decide what may be done. Collective as long as it is `undecided`.
@@ -159,6 +161,18 @@ class MicroBatcher:
             if self.settled and not was_settled:
                 self._remember()
             self._tell()
+
+    def check_beside(self, slack: float) -> None:
+        """Begin, once in a training, to compare the choice with the sizes beside it under the limit found since.
+
+        All ranks call it after the same step; ``slack`` is `Limiter.slack`.
+        """
+        course = self._course
+        if self._has_checked or course is None or course.searched.choice is None or course.searched.why:
+            return
+        self._has_checked = True
+        self._script = course.checking(slack)
+        self._next = self._rank.steps + next(self._script)
 
     def out_of_memory(self, size: int) -> None:
         """Hear that a size did not fit after all; this rank goes on with a smaller one, and the others will hear.

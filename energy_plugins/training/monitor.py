@@ -416,17 +416,24 @@ class Monitor:
     def after_step(self, *, is_optimizers: bool = True) -> None:
         """Let the tuners do what is due after a step. Not guarded: they are collective now and then.
 
-        The micro-batch comes first, for it changes what the GPU draws; where one is tuned, only steps of the optimizer
-        count (``is_optimizers``), for others may do next to nothing.
+        The micro-batch comes first, for it changes what the GPU draws; then the limit, and then, once, the sizes beside
+        the one chosen. Where a micro-batch is tuned, only steps of the optimizer count (``is_optimizers``), for others
+        may do next to nothing.
         """
-        if self.batcher is not None:
+        batcher, limiter = self.batcher, self.limiter
+        if batcher is not None:
             if not is_optimizers:
                 return
-            self.batcher.after_step()
-            if not self.batcher.settled:
+            was_settled = batcher.settled
+            batcher.after_step()
+            if not batcher.settled:
                 return
-        if self.limiter is not None:
-            self.limiter.after_step()
+            if limiter is not None and not was_settled:
+                limiter.resume()
+        if limiter is not None:
+            limiter.after_step()
+            if batcher is not None and limiter.slack is not None:
+                batcher.check_beside(limiter.slack)
 
 
 def _fit_state(fit_j: float | None) -> dict[str, float]:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from energy_plugins.errors import WindowError
 from energy_plugins.tune import micro_batch, search
+from energy_plugins.tune.beside import best_beside, to_measure
 from energy_plugins.tune.decision import LimitChoice
 from energy_plugins.tune.joint_choice import JointChoice
 from energy_plugins.tune.measurement import Measurement
 from energy_plugins.tune.micro_batch import MicroBatchChoice, MicroBatchSearch, MicroBatchTask, Outcome, SizeWindow
 from energy_plugins.tune.search import LimitSearch
-from energy_plugins.tune.size_decision import chosen
-from energy_plugins.tune.size_outlook import size_outlook
 from energy_plugins.tune.task import Task
 
 
@@ -127,12 +125,8 @@ def _measured(outcome: Outcome) -> Measurement:
 
 
 def _neighbours(state: JointSearch, batch: MicroBatchChoice, limit: LimitChoice) -> tuple[int, ...]:
-    """Return what to measure in turn: the sizes beside the chosen one, each between two windows of that."""
-    if limit.limit == state.limit_task.start:
-        return ()  # all of them were compared under this limit
-    ran = [one.size for one in batch.tried if one.why is None]
-    beside = [size for pair in pairwise(ran) if batch.size in pair for size in pair if size != batch.size]
-    return (batch.size, *(size for one in beside for size in (one, batch.size))) if beside else ()
+    """Return what to measure in turn; nothing under the limit found, where all of them were compared."""
+    return () if limit.limit == state.limit_task.start else to_measure(batch)
 
 
 def _checked(part: Checking, asked: Try, outcome: Outcome) -> Checking:
@@ -149,18 +143,8 @@ def _next_check(state: JointSearch, part: Checking) -> tuple[JointSearch, Try | 
     if part.to_measure:
         following = Try(part.to_measure[0], part.limit.limit, micro_batch.WINDOW_S)
         return replace(state, part=part, pending=following), following
-    best, saved = _best_checked(state, part)
-    return replace(state, part=part), JointDone(JointChoice(best, part.limit.limit, part.batch, part.limit, saved))
-
-
-def _best_checked(state: JointSearch, part: Checking) -> tuple[int, float]:
-    """Return the size to run under the limit, and what it saves there against the one chosen before."""
-    size = part.batch.size
-    if not part.windows:
-        return size, 0.0
-    view = size_outlook(replace(state.batch_task, start=size), part.windows)
-    best = chosen(view)
-    slower = math.log1p(part.limit.expected_slowdown) + view.time.between(best, size).mean
-    if best == size or slower > state.limit_task.bound + state.limit_task.promise:
-        return size, 0.0
-    return best, -math.expm1(view.over_reference(best).mean)
+    task, limit = state.limit_task, part.limit
+    slack = task.bound + task.promise - math.log1p(limit.expected_slowdown)
+    best = best_beside(state.batch_task, part.batch.size, part.windows, slack=slack)
+    choice = JointChoice(best.size, limit.limit, part.batch, limit, best.saving)
+    return replace(state, part=part), JointDone(choice)

@@ -19,6 +19,12 @@ _FINER = 5
 """By which the choice is finer than the limits on the way to it."""
 
 
+def promise_of(max_slowdown: float) -> float:
+    """Return by which share a step may be longer than ``max_slowdown`` says in one of twenty searches."""
+    least, most = _PROMISE
+    return min(max(max_slowdown / 2, least), most)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A search for a limit, of power (W) or of a clock (MHz): the unit is the caller's.
@@ -74,8 +80,7 @@ class Task:
     @property
     def promise(self) -> float:
         """By which share a step may be longer than the bound in one of twenty searches."""
-        least, most = _PROMISE
-        return min(max(self.max_slowdown / 2, least), most)
+        return promise_of(self.max_slowdown)
 
     @property
     def known(self) -> float:

@@ -44,13 +44,23 @@ class Model(nn.Module):
         self.most = most
         self.sizes: list[int] = []
 
+    def work(self, samples: int) -> None:
+        self.gpu.launch(ops=4e13 * samples, bytes=8e11, wait=True)
+
     def forward(self, input_ids: torch.Tensor, return_loss: bool = True) -> dict[str, torch.Tensor]:
         samples = len(input_ids)
         if samples > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.sizes.append(samples)
-        self.gpu.launch(ops=4e13 * samples, bytes=8e11, wait=True)
+        self.work(samples)
         return {"loss": self.layer(input_ids).square().mean()}
+
+
+class Moving(Model):
+    """What mostly waits for the memory: clocks may fall before its passes take longer."""
+
+    def work(self, samples: int) -> None:
+        self.gpu.launch(ops=2e13 * samples, bytes=4e11 + 2e11 * samples, wait=True)
 
 
 @pytest.fixture
@@ -76,10 +86,10 @@ def assert_saved(tuned: Report, plain: Report) -> None:
     assert tuned.steps["samples"].tolist() == plain.steps["samples"].tolist()
 
 
-def train(folder: Path, model: Model, *callbacks: Any, **settings: Any) -> Report:
+def train(folder: Path, model: Model, *callbacks: Any, steps: int = STEPS, **settings: Any) -> Report:
     """Train with a Trainer."""
     trainer = make_trainer(
-        folder, EnergyCallback(table=False), *callbacks, model=model, data=Rows(STEPS * BATCH * ACCUMULATION),
+        folder, EnergyCallback(table=False), *callbacks, model=model, data=Rows(steps * BATCH * ACCUMULATION),
         per_device_train_batch_size=BATCH, gradient_accumulation_steps=ACCUMULATION, **settings,
     )  # fmt: skip
     trainer.train()
@@ -123,6 +133,19 @@ def test_a_loop_finds_the_best_and_keeps_it(simulation: Simulation, tmp_path: Pa
     tuned = loop(tmp_path / "tuned", Model(simulation.gpus[0]), tuned=True)
     assert_saved(tuned, plain)
     assert part_of(loop(tmp_path / "again", Model(simulation.gpus[0]), tuned=True)).source == "memory"
+
+
+def test_with_a_power_limit_the_neighbours_are_compared_once_more(simulation: Simulation, tmp_path: Path) -> None:
+    asked = (MicroBatchCallback(search_share=0.5), PowerLimitCallback(search_share=0.5))
+    report = train(tmp_path, Moving(simulation.gpus[0]), *asked, steps=400)
+    part, limit = part_of(report), report.power_limit
+    assert limit is not None
+    assert (part.chosen, part.checked_beside, part.saving_beside) == (16, (8,), 0.0)
+    assert (limit.source, limit.searches, limit.why) == ("search", 1, "")
+    assert limit.chosen is not None
+    assert limit.found is not None
+    assert limit.chosen < limit.found
+    assert "together" in str(report)
 
 
 def test_what_does_not_fit_is_not_used(simulation: Simulation, tmp_path: Path) -> None:

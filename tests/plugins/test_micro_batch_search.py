@@ -17,6 +17,7 @@ from micro_batching import Reader, trained
 from outcomes import load, our_warnings
 
 from energy_plugins.lightning import EnergyMonitor, MicroBatchTuner, PowerLimitTuner
+from energy_plugins.measure.joint_summary import joint_saving
 from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import Simulation, simulated_gpus
@@ -187,26 +188,65 @@ def test_loggers_hear_of_the_size_in_force(tmp_path: Path) -> None:
     assert {row["energy/micro_batch"] for row in rows if row["energy/step_j"]} == {"16.0"}
 
 
-def test_the_power_limit_is_searched_for_afterwards(tmp_path: Path) -> None:
+class Otherwise(Moving):
+    """Under a limit eight samples at once have no fixed cost."""
+
+    def work(self, size: int) -> None:
+        fixed = 0.0 if size == 8 and limit_w() < FOUND_W else 4e11
+        self.gpu.launch(ops=2e13 * size, bytes=fixed + 2e11 * size, wait=True)
+
+
+def limited_fit(folder: Path, kind: type[Moving], share: float = 0.3, windows: int = 300) -> tuple[Report, Moving]:
     with limited_gpu() as simulation:
+        model = kind(simulation, overhead)
         trained(
-            tmp_path,
-            Moving(simulation, overhead),
+            folder,
+            model,
             quiet(),
-            MicroBatchTuner(search_share=0.3),
+            MicroBatchTuner(search_share=share),
             PowerLimitTuner(search_share=0.3),
-            rows=BATCH * ACCUMULATION * 300,
+            rows=BATCH * ACCUMULATION * windows,
             batch=BATCH,
             accumulate_grad_batches=ACCUMULATION,
         )
         assert limit_w() == FOUND_W
-    report = load(tmp_path)
-    assert part_of(report).chosen == 16
-    limit = report.power_limit
+    return load(folder), model
+
+
+def test_the_power_limit_is_searched_for_afterwards_and_then_the_neighbours_once(tmp_path: Path) -> None:
+    report, model = limited_fit(tmp_path, Moving, share=0.4, windows=400)
+    part, limit = part_of(report), report.power_limit
     assert limit is not None
     assert (limit.source, limit.why) == ("search", "")
     steps = {round(one.step_time_s, 2) for one in limit.tried if one.limit == FOUND_W}
     assert steps == {round((4e11 + 3.2e12) / 4.3e12, 2)}
+    assert (part.chosen, part.checked_beside, part.saving_beside) == (16, (8,), 0.0)
+    assert set(model.sizes[-100:]) == {16}
+    assert part.expected_saving is not None
+    assert limit.expected_saving is not None
+    saving = joint_saving(part, limit)
+    assert saving == pytest.approx(1 - (1 - part.expected_saving) * (1 - limit.expected_saving))
+    text = " ".join(str(report).split())
+    assert f"together {saving:.1%}".replace("%", " %") in text
+    assert "8 at once compared once more under the limit: none is better" in text
+    assert part == Report.load(report.save(tmp_path / "copy")).micro_batch
+
+
+def test_a_neighbour_that_is_better_under_the_limit_is_taken(tmp_path: Path) -> None:
+    report, model = limited_fit(tmp_path, Otherwise, share=0.4, windows=400)
+    part = part_of(report)
+    assert (part.chosen, part.checked_beside) == (8, (8,))
+    assert part.saving_beside is not None
+    assert part.saving_beside > 0.02
+    assert set(model.sizes[-100:]) == {8}
+
+
+def test_without_time_for_it_no_neighbour_is_looked_at(tmp_path: Path) -> None:
+    report, model = limited_fit(tmp_path, Moving, share=0.1)
+    assert part_of(report).chosen == 16
+    assert part_of(report).checked_beside == ()
+    assert part_of(report).saving_beside is None
+    assert set(model.sizes[-100:]) == {16}
 
 
 @pytest.mark.parametrize(("cost", "source", "chosen"), [(overhead, "memory", 16), (spill, "search", 4)])
