@@ -14,6 +14,8 @@ from energy_plugins.optuna.attributes import (
     DURATION_S,
     PREFIX,
     SHARED,
+    TO_TARGET_J,
+    TO_TARGET_S,
     TOTAL_J,
     TRIAL,
     charged_j,
@@ -69,6 +71,7 @@ class Charge:
         self._earlier_s = own_float(trial.number, before, DURATION_S) or 0.0
         self._written: dict[str, float] = {}
         self._shared = own_float(trial.number, before, SHARED) or 0.0
+        self._reached_s: float | None = None
         self.known = True
         """Whether the joules are measured; what is charged is a guess else."""
         self.others_j = 0.0
@@ -108,7 +111,27 @@ class Charge:
 
     def has(self, key: str) -> bool:
         """Tell whether the trial has written an attribute."""
-        return key in self._written or own_float(self._trial.number, self._trial.user_attrs, key) is not None
+        written = self._written.get(key, math.nan)
+        return math.isfinite(written) or own_float(self._trial.number, self._trial.user_attrs, key) is not None
+
+    def reached_target(self) -> None:
+        """Write what it took until now, the first time; joules that nobody knows yet are settled later."""
+        if self._reached_s is None and not self.has(TO_TARGET_S):
+            self._reached_s = time.monotonic() - self._began_s
+            self.write({TO_TARGET_S: self._earlier_s + self._reached_s})
+            self.settle_target(self._meter.drawn_j() * self._ranks, self._reached_s)
+
+    def settle_target(self, drawn_j: float | None = None, duration_s: float | None = None) -> None:
+        """Write the joules to the target by those of a stretch that holds it, by default of all until now.
+
+        They lag a second or two behind, and a trial that reached its target before has a share of them.
+        """
+        if self._reached_s is None or self.has(TO_TARGET_J):
+            return
+        drawn_j = self._meter.drawn_j() * self._ranks if drawn_j is None else drawn_j
+        duration_s = time.monotonic() - self._began_s if duration_s is None else duration_s
+        if drawn_j > 0 and duration_s > 0:
+            self.write({TO_TARGET_J: self.earlier_j + drawn_j * min(self._reached_s / duration_s, 1.0)})
 
     def write(self, attributes: Mapping[str, float]) -> None:
         """Write attributes of the trial, those only that changed."""
@@ -200,6 +223,7 @@ class Charge:
         self._final = True
         duration_s = self._earlier_s + (time.monotonic() - self._began_s if report is None else report.duration_s)
         self.known = whole_j is not None
+        self.settle_target(self._last_j, None if report is None else report.duration_s)
         if report is not None and any(gpu.others.company is Known.SOME for gpu in report.devices):
             self._shared = max(self._shared, 1.0)
         last = {TOTAL_J: self.drawn_j, DURATION_S: duration_s}

@@ -11,8 +11,6 @@ from energy_plugins.optuna.attributes import (
     METRIC_MISSING,
     METRIC_NAN,
     PRUNED,
-    TO_TARGET_J,
-    TO_TARGET_S,
     TOTAL_J,
     checked_budget_j,
 )
@@ -125,6 +123,7 @@ class Pruning:
             elif left_j is not None and drawn_j + left_j > self._budget_j:
                 why = f"{drawn_j + left_j:.4g} J expected until its end, with a budget of {self._budget_j:.4g} J"
         if why:
+            self.note(left_j)
             charge.write({PRUNED: 1.0})
         return why
 
@@ -137,10 +136,10 @@ class Pruning:
 
     def _note_target(self, value: float) -> None:
         charge, trial, target = self.charge, self.trial, self._target
-        if charge is None or trial is None or target is None or charge.has(TO_TARGET_J):
+        if charge is None or trial is None or target is None:
             return
         if reaches(value, target, trial.study.direction):
-            charge.write({TO_TARGET_J: charge.drawn_j, TO_TARGET_S: charge.elapsed_s})
+            charge.reached_target()
 
     def _write(self, attributes: dict[str, float]) -> None:
         if self.charge is not None:

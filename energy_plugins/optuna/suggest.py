@@ -64,8 +64,8 @@ def suggest_micro_batch(
         most: the most samples that may run at once, if that is known.
         memory: what the model needs and the device has (`energy_plugins.tune.sizes.Memory`): what surely does not fit
             is not suggested.
-        name: of the parameter; ``micro_batch_of_<effective_batch>`` if not given, for one whose choices change would
-            be another parameter.
+        name: of the parameter; ``micro_batch_of_<effective_batch>``, and its bound, if not given: Optuna knows no
+            parameter whose choices change.
 
     Raises:
         BatchError: the batch is no positive number of samples, or no micro-batch fits.
@@ -78,4 +78,5 @@ def suggest_micro_batch(
     ]
     if not fitting:
         raise BatchError(f"no micro-batch of {effective_batch} samples fits: not even {sizes[0]} (most={most})")
-    return int(trial.suggest_categorical(name or f"micro_batch_of_{effective_batch}", fitting))
+    bound = "" if fitting == sizes else f"_up_to_{fitting[-1]}"
+    return int(trial.suggest_categorical(name or f"micro_batch_of_{effective_batch}{bound}", fitting))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Final
 
 import optuna
 
 from energy_plugins.optuna.attributes import TO_TARGET_J, TO_TARGET_S, own_float
+from energy_plugins.optuna.charge import charge_of
 
 if TYPE_CHECKING:
     from optuna.study import StudyDirection
@@ -26,6 +28,12 @@ def energy_to_target(trial: optuna.Trial) -> float:
     Raises:
         optuna.TrialPruned: it never did; its joules are charged all the same.
     """
+    charge = charge_of(trial)
+    if charge is not None and charge.has(TO_TARGET_S):
+        end_s = time.monotonic() + _PATIENCE_S
+        while not charge.has(TO_TARGET_J) and time.monotonic() < end_s:
+            charge.settle_target()
+            time.sleep(0.05)
     return _reached(trial, TO_TARGET_J)
 
 
@@ -34,6 +42,8 @@ def time_to_target(trial: optuna.Trial) -> float:
     return _reached(trial, TO_TARGET_S)
 
 
+_PATIENCE_S: Final = 3.0
+"""Joules are known about two seconds late."""
 _NEVER: Final = "trial {} never reached its target; is there an EnergyPruningCallback(..., target=...)?"
 
 
