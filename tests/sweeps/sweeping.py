@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 
 from energy_plugins.testing import Simulation
 
@@ -20,7 +21,7 @@ def sqlite(folder: Path) -> str:
 
 
 def journal(folder: Path) -> optuna.storages.JournalStorage:
-    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
+    return optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
 
 
 def wait_until(is_so: Callable[[], bool], patience_s: float = 20.0) -> None:

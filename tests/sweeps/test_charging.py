@@ -30,7 +30,7 @@ from energy_plugins.testing import Constant, Simulation
 from energy_plugins.units import j_to_kwh
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # gRPC, constraints
-BOTH = ["minimize", "minimize"]
+BOTH = [optuna.study.StudyDirection.MINIMIZE] * 2
 WATTS = 300.0
 
 
@@ -115,7 +115,7 @@ def test_a_metric_of_nan_fails_the_trial_and_its_joules_count(gpu: Simulation) -
 
 
 @pytest.mark.parametrize("directions", [["minimize"], ["minimize", "maximize"], ["minimize"] * 3])
-def test_a_study_of_other_directions_is_refused_before_anything_runs(directions: list[str]) -> None:
+def test_a_study_of_other_directions_is_refused_before_anything_runs(directions: list[Any]) -> None:
     study = optuna.create_study(directions=directions)
     with pytest.raises(ConfigError, match="directions"):
         energy_objective(study.ask(), lambda _: pytest.fail("it ran"))
