@@ -9,7 +9,14 @@ import click
 
 @click.group("sweep")
 def command() -> None:
-    """Say what a hyperparameter sweep drew, and what it found for that."""
+    """Say what a hyperparameter sweep drew, and what it found for that.
+
+    \b
+    Example:
+      energy-plugins sweep report sqlite:///study.db digits
+
+    Exit codes: 0 done, 1 there is no such study, or it cannot be read, 2 wrong use.
+    """
 
 
 @command.command("report")

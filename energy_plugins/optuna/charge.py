@@ -14,6 +14,7 @@ from energy_plugins.optuna.attributes import (
     DURATION_S,
     PREFIX,
     SHARED,
+    SIMULATED,
     TO_TARGET_J,
     TO_TARGET_S,
     TOTAL_J,
@@ -229,6 +230,8 @@ class Charge:
         last = {TOTAL_J: self.drawn_j, DURATION_S: duration_s}
         if duration_s > 0:
             last[AVG_POWER_W] = self.drawn_j / duration_s
+        if report is not None and any("SIMULATED" in gpu.name for gpu in report.devices):
+            last[SIMULATED] = 1.0
         if self._shared:
             last[SHARED] = self._shared
         self.write(last)

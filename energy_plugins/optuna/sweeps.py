@@ -9,7 +9,7 @@ import optuna
 from optuna.study import StudyDirection
 
 from energy_plugins.errors import ConfigError, ReportError
-from energy_plugins.optuna.attributes import DURATION_S, SHARED, TO_TARGET_J, TO_TARGET_S, TOTAL_J, own_float
+from energy_plugins.optuna.attributes import DURATION_S, SHARED, SIMULATED, TO_TARGET_J, TO_TARGET_S, TOTAL_J, own_float
 from energy_plugins.optuna.storages import open_storage
 from energy_plugins.optuna.study_budget import budget_of
 from energy_plugins.report.sweep import Sweep, SweepTrial
@@ -70,6 +70,7 @@ def _trial(trial: FrozenTrial) -> SweepTrial:
         to_target_j=known(TO_TARGET_J),
         to_target_s=known(TO_TARGET_S),
         shared=bool(known(SHARED)),
+        simulated=bool(known(SIMULATED)),
         params=dict(trial.params),
     )
 
@@ -92,7 +93,10 @@ def _importance(study: optuna.Study, trials: list[FrozenTrial]) -> tuple[dict[st
     ]
     if len(known) < _LEAST_TRIALS:
         return None, f"{len(known)} complete trials have joules, and it takes {_LEAST_TRIALS}"
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # or it tells of a study that nobody asked for
     alone = optuna.create_study(directions=study.directions)
+    optuna.logging.set_verbosity(before)
     alone.add_trials(known)
     try:
         with warnings.catch_warnings():

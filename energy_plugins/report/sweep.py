@@ -24,6 +24,8 @@ class SweepTrial:
     to_target_s: float | None
     shared: bool
     """Whether its joules are those of other trials on the same GPU too."""
+    simulated: bool = False
+    """Whether its GPUs were."""
     params: Mapping[str, object]
 
 

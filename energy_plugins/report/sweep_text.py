@@ -17,7 +17,9 @@ def sweep_lines(sweep: Sweep) -> list[str]:
     """Return the table."""
     spent = f"{quantity(sweep.energy_j, 'J')} ({j_to_kwh(sweep.energy_j):.4g} kWh)"
     budget = "" if sweep.budget_j is None else f" of a budget of {j_to_kwh(sweep.budget_j):.4g} kWh"
-    lines = [f"{sweep.study}: {len(sweep.trials)} trials drew {spent}{budget}", ""]
+    simulated = any(trial.simulated for trial in sweep.trials)
+    lines = ["SIMULATED: no measurement of hardware"] if simulated else []
+    lines += [f"{sweep.study}: {len(sweep.trials)} trials drew {spent}{budget}", ""]
     rows = [["trials", "count", "energy", "share"]]
     for state, (count, energy_j) in sweep.by_state().items():
         share = energy_j / sweep.energy_j if sweep.energy_j else 0.0
@@ -27,7 +29,7 @@ def sweep_lines(sweep: Sweep) -> list[str]:
     if (best := sweep.to_target()) is not None and best.to_target_j is not None:
         seconds = "" if best.to_target_s is None else f" in {best.to_target_s:.4g} s"
         lines += ["", f"least energy to the target: trial {best.number}, {quantity(best.to_target_j, 'J')}{seconds}"]
-    return [*lines, *_doubts(sweep)]
+    return [line.rstrip() for line in [*lines, *_doubts(sweep)]]
 
 
 def sweep_values(sweep: Sweep) -> dict[str, Any]:

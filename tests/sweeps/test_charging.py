@@ -87,6 +87,7 @@ def test_trials_are_charged_however_they_end(gpu: Simulation, storage: Any) -> N
         assert trial.user_attrs[TOTAL_J] == pytest.approx(WATTS * duration_s, rel=0.1)
         assert trial.user_attrs["energy/avg_power_w"] == pytest.approx(WATTS, rel=0.1)
         assert "energy/shared_gpu" not in trial.user_attrs
+    assert study.trials[0].user_attrs["energy/simulated"] == 1.0
     assert study.trials[0].values[1] == study.trials[0].user_attrs[TOTAL_J]
     assert study_energy_j(study) == pytest.approx(sum(trial.user_attrs[TOTAL_J] for trial in study.trials))
 

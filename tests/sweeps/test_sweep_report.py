@@ -112,6 +112,8 @@ def test_a_study_is_read_with_its_importance() -> None:
     assert best.number == 6
     few = sweep_of(optuna.create_study())
     assert few.importance is None
+    assert sweep_lines(sweep(trial(0, 1.0, 1.0, simulated=True)))[0].startswith("SIMULATED")
+    assert "SIMULATED" not in "".join(sweep_lines(sweep(trial(0, 1.0, 1.0))))
     assert "0 complete trials" in few.why_no_importance
 
 
