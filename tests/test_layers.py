@@ -37,6 +37,8 @@ LEVELS = {
     "lightning": 6,
     "transformers": 6,
     "accelerate": 6,
+    # Trials are trainings of any framework.
+    "optuna": 7,
     # They find the plugin of whatever framework a program uses.
     "lightning_factory": 7,
     "run": 7,
@@ -60,13 +62,13 @@ RESERVED = {"testing": {"testing", "demo"}}
 
 FRAMEWORK_ROOMS = {
     # Who may import a framework. Whatever is not listed here is no framework.
-    "lightning": {"lightning", "demo"},
+    "lightning": {"lightning", "optuna", "demo"},
     "pytorch_lightning": {"lightning"},
     "torch": {"training", "lightning", "transformers", "accelerate", "rank_mail", "demo"},
-    "transformers": {"transformers"},
+    "transformers": {"transformers", "optuna"},
     # "cli" for its launcher, which `energy-launch` extends.
     "accelerate": {"transformers", "accelerate", "cli"},
-    "optuna": set[str](),
+    "optuna": {"optuna"},
     "ray": set[str](),
     "jax": set[str](),
     "tensorflow": set[str](),

@@ -23,6 +23,7 @@ _VERBS = {
     "report": "Show the report in a folder.",
     "compare": "Compare runs, or commands that are run in turn, and say which differences are real.",
     "ledger": "Say what all runs so far cost, by project, model, user, month or GPU.",
+    "sweep": "Say what a hyperparameter sweep drew, and what it found for that.",
     "watch": "Show power and joules of the GPUs as they are now.",
     "config": "Show the configuration that counts, and where each value came from.",
     "powerd": "Help install the helper that sets power limits for users.",

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from energy_plugins.config import MicroBatchConfig, PowerLimitConfig
     from energy_plugins.measure.report import Report
+    from energy_plugins.training.measured import Measured
 
 _guarded = guard(MisconfigurationException)
 
@@ -134,6 +135,11 @@ class EnergyMonitor(Callback):
     def report(self) -> Report | None:
         """The report of the last run that ended in this process."""
         return self._monitor.report
+
+    @property
+    def measuring(self) -> Measured | None:
+        """The run that is being measured, for callbacks of ours; None if there is none."""
+        return self._monitor.run
 
     def give_up(self, error: Exception) -> None:
         """End the measurement because of ``error``, with one warning; the training goes on."""

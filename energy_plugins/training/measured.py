@@ -92,6 +92,11 @@ class Measured:
         left = batches_left(limits, position)
         return self._pace.forecast(left, made=self.made, seconds_left=limits.seconds_left)
 
+    def left_j(self) -> float | None:
+        """Return what this run will still draw, as `forecast` has it."""
+        forecast = self.forecast()
+        return None if forecast is None else max(forecast.energy_j - self.meter.drawn_j(), 0.0)
+
     def left_s(self, step_s: float) -> float | None:
         """Return how long this run will still take at ``step_s`` for a step, None if its end is not known."""
         limits, position = self._outlook()

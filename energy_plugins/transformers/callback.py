@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from energy_plugins.config import EnergyArguments, EnergyConfig, MicroBatchConfig, PowerLimitConfig
     from energy_plugins.measure.report import Report
+    from energy_plugins.training.measured import Measured
 
 
 class EnergyCallback(TrainerCallback, ExportableState):
@@ -121,6 +122,11 @@ class EnergyCallback(TrainerCallback, ExportableState):
     def report(self) -> Report | None:
         """The report of the last training that ended in this process."""
         return self._fits.monitor.report
+
+    @property
+    def measuring(self) -> Measured | None:
+        """The run that is being measured, for callbacks of ours; None if there is none."""
+        return self._fits.monitor.run
 
     def limit_power(self, limit: PowerLimitConfig, trainer: Trainer | None, args: TrainingArguments) -> None:
         """Have the power limited, see `PowerLimitCallback`."""

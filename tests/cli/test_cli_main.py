@@ -14,7 +14,7 @@ from commands import COMMAND, call
 from energy_plugins import __version__
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("doctor", "run", "report", "watch", "ledger", "config", "hierarchy", "demo")
+VERBS = ("doctor", "run", "report", "watch", "ledger", "sweep", "config", "hierarchy", "demo")
 
 
 def test_help_names_every_verb_and_where_to_begin() -> None:
