@@ -177,7 +177,11 @@ def test_the_limit_comes_after_the_micro_batch(simulation: Simulation, tmp_path:
             sizes.append((model.sizes[-1], round(limit_w())))
 
     report = train(tmp_path, model, MicroBatchCallback(search_share=SHARE), limiter, Notes(), num_train_epochs=3)
-    assert part_of(report).chosen == 16
-    assert report.power_limit is not None
-    assert report.power_limit.searches > 0
-    assert {size for size, limit in sizes if limit != sizes[0][1]} == {16}
+    part, limited = part_of(report), report.power_limit
+    assert part.chosen == 16
+    assert limited is not None
+    assert limited.searches > 0
+    assert limited.chosen is not None
+    under = [(size, limit) for size, limit in sizes if limit != sizes[0][1]]
+    assert {size for size, limit in under if limit != round(limited.chosen)} == {16}
+    assert {size for size, limit in under} == {16, *part.checked_beside}  # compared once more, under the limit found
