@@ -10,21 +10,19 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing
 
-_PATIENCE_S = 90.0
 
-
-def in_ranks(ranks: int, work: Callable[[int], object]) -> list[int]:
+def in_ranks(ranks: int, work: Callable[[int], object], *, patience_s: float = 90.0) -> list[int]:
     """Call ``work`` with its rank in each of ``ranks`` processes, and return how they ended, as `subprocess` has it.
 
     They are forked from this one, so all that it has imported is there, and have torchrun's variables. Those that do
-    not end within 90 s are killed.
+    not end within ``patience_s`` are killed.
     """
     fork = multiprocessing.get_context("fork")
     port = _free_port()
     processes = [fork.Process(target=_as_rank, args=(work, rank, ranks, port)) for rank in range(ranks)]
     for process in processes:
         process.start()
-    deadline_s = time.monotonic() + _PATIENCE_S
+    deadline_s = time.monotonic() + patience_s
     codes = []
     for process in processes:
         with closing(process):
