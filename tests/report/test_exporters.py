@@ -277,16 +277,20 @@ class TestPrometheus:
 
     def test_a_forked_child_does_not_keep_the_port(self) -> None:
         endpoint = PrometheusEndpoint(0)
-        awake, release = os.pipe()
+        (awake, release), (told, tell) = os.pipe(), os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which is the point
             child = os.fork()
         if child == 0:
             os.close(release)
+            os.close(tell)
             os.read(awake, 1)
             os._exit(0)
         os.close(awake)
+        os.close(tell)
         try:
+            assert os.read(told, 1) == b""  # the child has begun, and closed its end
+            os.close(told)
             assert scraped(endpoint.port) == ""
             endpoint.close()
             PrometheusEndpoint(endpoint.port).close()
