@@ -48,7 +48,7 @@ ledger-load: install  ## 80,000 runs into ledgers, a third of them and all impor
 	$(PY) benchmarks/ledger_load.py
 
 soak: install  ## a day of random faults in virtual time (a minute or two)
-	$(PY) -m pytest -m soak $(PYTEST_ARGS)
+	$(PY) -m pytest -m soak tests/measure/test_soak.py $(PYTEST_ARGS)
 
 check: lint types stub warnings  ## every gate that is not a test (the tests run the examples)
 
