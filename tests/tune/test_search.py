@@ -25,8 +25,8 @@ from energy_plugins.tune import (
     search_power_limit,
     step,
 )
-from energy_plugins.tune.decision import choose, coarse
-from energy_plugins.tune.outlook import Known, Outlook
+from energy_plugins.tune.limit.decision import choose, coarse
+from energy_plugins.tune.limit.outlook import Known, Outlook
 
 LOW_W, START_W = 200.0, 700.0
 PROMISE = 0.005
