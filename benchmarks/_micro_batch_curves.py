@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from _recorded import Observer
 
-from energy_plugins.tune.micro_batch import Outcome, OutOfMemory, Refused
+from energy_plugins.tune.micro_batch.search import Outcome, OutOfMemory, Refused
 
 RECORDED = Path(__file__).parent / "recorded" / "h200_micro_batches.csv"
 SOURCE = (

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_plugins.tune import Measurement
-from energy_plugins.tune.outlook import LEAST_FALL
+from energy_plugins.tune.limit.outlook import LEAST_FALL
 
 Array = NDArray[np.float64]
 

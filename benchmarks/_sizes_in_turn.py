@@ -15,7 +15,7 @@ from _common import Table, say
 from energy_plugins import Report
 from energy_plugins.errors import EnergyError
 from energy_plugins.measure.drivers import current_drivers
-from energy_plugins.training.micro_batcher import MicroBatcher
+from energy_plugins.training.micro_batch.batcher import MicroBatcher
 
 ROUNDS = 3
 _LEFT_OUT_S = 1.0

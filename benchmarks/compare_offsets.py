@@ -22,9 +22,9 @@ from _common import Bar, Kind, finish, print_table, progress, wilson
 from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import STATE_COLUMNS, DeviceInfo, Work
-from energy_plugins.report.compare import Comparison, Metric, compare
-from energy_plugins.report.runs import SERIES, Run, run_of
-from energy_plugins.report.student import t_quantile
+from energy_plugins.report.comparison.compare import Comparison, Metric, compare
+from energy_plugins.report.comparison.runs import SERIES, Run, run_of
+from energy_plugins.report.comparison.student import t_quantile
 
 COMPARISONS = 1000
 REPEATS = 5

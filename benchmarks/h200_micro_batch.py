@@ -53,7 +53,7 @@ from energy_plugins.lightning import EnergyMonitor, MicroBatchTuner
 from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.testing import Simulation, simulated_gpus
-from energy_plugins.training.micro_batch_plan import sizes
+from energy_plugins.training.micro_batch.plan import sizes
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.transformers import EnergyCallback, MicroBatchCallback
 from energy_plugins.tune import MemoryHierarchy, WorkingSet

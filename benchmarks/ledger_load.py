@@ -38,8 +38,8 @@ from energy_plugins.measure.heartbeat import Heartbeat, SoFar
 from energy_plugins.measure.ledger_entry import GpuEntry, LedgerEntry, Status
 from energy_plugins.measure.spool import own_process, spool_folder
 from energy_plugins.report.ledger import Ledger
-from energy_plugins.report.ledger_runs import Run
-from energy_plugins.report.ledger_totals import overall
+from energy_plugins.report.ledger.runs import Run
+from energy_plugins.report.ledger.totals import overall
 
 RUNS_EACH = 1000
 KILLED_SHARE = 1 / 3

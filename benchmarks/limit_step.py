@@ -20,7 +20,7 @@ from energy_plugins.config import EnergyConfig, PowerLimitConfig, ReportConfig
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.testing import H200, Constant, simulated_gpus
-from energy_plugins.training.limit_timing import Timing
+from energy_plugins.training.limits.timing import Timing
 from energy_plugins.training.monitor import Monitor
 
 LOOPS = 100

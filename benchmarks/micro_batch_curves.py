@@ -25,9 +25,9 @@ from _micro_batch_curves import ENDS, RECORDED, SOURCE, SPILL, Cell, Curve, Size
 from _recorded import DRIFT, NOISE_OF_S, TOGETHER
 
 from energy_plugins.tune import FixedCost, MicroBatchChoice, MicroBatchTask, effective_batch_outlook, rule_of
-from energy_plugins.tune.fixed_cost import SizeCost
-from energy_plugins.tune.micro_batch import Done, begin, step
-from energy_plugins.tune.sizes import possible
+from energy_plugins.tune.micro_batch.fixed_cost import SizeCost
+from energy_plugins.tune.micro_batch.search import Done, begin, step
+from energy_plugins.tune.micro_batch.sizes import possible
 
 SEEDS = tuple(range(11001, 11021))
 """Not those that the search was made with, nor those of earlier results."""

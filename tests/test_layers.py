@@ -54,7 +54,7 @@ UPWARD = {
     "measure/meter.py": {"energy_plugins.distributed.RankExchange"},
     "measure/report.py": {"energy_plugins.report.html.write_html", "energy_plugins.report.png.write_png"},
     "tune/memory_hierarchy.py": {"energy_plugins.measure.memory_levels.memory_levels"},
-    "tune/working_set.py": {"energy_plugins.training.traced_working_set.traced"},
+    "tune/working_set.py": {"energy_plugins.training.working_set.traced.traced"},
 }
 
 # For tests, examples, benchmarks and the demo: nothing else of ours may import it, wherever it stands.

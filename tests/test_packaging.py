@@ -83,7 +83,7 @@ def test_the_wheel_holds_what_is_needed_and_nothing_else(sources: Path, fake_com
     page = {str(path.relative_to(sources)) for path in (sources / "energy_plugins/report/page").iterdir()}
     assert {"energy_plugins/report/page/echarts.min.js", *page} <= names
     assert {"energy_plugins/powerd/energy-powerd.service", "energy_plugins/powerd/powerd.toml"} <= names
-    assert "energy_plugins/report/grid_intensity.csv" in names
+    assert "energy_plugins/report/carbon/grid_intensity.csv" in names
     assert [name for name in names if name.startswith("energy_plugins/_native.") and name.endswith(".so")]
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"energy_plugins"}

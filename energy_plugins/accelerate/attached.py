@@ -33,11 +33,11 @@ from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.guard import FAILURES, guarded, warn
 from energy_plugins.training.loop import Loop
-from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
+from energy_plugins.training.micro_batch.refusals import most_sizes, why_not
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu
-from energy_plugins.tune.sizes import MOST_SIZES
+from energy_plugins.tune.micro_batch.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.report import Report
     from energy_plugins.training.measured import Measured
-    from energy_plugins.training.micro_batcher import MicroBatcher
+    from energy_plugins.training.micro_batch.batcher import MicroBatcher
 
 _HANDLE = "_energy_plugins"
 

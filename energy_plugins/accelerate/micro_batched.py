@@ -10,16 +10,16 @@ from energy_plugins.accelerate.attached import attach, attach_unmeasured, attach
 from energy_plugins.accelerate.micro_batches import Arguments, LossOf, MicroBatches
 from energy_plugins.config import micro_batch_asked
 from energy_plugins.errors import ConfigError
-from energy_plugins.training.batch_tree import sample_shape
 from energy_plugins.training.guard import warn
+from energy_plugins.training.micro_batch.batch_tree import sample_shape
 
 if TYPE_CHECKING:
     from accelerate.accelerator import Accelerator
 
     from energy_plugins.config import MicroBatchConfig
-    from energy_plugins.training.gradient_check import GradientCheck
-    from energy_plugins.training.micro_batch_plan import MicroBatchPlan
-    from energy_plugins.training.micro_batcher import MicroBatcher
+    from energy_plugins.training.micro_batch.batcher import MicroBatcher
+    from energy_plugins.training.micro_batch.gradient_check import GradientCheck
+    from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 
 _REDUCTIONS = ("mean", "sum")
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 
 from energy_plugins.accelerate.wrappers import Wrappers
-from energy_plugins.training.batch_tree import samples_in
-from energy_plugins.training.both_ways import both_ways
-from energy_plugins.training.memory import free_caches, is_out_of_memory
-from energy_plugins.training.micro_passes import Pass, passes
+from energy_plugins.training.micro_batch.batch_tree import samples_in
+from energy_plugins.training.micro_batch.both_ways import both_ways
+from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
+from energy_plugins.training.micro_batch.passes import Pass, passes
 
 if TYPE_CHECKING:
     from accelerate.accelerator import Accelerator
 
-    from energy_plugins.training.gradient_check import GradientCheck
-    from energy_plugins.training.micro_batch_plan import MicroBatchPlan
+    from energy_plugins.training.micro_batch.gradient_check import GradientCheck
+    from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 
 LossOf = Callable[..., torch.Tensor]
 

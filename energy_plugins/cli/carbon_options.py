@@ -14,7 +14,7 @@ from energy_plugins.errors import ConfigError
 
 if TYPE_CHECKING:
     from energy_plugins.measure.report import Report
-    from energy_plugins.report.carbon import Footprint
+    from energy_plugins.report.carbon.footprint import Footprint
 
 _TRAINING_TYPES = ("pre-training", "fine-tuning")
 _OPTIONS = (
@@ -68,9 +68,9 @@ class CarbonWishes:
 
     def _footprint(self, report: Report) -> Footprint | None:
         from energy_plugins.config import effective  # noqa: PLC0415 - a report alone needs none of it
-        from energy_plugins.report.carbon import footprint  # noqa: PLC0415
-        from energy_plugins.report.circumstances import Circumstances, Embodied  # noqa: PLC0415
-        from energy_plugins.report.grid import Marginal, own, placed  # noqa: PLC0415
+        from energy_plugins.report.carbon.circumstances import Circumstances, Embodied  # noqa: PLC0415
+        from energy_plugins.report.carbon.footprint import footprint  # noqa: PLC0415
+        from energy_plugins.report.carbon.grid import Marginal, own, placed  # noqa: PLC0415
 
         configured = effective(arguments={"report.country": self.country, "report.pue": self.pue}).config.report
         # A country that is named here is meant, whatever intensity is configured for all runs.
@@ -93,7 +93,7 @@ class CarbonWishes:
 
     def write_card(self, report: Report, found: Footprint) -> None:
         """Write the block of the model card, if that is asked for. Raises ReportError."""
-        from energy_plugins.report.model_card import block, write_into  # noqa: PLC0415
+        from energy_plugins.report.carbon.model_card import block, write_into  # noqa: PLC0415
 
         if self.model_card is not None:
             write_into(self.model_card, block(report, found, training_type=self.training_type or ""))

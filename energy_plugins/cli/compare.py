@@ -68,11 +68,11 @@ def command(  # noqa: PLR0913, PLR0917 - an option each
         raise click.UsageError("--repeats and --output are about --run: give that as well")
     if len(folders) < 2:
         raise click.UsageError("a comparison needs two folders at least, or --run twice")
-    from energy_plugins.report.compare import compare_folders  # noqa: PLC0415 - signals are held first
-    from energy_plugins.report.compare_html import html_page  # noqa: PLC0415
-    from energy_plugins.report.compare_text import as_json as in_json  # noqa: PLC0415
-    from energy_plugins.report.compare_text import text_table  # noqa: PLC0415
-    from energy_plugins.report.same_work import WorkUnit  # noqa: PLC0415
+    from energy_plugins.report.comparison.compare import compare_folders  # noqa: PLC0415 - signals are held first
+    from energy_plugins.report.comparison.html import html_page  # noqa: PLC0415
+    from energy_plugins.report.comparison.same_work import WorkUnit  # noqa: PLC0415
+    from energy_plugins.report.comparison.text import as_json as in_json  # noqa: PLC0415
+    from energy_plugins.report.comparison.text import text_table  # noqa: PLC0415
 
     comparison = compare_folders(folders, None if unit is None else WorkUnit(unit))
     click.echo(json.dumps(in_json(comparison), indent=1) if as_json else text_table(comparison))

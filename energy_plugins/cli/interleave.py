@@ -82,7 +82,7 @@ def _measure(words: Sequence[str], label: str, folder: Path, mask: set[signal.Si
 def _note(folder: Path, series: str, turn: Turn) -> None:
     """Write into the report in which round it was made. Raises click.ClickException if nothing was measured."""
     from energy_plugins.measure.report import Report, write_header  # noqa: PLC0415 - signals are held first
-    from energy_plugins.report.runs import SERIES  # noqa: PLC0415
+    from energy_plugins.report.comparison.runs import SERIES  # noqa: PLC0415
 
     report = Report.load(folder)
     if report.total_j is None:

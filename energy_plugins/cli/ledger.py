@@ -13,7 +13,7 @@ from energy_plugins.cli.options import amount
 
 if TYPE_CHECKING:
     from energy_plugins.report.ledger import Ledger
-    from energy_plugins.report.ledger_runs import Run
+    from energy_plugins.report.ledger.runs import Run
 
 _GROUPS = ("project", "model", "user", "month", "gpu")
 _MOST_TROUBLES = 5
@@ -74,7 +74,7 @@ def totals_command(*, by: str, price_per_kwh: float, price_per_job: float, as_js
     runs inside each other the innermost.
     """
     from energy_plugins.cli.ledger_tables import totals_json, totals_table  # noqa: PLC0415 - after the check for SQLAlchemy
-    from energy_plugins.report.ledger_totals import By, Price, overall, totals  # noqa: PLC0415 - the same
+    from energy_plugins.report.ledger.totals import By, Price, overall, totals  # noqa: PLC0415 - the same
 
     runs = _runs(**which)
     groups, whole = totals(runs, By(by)), overall(runs)
@@ -90,7 +90,7 @@ def totals_command(*, by: str, price_per_kwh: float, price_per_job: float, as_js
 def list_command(*, limit: int, as_json: bool, **which: Any) -> None:  # noqa: ANN401 - options of `_which_runs`
     """List runs, the latest first, with what each drew."""
     from energy_plugins.cli.ledger_tables import runs_table  # noqa: PLC0415 - see above
-    from energy_plugins.report.ledger_export import cells_of  # noqa: PLC0415 - see above
+    from energy_plugins.report.ledger.export import cells_of  # noqa: PLC0415 - see above
 
     runs = _runs(**which)
     latest = runs[::-1][:limit]
@@ -103,7 +103,7 @@ def list_command(*, limit: int, as_json: bool, **which: Any) -> None:  # noqa: A
 @_which_runs
 def export_command(file: Path, **which: Any) -> None:  # noqa: ANN401 - options of `_which_runs`
     """Write runs to FILE, a .csv or (with pyarrow installed) a .parquet: a row for each run."""
-    from energy_plugins.report.ledger_export import export  # noqa: PLC0415 - see above
+    from energy_plugins.report.ledger.export import export  # noqa: PLC0415 - see above
 
     runs = _runs(**which)
     export(file, runs)

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from energy_plugins.measure.aligned import aligned
 from energy_plugins.measure.quantity import duration, percent, quantity
-from energy_plugins.report.ledger_runs import Run
-from energy_plugins.report.ledger_totals import Price, Total
+from energy_plugins.report.ledger.runs import Run
+from energy_plugins.report.ledger.totals import Price, Total
 from energy_plugins.units import j_to_kwh, j_to_wh
 
 _MOST_NAME = 40

@@ -16,7 +16,7 @@ from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.rank_folders import completed_from_disk
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_files import header_path
-from energy_plugins.report import carbon_text
+from energy_plugins.report.carbon import text as carbon_text
 
 _ROWS_A_TIME = 4096
 """Steps in memory at once, however long the run was."""

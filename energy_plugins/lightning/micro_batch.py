@@ -13,10 +13,10 @@ from energy_plugins.lightning.micro_batches import MicroBatches, lacks
 from energy_plugins.lightning.monitor import EnergyMonitor, monitor_of
 from energy_plugins.lightning.trainer import sum_over_ranks, who_of
 from energy_plugins.measure.spans import Kind
-from energy_plugins.training.batch_tree import sample_shape, samples_in
 from energy_plugins.training.guard import warn
-from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
-from energy_plugins.training.micro_batcher import MicroBatcher
+from energy_plugins.training.micro_batch.batch_tree import sample_shape, samples_in
+from energy_plugins.training.micro_batch.batcher import MicroBatcher
+from energy_plugins.training.micro_batch.refusals import most_sizes, why_not
 from energy_plugins.training.model_shape import shape_of
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import torch
 from energy_plugins.lightning.installed import ParallelStrategy
 from energy_plugins.lightning.logged import logging_to, metrics_kept
 from energy_plugins.lightning.passes import Arrived, Passes
-from energy_plugins.training.both_ways import both_ways
-from energy_plugins.training.gradient_check import GradientCheck
-from energy_plugins.training.micro_batch_plan import MicroBatchPlan
-from energy_plugins.training.micro_passes import Pass, unheard
+from energy_plugins.training.micro_batch.both_ways import both_ways
+from energy_plugins.training.micro_batch.gradient_check import GradientCheck
+from energy_plugins.training.micro_batch.passes import Pass, unheard
+from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.training.replaced import Replaced
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.batch import work_of
 from energy_plugins.training.guard import guard, warn
-from energy_plugins.training.micro_batcher import MicroBatcher
+from energy_plugins.training.micro_batch.batcher import MicroBatcher
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
 from energy_plugins.training.own_gpu import own_gpu

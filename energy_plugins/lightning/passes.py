@@ -11,10 +11,10 @@ import torch
 
 from energy_plugins.errors import BatchError
 from energy_plugins.lightning.logged import Logged
-from energy_plugins.training.batch_tree import joined, samples_in
-from energy_plugins.training.memory import free_caches, is_out_of_memory
-from energy_plugins.training.micro_batch_plan import MicroBatchPlan
-from energy_plugins.training.micro_passes import Pass, passes
+from energy_plugins.training.micro_batch.batch_tree import joined, samples_in
+from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
+from energy_plugins.training.micro_batch.passes import Pass, passes
+from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 
 if TYPE_CHECKING:
     from lightning.pytorch.loops.optimization.automatic import ClosureResult

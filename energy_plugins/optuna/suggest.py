@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import optuna
 
     from energy_plugins.measure.devices import Gpu
-    from energy_plugins.tune.sizes import Memory
+    from energy_plugins.tune.micro_batch.sizes import Memory
 
 _STEP_W: Final = 10
 """Limits closer than that differ by less than runs do."""
@@ -62,7 +62,7 @@ def suggest_micro_batch(
         trial: of a study.
         effective_batch: samples of one optimizer step on one GPU.
         most: the most samples that may run at once, if that is known.
-        memory: what the model needs and the device has (`energy_plugins.tune.sizes.Memory`): what surely does not fit
+        memory: what the model needs and the device has (`energy_plugins.tune.Memory`): what surely does not fit
             is not suggested.
         name: of the parameter; ``micro_batch_of_<effective_batch>``, and its bound, if not given: Optuna knows no
             parameter whose choices change.

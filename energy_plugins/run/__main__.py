@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from energy_plugins.config import effective, to_environment
 from energy_plugins.errors import ConfigError
-from energy_plugins.report.grid import placed
+from energy_plugins.report.carbon.grid import placed
 
 _USAGE = """\
 usage: python -m energy_plugins.run [--energy-config FILE] [--energy-SECTION-KEY VALUE ...] (SCRIPT | -m MODULE) [...]

@@ -19,18 +19,18 @@ from energy_plugins.measure.spans import Kind
 from energy_plugins.training.exports import export_if_asked
 from energy_plugins.training.figures import TOTALS
 from energy_plugins.training.guard import FAILURES, guarded, warn
-from energy_plugins.training.limiter import Limiter
+from energy_plugins.training.limits.limiter import Limiter
 from energy_plugins.training.measured import Measured, Outlook
-from energy_plugins.training.micro_batcher import MicroBatcher
+from energy_plugins.training.micro_batch.batcher import MicroBatcher
 from energy_plugins.training.place import Devices, Place
 from energy_plugins.training.watch import SumOverRanks, Watch
-from energy_plugins.tune.sizes import MOST_SIZES
+from energy_plugins.tune.micro_batch.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
     from energy_plugins.config import EnergyConfig, MicroBatchConfig
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.report import Report
-    from energy_plugins.training.limit_timing import Timing
+    from energy_plugins.training.limits.timing import Timing
 
 
 class Monitor:

@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from energy_plugins.measure.spans import Kind
-from energy_plugins.training.batch_tree import sample_shape, samples_in
 from energy_plugins.training.guard import warn
-from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
+from energy_plugins.training.micro_batch.batch_tree import sample_shape, samples_in
+from energy_plugins.training.micro_batch.refusals import most_sizes, why_not
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.place import rank_of
 from energy_plugins.training.replaced import Replaced
@@ -26,7 +26,7 @@ from energy_plugins.transformers.trainers import (
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
 
-    from energy_plugins.training.micro_batcher import MicroBatcher
+    from energy_plugins.training.micro_batch.batcher import MicroBatcher
     from energy_plugins.training.monitor import Monitor
 
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from energy_plugins.training.both_ways import both_ways
-from energy_plugins.training.memory import free_caches, is_out_of_memory
-from energy_plugins.training.micro_passes import Pass, passes
+from energy_plugins.training.micro_batch.both_ways import both_ways
+from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
+from energy_plugins.training.micro_batch.passes import Pass, passes
 from energy_plugins.training.replaced import Replaced
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
 
-    from energy_plugins.training.gradient_check import GradientCheck
-    from energy_plugins.training.micro_batch_plan import MicroBatchPlan
+    from energy_plugins.training.micro_batch.gradient_check import GradientCheck
+    from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 
 Original = Callable[..., Any]
 

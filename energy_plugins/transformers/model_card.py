@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energy_plugins.report.carbon import footprint
-from energy_plugins.report.circumstances import Circumstances
-from energy_plugins.report.grid import placed
-from energy_plugins.report.model_card import block, write_into
+from energy_plugins.report.carbon.circumstances import Circumstances
+from energy_plugins.report.carbon.footprint import footprint
+from energy_plugins.report.carbon.grid import placed
+from energy_plugins.report.carbon.model_card import block, write_into
 from energy_plugins.training.guard import guarded, warn
 
 if TYPE_CHECKING:

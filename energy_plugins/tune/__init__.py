@@ -1,14 +1,18 @@
 """Searches that spend less energy on the same training: pure functions that say what to try next, and their drivers."""
 
-from energy_plugins.tune.decision import LimitChoice
 from energy_plugins.tune.effective_batch import EffectiveBatchOutlook, GrowthPlan, effective_batch_outlook, grow
-from energy_plugins.tune.fixed_cost import FixedCost
 from energy_plugins.tune.joint import search_jointly
 from energy_plugins.tune.joint_choice import JointChoice
 from energy_plugins.tune.learning_rate import LearningRateRule, rule_of, rule_to_try
-from energy_plugins.tune.measurement import Measurement, Window, of_all_ranks
+from energy_plugins.tune.limit.decision import LimitChoice
+from energy_plugins.tune.limit.driver import Clocks, PowerLimitChoice, search, search_power_limit
+from energy_plugins.tune.limit.measurement import Measurement, Window, of_all_ranks
+from energy_plugins.tune.limit.objective import Energy, EnergyDelay, Objective, ZeusCost
+from energy_plugins.tune.limit.search import Action, Done, LimitSearch, Measure, begin, chosen, step
+from energy_plugins.tune.limit.task import Task
 from energy_plugins.tune.memory_hierarchy import Level, MemoryHierarchy
-from energy_plugins.tune.micro_batch import (
+from energy_plugins.tune.micro_batch.fixed_cost import FixedCost
+from energy_plugins.tune.micro_batch.search import (
     Memory,
     MicroBatchChoice,
     MicroBatchTask,
@@ -18,10 +22,6 @@ from energy_plugins.tune.micro_batch import (
     candidates,
     search_micro_batch,
 )
-from energy_plugins.tune.objective import Energy, EnergyDelay, Objective, ZeusCost
-from energy_plugins.tune.power_limit import Clocks, PowerLimitChoice, search, search_power_limit
-from energy_plugins.tune.search import Action, Done, LimitSearch, Measure, begin, chosen, step
-from energy_plugins.tune.task import Task
 from energy_plugins.tune.working_set import Part, WorkingSet
 
 __all__ = [

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from energy_plugins.tune.micro_batch_choice import MicroBatchChoice
-from energy_plugins.tune.micro_batch_task import MicroBatchTask, SizeWindow
-from energy_plugins.tune.size_decision import chosen
-from energy_plugins.tune.size_outlook import size_outlook
+from energy_plugins.tune.micro_batch.choice import MicroBatchChoice
+from energy_plugins.tune.micro_batch.decision import chosen
+from energy_plugins.tune.micro_batch.outlook import size_outlook
+from energy_plugins.tune.micro_batch.task import MicroBatchTask, SizeWindow
 
 
 @dataclass(frozen=True)

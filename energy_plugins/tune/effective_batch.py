@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from energy_plugins.errors import ConfigError
-from energy_plugins.tune.decision import WORTH
-from energy_plugins.tune.fixed_cost import FixedCost
 from energy_plugins.tune.learning_rate import LearningRateRule
+from energy_plugins.tune.limit.decision import WORTH
+from energy_plugins.tune.micro_batch.fixed_cost import FixedCost
 
 _FURTHEST = 256
 """By which factor the outlook goes, at most: a curve says nothing of sizes far beyond those that were measured."""

@@ -11,14 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from energy_plugins.errors import WindowError
-from energy_plugins.tune import micro_batch, search
 from energy_plugins.tune.beside import best_beside, to_measure
-from energy_plugins.tune.decision import LimitChoice
 from energy_plugins.tune.joint_choice import JointChoice
-from energy_plugins.tune.measurement import Measurement
-from energy_plugins.tune.micro_batch import MicroBatchChoice, MicroBatchSearch, MicroBatchTask, Outcome, SizeWindow
-from energy_plugins.tune.search import LimitSearch
-from energy_plugins.tune.task import Task
+from energy_plugins.tune.limit import search
+from energy_plugins.tune.limit.decision import LimitChoice
+from energy_plugins.tune.limit.measurement import Measurement
+from energy_plugins.tune.limit.search import LimitSearch
+from energy_plugins.tune.limit.task import Task
+from energy_plugins.tune.micro_batch import search as sizes
+from energy_plugins.tune.micro_batch.search import (
+    MicroBatchChoice,
+    MicroBatchSearch,
+    MicroBatchTask,
+    Outcome,
+    SizeWindow,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class JointSearch:
 
 def begin(batch: MicroBatchTask, limit: Task) -> tuple[JointSearch, Try]:
     """Return the state of a new search, and what to measure first: both as the user set them."""
-    part, action = micro_batch.begin(batch)
+    part, action = sizes.begin(batch)
     first = Try(action.size, limit.start, action.seconds, action.guarded)
     return JointSearch(batch, limit, first, part), first
 
@@ -85,8 +92,8 @@ def step(state: JointSearch, outcome: Outcome, took_s: float | None = None) -> t
     """
     match state.part:
         case MicroBatchSearch() as part:
-            searching, action = micro_batch.step(part, outcome, took_s)
-            if isinstance(action, micro_batch.Action):
+            searching, action = sizes.step(part, outcome, took_s)
+            if isinstance(action, sizes.Action):
                 following = Try(action.size, state.limit_task.start, action.seconds, action.guarded)
                 return replace(state, part=searching, pending=following), following
             limiting, measure = search.begin(state.limit_task)
@@ -141,7 +148,7 @@ def _checked(part: Checking, asked: Try, outcome: Outcome) -> Checking:
 
 def _next_check(state: JointSearch, part: Checking) -> tuple[JointSearch, Try | JointDone]:
     if part.to_measure:
-        following = Try(part.to_measure[0], part.limit.limit, micro_batch.WINDOW_S)
+        following = Try(part.to_measure[0], part.limit.limit, sizes.WINDOW_S)
         return replace(state, part=part, pending=following), following
     task, limit = state.limit_task, part.limit
     slack = task.bound + task.promise - math.log1p(limit.expected_slowdown)

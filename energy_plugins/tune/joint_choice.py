@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from energy_plugins.tune.decision import LimitChoice
-from energy_plugins.tune.micro_batch_choice import MicroBatchChoice
+from energy_plugins.tune.limit.decision import LimitChoice
+from energy_plugins.tune.micro_batch.choice import MicroBatchChoice
 
 
 @dataclass(frozen=True)

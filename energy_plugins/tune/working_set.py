@@ -77,7 +77,7 @@ class WorkingSet:
         Raises:
             ConfigError: if one of them is not what it should be, or the model cannot be run on the example.
         """
-        from energy_plugins.training.traced_working_set import traced  # noqa: PLC0415 - above: it knows torch
+        from energy_plugins.training.working_set.traced import traced  # noqa: PLC0415 - above: it knows torch
 
         return traced(model, example_batch, optimizer, precision, device)
 

@@ -16,7 +16,7 @@ from energy_plugins.measure.limit_part import LimitPart
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import NoPermission, simulated_gpus
 from energy_plugins.testing.ranks import in_ranks
-from energy_plugins.training.limit_timing import Timing
+from energy_plugins.training.limits.timing import Timing
 
 MOST_STEPS = 2400
 """About a minute, of which a search may take a third."""

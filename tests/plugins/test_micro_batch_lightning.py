@@ -25,7 +25,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from energy_plugins.lightning import MicroBatchTuner
 from energy_plugins.testing.ranks import in_ranks
-from energy_plugins.training.micro_batch_refusals import most_sizes, why_not
+from energy_plugins.training.micro_batch.refusals import most_sizes, why_not
 
 WAYS = [(12, 1, 4), (12, 2, 6), (4, 4, 8), (2, 6, 12), (8, 3, 4)]
 """Batch, accumulation and micro-batch: split, and merged."""

@@ -16,7 +16,7 @@ from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import simulated_gpus
 from energy_plugins.testing.ranks import in_ranks
-from energy_plugins.training.limit_timing import Timing
+from energy_plugins.training.limits.timing import Timing
 
 MOST_STEPS = 900
 QUICK = Timing(first_s=0.2, settle_s=0.05, watch_s=1.0, least_search_s=1.0, shorter=10.0)

@@ -12,8 +12,8 @@ from rank_launcher import Launcher, clean
 from energy_plugins.measure.ledger_entry import Status
 from energy_plugins.measure.report import Report
 from energy_plugins.report.ledger import Ledger
-from energy_plugins.report.ledger_runs import Run
-from energy_plugins.report.ledger_totals import overall
+from energy_plugins.report.ledger.runs import Run
+from energy_plugins.report.ledger.totals import overall
 from energy_plugins.testing import Constant, simulated_gpus
 
 MEASURED = """

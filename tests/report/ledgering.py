@@ -8,7 +8,7 @@ from typing import Any
 
 from energy_plugins.measure.ledger_entry import GpuEntry, LedgerEntry, ProcessEntry, Status
 from energy_plugins.measure.spool import own_process
-from energy_plugins.report.ledger_runs import Row
+from energy_plugins.report.ledger.runs import Row
 
 NOW = "2026-11-22T08:15:00.000+00:00"
 

@@ -17,12 +17,12 @@ from energy_plugins.errors import ConfigError
 from energy_plugins.measure.columns import Columns
 from energy_plugins.measure.rank_part import Rank, RankPart
 from energy_plugins.measure.ranks import Ranks
-from energy_plugins.report.carbon import Footprint, footprint
-from energy_plugins.report.carbon_text import as_json, text_block
-from energy_plugins.report.circumstances import Circumstances, Embodied
-from energy_plugins.report.grid import LocationBased, Marginal, country, of_country, own
-from energy_plugins.report.grid_series import Series
-from energy_plugins.report.relatable import BY_GRAMS, BY_KWH, as_much_as
+from energy_plugins.report.carbon.circumstances import Circumstances, Embodied
+from energy_plugins.report.carbon.footprint import Footprint, footprint
+from energy_plugins.report.carbon.grid import LocationBased, Marginal, country, of_country, own
+from energy_plugins.report.carbon.grid_series import Series
+from energy_plugins.report.carbon.relatable import BY_GRAMS, BY_KWH, as_much_as
+from energy_plugins.report.carbon.text import as_json, text_block
 
 KWH_J = 3.6e6
 HOURS = "time,g_per_kwh\n2026-11-22T07:00:00Z,100\n2026-11-22T08:00:05Z,300\n2026-11-22T09:00:00Z,50\n"
@@ -55,7 +55,7 @@ class TestCountries:
             country(text)
 
     def test_the_table_is_whole(self) -> None:
-        from energy_plugins.report import grid
+        from energy_plugins.report.carbon import grid
 
         table = {one.alpha_2: one for one in grid._countries().values()}
         assert len(table) > 200

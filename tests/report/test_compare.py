@@ -15,11 +15,11 @@ from energy_plugins.errors import ReportError
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import Work
-from energy_plugins.report.compare import Comparison, Finding, Metric, compare, compare_folders
-from energy_plugins.report.compare_html import html_page, html_section
-from energy_plugins.report.compare_text import as_json, text_table
-from energy_plugins.report.runs import SERIES, LeftOut, Run, read_runs, run_of
-from energy_plugins.report.same_work import WorkUnit
+from energy_plugins.report.comparison.compare import Comparison, Finding, Metric, compare, compare_folders
+from energy_plugins.report.comparison.html import html_page, html_section
+from energy_plugins.report.comparison.runs import SERIES, LeftOut, Run, read_runs, run_of
+from energy_plugins.report.comparison.same_work import WorkUnit
+from energy_plugins.report.comparison.text import as_json, text_table
 from energy_plugins.testing import Constant, simulated_gpus
 
 JITTER = (1.001, 0.998, 1.002, 0.999, 1.0)

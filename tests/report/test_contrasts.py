@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from energy_plugins.report.contrasts import Design, Difference, difference
-from energy_plugins.report.linear_model import Floats
-from energy_plugins.report.student import t_quantile
+from energy_plugins.report.comparison.contrasts import Design, Difference, difference
+from energy_plugins.report.comparison.linear_model import Floats
+from energy_plugins.report.comparison.student import t_quantile
 
 A = np.array([0.10, -0.85, 0.38, -1.30, 0.91])
 B = np.array([1.20, 0.40, 0.95, 0.10, 1.75])

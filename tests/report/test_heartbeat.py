@@ -20,7 +20,7 @@ from energy_plugins.measure.heartbeat import SoFar
 from energy_plugins.measure.ledger_entry import LedgerEntry, Status
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.report import Report
-from energy_plugins.report.ledger_spool import read_spool
+from energy_plugins.report.ledger.spool import read_spool
 from energy_plugins.testing import Constant, Simulation
 
 Simulated = Callable[..., Simulation]

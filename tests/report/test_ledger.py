@@ -18,7 +18,7 @@ from ledgering import ended_process, entry, spooled
 from energy_plugins.measure.ledger_entry import GpuEntry, LedgerEntry, ProcessEntry, Status
 from energy_plugins.measure.spool import own_process
 from energy_plugins.report.ledger import Ledger
-from energy_plugins.report.ledger_import import put, supersedes
+from energy_plugins.report.ledger.importing import put, supersedes
 
 pytest_plugins = ["ledger_fixtures"]
 

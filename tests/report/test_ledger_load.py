@@ -11,7 +11,7 @@ from _postgres import postgres_missing
 from ledgering import row
 
 from energy_plugins.measure.ledger_entry import Status
-from energy_plugins.report.ledger_runs import Row, runs_of
+from energy_plugins.report.ledger.runs import Row, runs_of
 
 LOAD = Path(__file__).parents[2] / "benchmarks" / "ledger_load.py"
 PATIENCE_S = 400

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ledgering import row
 
 from energy_plugins.measure.ledger_entry import Status
-from energy_plugins.report.ledger_runs import Row, runs_of
-from energy_plugins.report.ledger_totals import By, Price, overall, totals
+from energy_plugins.report.ledger.runs import Row, runs_of
+from energy_plugins.report.ledger.totals import By, Price, overall, totals
 
 WHOLE_J = st.integers(0, 2**40).map(float)  # sums of whole joules are exact
 

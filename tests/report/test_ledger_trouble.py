@@ -18,9 +18,9 @@ from sqlalchemy import Column, Connection, Integer, MetaData, create_engine, ins
 
 from energy_plugins.errors import LedgerError
 from energy_plugins.report.ledger import Ledger
-from energy_plugins.report.ledger_database import _LOCK, Database
-from energy_plugins.report.ledger_place import file_system_of, refuse_network
-from energy_plugins.report.ledger_schema import RUNS, TABLES, upgrade, version_of
+from energy_plugins.report.ledger.database import _LOCK, Database
+from energy_plugins.report.ledger.place import file_system_of, refuse_network
+from energy_plugins.report.ledger.schema import RUNS, TABLES, upgrade, version_of
 
 pytest_plugins = ["ledger_fixtures"]
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from reporting import make_report
 
 from energy_plugins.errors import ReportError
-from energy_plugins.report.carbon import footprint
-from energy_plugins.report.circumstances import Circumstances
-from energy_plugins.report.grid import Marginal, of_country
-from energy_plugins.report.model_card import KEY, block, with_block, write_into
+from energy_plugins.report.carbon.circumstances import Circumstances
+from energy_plugins.report.carbon.footprint import footprint
+from energy_plugins.report.carbon.grid import Marginal, of_country
+from energy_plugins.report.carbon.model_card import KEY, block, with_block, write_into
 
 VALUES: dict[str, Any] = {"emissions": 12.5, "source": "energy-plugins: measured", "hardware_used": "8 x NVIDIA H200"}
 BLOCK = f"{KEY}:\n  emissions: 12.5\n  source: 'energy-plugins: measured'\n  hardware_used: 8 x NVIDIA H200\n"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 
 from energy_plugins.errors import BatchError
-from energy_plugins.training.batch_tree import cut, joined, samples_in
+from energy_plugins.training.micro_batch.batch_tree import cut, joined, samples_in
 
 
 class Pair(NamedTuple):

@@ -14,10 +14,10 @@ import pytest
 from energy_plugins.measure.live import StepBatch
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.training.all_ranks import AllRanks
-from energy_plugins.training.limit_timing import Timing
-from energy_plugins.training.limit_windows import Windows
-from energy_plugins.training.micro_batch_course import MicroBatchCourse, Searched
-from energy_plugins.training.own_sizes import OwnSizes
+from energy_plugins.training.limits.timing import Timing
+from energy_plugins.training.limits.windows import Windows
+from energy_plugins.training.micro_batch.course import MicroBatchCourse, Searched
+from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.step_window import Told, WindowNs
 
 RANKS, START, SHARE, SIZES = 2, 4, 16, (2, 4, 8, 16)

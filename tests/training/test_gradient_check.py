@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from energy_plugins.training.batch_tree import cut
-from energy_plugins.training.gradient_check import LIMITS, GradientCheck, compare, limit_of
+from energy_plugins.training.micro_batch.batch_tree import cut
+from energy_plugins.training.micro_batch.gradient_check import LIMITS, GradientCheck, compare, limit_of
 
 Loss = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 SAMPLES = 8

@@ -25,15 +25,15 @@ from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.live import StepBatch
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.training.all_ranks import AllRanks
-from energy_plugins.training.knob import SharedKnob
-from energy_plugins.training.limit_check import Kept, holds
-from energy_plugins.training.limit_course import Course, Wanted
-from energy_plugins.training.limit_memory import recall, remember, store_path
-from energy_plugins.training.limit_progress import Progress
-from energy_plugins.training.limit_timing import Timing
-from energy_plugins.training.limit_windows import Windows
-from energy_plugins.training.limiter import Limiter
-from energy_plugins.training.own_rank import OwnRank
+from energy_plugins.training.limits.check import Kept, holds
+from energy_plugins.training.limits.course import Course, Wanted
+from energy_plugins.training.limits.knob import SharedKnob
+from energy_plugins.training.limits.limiter import Limiter
+from energy_plugins.training.limits.memory import recall, remember, store_path
+from energy_plugins.training.limits.own_rank import OwnRank
+from energy_plugins.training.limits.progress import Progress
+from energy_plugins.training.limits.timing import Timing
+from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.step_window import Heard, Told, WindowNs
 from energy_plugins.tune import Measurement, Task
 

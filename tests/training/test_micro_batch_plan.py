@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_plugins.errors import BatchError
-from energy_plugins.training.micro_batch_plan import MicroBatchPlan, sizes
+from energy_plugins.training.micro_batch.plan import MicroBatchPlan, sizes
 
 
 @given(batch=st.integers(1, 96), accumulation=st.integers(1, 24), data=st.data())

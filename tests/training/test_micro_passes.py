@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_plugins.errors import BatchError
-from energy_plugins.training.both_ways import both_ways
-from energy_plugins.training.micro_batch_plan import MicroBatchPlan, sizes
-from energy_plugins.training.micro_passes import Pass, passes
+from energy_plugins.training.micro_batch.both_ways import both_ways
+from energy_plugins.training.micro_batch.passes import Pass, passes
+from energy_plugins.training.micro_batch.plan import MicroBatchPlan, sizes
 
 PLANS = st.tuples(st.integers(1, 12), st.integers(1, 6)).flatmap(
     lambda setting: st.sampled_from(sizes(*setting)).map(lambda size: MicroBatchPlan(*setting, size))

@@ -17,12 +17,12 @@ from test_limiter import DRAWN_W, FOUND_W, LOWEST_W, ModelRank, Training, drive
 
 from energy_plugins.config import PowerLimitConfig
 from energy_plugins.measure.rank_part import Rank
-from energy_plugins.training.limit_apart import LONGER, apart, with_reserve
-from energy_plugins.training.limit_check import Kept
-from energy_plugins.training.limit_progress import Progress
-from energy_plugins.training.limiter import Limiter
-from energy_plugins.training.peer_waits import LEAST_SHARE, PeerWaits
-from energy_plugins.training.rank_limits import RankLimits
+from energy_plugins.training.limits.apart import LONGER, apart, with_reserve
+from energy_plugins.training.limits.check import Kept
+from energy_plugins.training.limits.limiter import Limiter
+from energy_plugins.training.limits.peer_waits import LEAST_SHARE, PeerWaits
+from energy_plugins.training.limits.progress import Progress
+from energy_plugins.training.limits.rank_limits import RankLimits
 from energy_plugins.training.step_window import Told
 from energy_plugins.tune import Task
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_plugins.tune import FixedCost
-from energy_plugins.tune.fixed_cost import SizeCost
+from energy_plugins.tune.micro_batch.fixed_cost import SizeCost
 
 SIZES = (4, 8, 16, 32, 64, 128, 256)
 

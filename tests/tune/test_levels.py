@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energy_plugins.tune.levels import Levels, levels, shared
+from energy_plugins.tune.micro_batch.levels import Levels, levels, shared
 
 SIZES = [8, 16, 8, 32, 16, 8, 32, 16, 32, 8]
 TRUTH = {8: 0.0, 16: -0.4, 32: -0.41}

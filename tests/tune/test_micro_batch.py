@@ -22,7 +22,7 @@ from energy_plugins.tune import (
     candidates,
     search_micro_batch,
 )
-from energy_plugins.tune.micro_batch import Done, begin, step
+from energy_plugins.tune.micro_batch.search import Done, begin, step
 
 WORTH = 0.005
 BUDGET_S = 60.0

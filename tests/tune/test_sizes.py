@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from energy_plugins.errors import ConfigError
 from energy_plugins.tune import MicroBatchTask, candidates, search_micro_batch
-from energy_plugins.tune.sizes import MOST_SIZES, Memory, possible
+from energy_plugins.tune.micro_batch.sizes import MOST_SIZES, Memory, possible
 
 MIB = 2**20
 

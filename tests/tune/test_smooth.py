@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energy_plugins.tune.smooth import Array, smooth
+from energy_plugins.tune.limit.smooth import Array, smooth
 
 
 def visits(lowered: Array, each_s: float = 5.0) -> tuple[Array, Array]:

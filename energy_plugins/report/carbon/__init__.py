@@ -1,0 +1,1 @@
+"""Grams, money and things that people know, from joules."""

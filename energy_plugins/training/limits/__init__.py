@@ -1,0 +1,1 @@
+"""The power limit of a training: from its start to whatever ends it."""

@@ -1,0 +1,79 @@
+"""One window of batches run both ways: as it came, and as a plan has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from energy_plugins.training.micro_batch.batch_tree import cut, joined, samples_in
+from energy_plugins.training.micro_batch.gradient_check import GradientCheck, compare, limit_of
+from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
+from energy_plugins.training.micro_batch.passes import Pass, passes, unheard
+from energy_plugins.training.micro_batch.plan import MicroBatchPlan
+
+Run = Callable[[Sequence[Pass]], object]
+"""Runs passes forward and backward, and leaves their gradients in the models."""
+
+
+def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
+    models: Sequence[torch.nn.Module],
+    window: Sequence[Any],
+    plan: MicroBatchPlan,
+    run: Run,
+    *,
+    adds_up: bool,
+    precision: torch.dtype | None,
+) -> GradientCheck | None:
+    """Return how the gradients of a window would differ under ``plan``; None if it is no whole one.
+
+    Where batches are cut because whole ones do not fit into memory, the largest part of each that fits is compared.
+
+    Args:
+        models: hold all parameters; left as they were, and no other rank hears of it.
+        window: the batches of an optimizer step.
+        plan: what might be done with them.
+        run: see `Run`.
+        adds_up: see `passes`.
+        precision: see `limit_of`.
+
+    Raises:
+        BatchError: if the batches do not go together.
+        RuntimeError: if a pass fails, for want of memory for example.
+    """
+    if [samples_in(batch) for batch in window] != [plan.batch] * plan.accumulation:
+        return None
+    all_models = torch.nn.ModuleList(models)
+    with ExitStack() as alone:
+        for model in models:
+            alone.enter_context(unheard(model))
+        samples = plan.batch
+        while True:
+            usual = [Pass(cut(batch, samples)[0] if samples < plan.batch else batch) for batch in window]
+            other = _planned([one.batch for one in usual], plan, adds_up=adds_up)
+            try:
+                return compare(
+                    all_models,
+                    lambda usual=usual: run(usual),  # type: ignore[misc] # of this turn
+                    lambda other=other: run(other),  # type: ignore[misc]
+                    limit=limit_of(all_models, precision),
+                )
+            except (RuntimeError, MemoryError) as error:
+                samples = _fewer(samples, plan.size)
+                if not is_out_of_memory(error) or samples <= plan.size:
+                    raise
+            free_caches()
+
+
+def _planned(batches: Sequence[Any], plan: MicroBatchPlan, *, adds_up: bool) -> list[Pass]:
+    groups = [batches[first : first + plan.together] for first in range(0, len(batches), plan.together)]
+    for group in groups:
+        joined(group)  # what cannot be joined would run as it came, and prove nothing
+    return [one for group in groups for one in passes(group, plan, adds_up=adds_up)]
+
+
+def _fewer(samples: int, size: int) -> int:
+    """Return about half as many, in whole micro-batches."""
+    return -(-samples // (2 * size)) * size

@@ -1,0 +1,255 @@
+"""The course of a search for a micro-batch: first steps, a search, the choice. All ranks follow it in step.
+
+As the course of a limit (`limits/course.py`) it is a generator that yields for how many optimizer steps to go on as
+things are, and whatever decides has been heard from all ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from energy_plugins.training.limits.windows import Windows
+from energy_plugins.training.micro_batch.own_sizes import OwnSizes
+from energy_plugins.tune import Measurement, MicroBatchChoice, MicroBatchTask, OutOfMemory, Refused
+from energy_plugins.tune.beside import Beside, best_beside, to_measure
+from energy_plugins.tune.micro_batch.search import WINDOW_S, Action, Done, begin, step
+from energy_plugins.tune.micro_batch.task import BUDGET_S, SizeWindow
+
+_CHANGE_STEPS = 3
+"""Optimizer steps after a change that are left out: kernels are chosen, and what is compiled is compiled again."""
+_PACE_STEPS = 2
+"""After them, by which it is told how long a step takes now."""
+
+
+_FOR_EVER = 1 << 62
+"""Optimizer steps."""
+
+
+class _Word(NamedTuple):
+    """What one rank tells the others between windows."""
+
+    able: float
+    """1 if it measures."""
+    step_s: float
+    elapsed_s: float
+    left_s: float
+    """Until the end of the training; NaN where that is not known."""
+    failed: float
+    """The size that ran out of memory, 0 if none did."""
+    remembered: float
+    """The size that was chosen for such a training before, 0 if none is known. Rank 0's counts."""
+
+
+@dataclass
+class Searched:
+    """How far it has come."""
+
+    choice: MicroBatchChoice | None = None
+    source: str = ""
+    why: str = ""
+    """Why there is no choice."""
+    search_s: float = 0.0
+    is_over: bool = False
+    is_checking: bool = False
+    """Whether the sizes beside the choice are being looked at once more."""
+    beside: Beside | None = None
+    """What came of that; None if there was no such look."""
+    looked_at: Sequence[int] = field(default_factory=tuple)
+    """The sizes that were measured in it."""
+
+
+class MicroBatchCourse:
+    """What one rank does, and when.
+
+    Args:
+        windows: of the training, by optimizer steps.
+        rank: this one, the same that the windows have.
+        share: samples of an optimizer step on one rank.
+        search_share: the most of the training that the search may take.
+        remembered: a size that was chosen for such a training, to be looked at first; on rank 0. 0 if none is known.
+    """
+
+    def __init__(
+        self, windows: Windows, rank: OwnSizes, *, share: int, search_share: float, remembered: int = 0
+    ) -> None:
+        self.searched = Searched()
+        self._windows = windows
+        self._rank = rank
+        self._ranks = windows.ranks
+        self._timing = windows.timing
+        self._share = share
+        self._search_share = search_share
+        self._remembered = remembered
+        self._task: MicroBatchTask | None = None
+        """Of the search, once there is one."""
+
+    def searching(self, start: int, candidates: Sequence[int]) -> Iterator[int]:
+        """Yield for how many optimizer steps to go on as things are."""
+        searched, began_ns = self.searched, 0
+        budget_s = yield from self._budget()
+        if budget_s is not None:
+            began_ns = self._rank.now_ns()
+            task = MicroBatchTask(
+                start=start, candidates=tuple(candidates), share=self._share, budget_s=budget_s * self._timing.shorter
+            )
+            self._task = task
+            remembered = round(self._words()[0].remembered)
+            if remembered != start and remembered in candidates:
+                yield from self._check(task, remembered)
+            if searched.choice is None:
+                searched.source = "search"
+                searched.choice = yield from self._search(task)
+            searched.search_s = (self._rank.now_ns() - began_ns) * 1e-9
+        size = start if searched.choice is None else searched.choice.size
+        yield from self.keeping(start, size)
+
+    def keeping(self, start: int, size: int) -> Iterator[int]:
+        """The same for a size that is settled: go on, unless a rank runs out of memory with it."""
+        self._rank.turn(size)
+        self.searched.is_over = True
+        while size > start:  # smaller ones need less memory than the user's own
+            yield self._windows.steps_in(self._timing.watch_s)
+            if self._failed(self._words()):
+                self.searched.why = f"{size} samples at once ran out of memory: your setting is in force again"
+                self._rank.turn(start)
+                size = start
+        while True:
+            yield _FOR_EVER
+
+    def checking(self, slack: float) -> Iterator[int]:
+        """The same once a power limit has been found since: compare the choice with the sizes beside it, and go on.
+
+        ``slack`` is by how much steps may become longer (the logarithm of a ratio). Every rank comes here after the
+        same step. Without time for it within the share of a search, nothing is compared.
+        """
+        searched, task = self.searched, self._task
+        assert task is not None  # noqa: S101 - nothing is chosen without one
+        assert searched.choice is not None  # noqa: S101
+        size = searched.choice.size
+        asked = to_measure(searched.choice)
+        if self._may_take(len(asked) * WINDOW_S / self._timing.shorter):
+            searched.is_checking, began_ns = True, self._rank.now_ns()
+            measured = yield from self._in_turn(task, size, asked)
+            searched.is_checking = False
+            searched.search_s += (self._rank.now_ns() - began_ns) * 1e-9
+            if measured is None:
+                size = self._rank.size or task.start
+            else:
+                searched.looked_at = sorted({one.size for one in measured} - {size})
+                searched.beside = best_beside(task, size, measured, slack=slack)
+                size = searched.beside.size
+        yield from self.keeping(task.start, size)
+
+    def _in_turn(
+        self, task: MicroBatchTask, size: int, asked: Sequence[int]
+    ) -> Generator[int, None, list[SizeWindow] | None]:
+        """Return a window of each size; one beside ``size`` that fails is none, but if that fails there are none."""
+        windows: list[SizeWindow] = []
+        self._rank.let_settle()  # the limit has just been turned
+        for each in asked:
+            outcome = yield from self._measure(task, Action(each, WINDOW_S))
+            if isinstance(outcome, Measurement):
+                windows.append(SizeWindow(each, (len(windows) + 0.5) * WINDOW_S, WINDOW_S, outcome))
+            elif each == size:
+                if isinstance(outcome, OutOfMemory):
+                    self.searched.why = f"{size} samples at once ran out of memory: your setting is in force again"
+                return None
+        return windows
+
+    def _may_take(self, seconds: float) -> bool:
+        """Tell whether so much more may be spent of the training; the minute of a search is over by now."""
+        words = self._words()
+        elapsed_s, left_s = min(word.elapsed_s for word in words), words[0].left_s
+        planned_s = elapsed_s + (0.0 if math.isnan(left_s) else left_s)
+        return 0 < seconds <= self._search_share * planned_s - self.searched.search_s
+
+    def _budget(self) -> Generator[int, None, float | None]:
+        """Return how many seconds the search may take once there is time for it, None if there will be none."""
+        timing, windows, searched = self._timing, self._windows, self.searched
+        yield from windows.first_steps()
+        while True:
+            words = self._words()
+            windows.step_s = max(word.step_s for word in words)
+            elapsed_s, left_s = min(word.elapsed_s for word in words), words[0].left_s
+            if any(word.able != 1.0 for word in words):
+                searched.why = (
+                    f"{self._rank.trouble or 'another rank measures nothing'}, so no size can be searched for: give "
+                    "the one to use (size=...)"
+                )
+                return None
+            if math.isnan(left_s):
+                budget_s = min(self._search_share * elapsed_s, BUDGET_S)
+                if budget_s >= timing.unplanned_s:
+                    return budget_s
+                wait_s = timing.watch_s
+            else:
+                budget_s = min(self._search_share * (elapsed_s + left_s), BUDGET_S)
+                if budget_s < timing.least_search_s:
+                    searched.why = (
+                        f"{self._search_share:g} of the training, which is planned to take {elapsed_s + left_s:.0f} s "
+                        "in all, is too short to search: see micro_batch.search_share"
+                    )
+                    return None
+                if elapsed_s >= timing.first_s:
+                    return budget_s
+                wait_s = timing.first_s - elapsed_s
+            yield windows.steps_in(wait_s)
+
+    def _check(self, task: MicroBatchTask, size: int) -> Iterator[int]:
+        """Compare a remembered size with the user's setting, and choose it if it still surely saves."""
+        pair = tuple(sorted((task.start, size)))
+        choice = yield from self._search(replace(task, candidates=pair))
+        if choice.size == size:
+            self.searched.source, self.searched.choice = "memory", choice
+
+    def _search(self, task: MicroBatchTask) -> Generator[int, None, MicroBatchChoice]:
+        state, action = begin(task)
+        while True:
+            outcome = yield from self._measure(task, action)
+            state, following = step(state, outcome)
+            if isinstance(following, Done):
+                return following.choice
+            action = following
+
+    def _measure(
+        self, task: MicroBatchTask, action: Action
+    ) -> Generator[int, None, Measurement | OutOfMemory | Refused]:
+        """Run steps with a size for a while, and return what they tell."""
+        windows, rank, size = self._windows, self._rank, action.size
+        if (rank.size or task.start) != size:
+            rank.turn(size)
+            yield _CHANGE_STEPS
+        began_ns = rank.now_ns()
+        yield _PACE_STEPS
+        windows.step_s = max((rank.now_ns() - began_ns) * 1e-9 / _PACE_STEPS, 1e-6)
+        words = self._words()
+        windows.step_s = max(word.step_s for word in words)
+        measured = None
+        if not self._failed(words):
+            windows.begin()
+            measured = yield from windows.measure(None, action.seconds / self._timing.shorter, back=None)
+            words = self._words()
+        if self._failed(words):
+            rank.turn(task.start)
+            return OutOfMemory(size)
+        return measured or Refused(size, rank.trouble or "windows told nothing, one after another")
+
+    def _words(self) -> list[_Word]:
+        rank, step_s = self._rank, self._windows.step_s
+        left_s = rank.left_s(step_s)
+        own = _Word(
+            able=float(not rank.trouble),
+            step_s=step_s,
+            elapsed_s=rank.elapsed_s,
+            left_s=math.nan if left_s is None else left_s,
+            failed=float(rank.failed),
+            remembered=float(self._remembered),
+        )
+        rank.failed = 0
+        return [_Word(*word) for word in self._ranks.hear(own)]
+
+    def _failed(self, words: Sequence[_Word]) -> int:
+        return round(max(word.failed for word in words))

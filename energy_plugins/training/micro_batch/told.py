@@ -1,0 +1,68 @@
+"""What a report is told of the micro-batch of a training, from what is known of it: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from energy_plugins.measure.micro_batch_part import MicroBatchPart, TriedMicroBatch
+from energy_plugins.training.micro_batch.course import Searched
+from energy_plugins.training.micro_batch.gradient_check import GradientCheck
+from energy_plugins.training.micro_batch.plan import MicroBatchPlan
+from energy_plugins.tune.beside import Beside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known beside the search."""
+
+    fixed: int | None
+    """The size that was asked for, None if one is searched for."""
+    setting: MicroBatchPlan | None
+    grown: str
+    check: GradientCheck | None
+    why: str
+    """Why nothing is changed."""
+    reasons: tuple[str, ...]
+    """Why sizes were struck out."""
+    outlook: tuple[str, ...]
+
+
+def told(known: Known, searched: Searched | None) -> MicroBatchPart:
+    """Return what a report says; ``searched`` is None as long as nothing is decided, or if it was declined."""
+    setting, check = known.setting, known.check
+    part = MicroBatchPart(
+        asked="least energy" if known.fixed is None else f"{known.fixed} samples at once",
+        batch=None if setting is None else setting.batch,
+        accumulation=None if setting is None else setting.accumulation,
+        grown=known.grown,
+        gradient_difference=None if check is None else check.difference,
+        gradient_limit=None if check is None else check.limit,
+        why=known.why if searched is None else searched.why,
+    )
+    if searched is None or not searched.is_over or searched.why:
+        return part
+    if known.fixed is not None:
+        return replace(part, chosen=known.fixed, source="fixed")
+    choice = searched.choice
+    if choice is None:
+        return part
+    beside = searched.beside or Beside(choice.size)
+    return replace(
+        part,
+        chosen=beside.size,
+        source=searched.source,
+        expected_saving=1 - (1 - choice.expected_saving) * (1 - beside.saving),
+        expected_slowdown=(1 + choice.expected_slowdown) * (1 + beside.slowdown) - 1,
+        checked_beside=tuple(searched.looked_at),
+        saving_beside=None if searched.beside is None else beside.saving,
+        confidence=choice.confidence,
+        search_s=searched.search_s,
+        tried=_tried(choice.tried),
+        explanation=(*choice.explanation, *known.reasons),
+        outlook=known.outlook,
+    )
+
+
+def _tried(sizes: Sequence[object]) -> tuple[TriedMicroBatch, ...]:
+    return tuple(TriedMicroBatch(**vars(one)) for one in sizes)

@@ -1,0 +1,1 @@
+"""What a training step works on, traced without running it at full size."""

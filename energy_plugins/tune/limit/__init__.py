@@ -1,0 +1,1 @@
+"""The search for a power limit, or for a clock in its place."""
