@@ -50,7 +50,7 @@ from energy_plugins.optuna import EnergyBudgetPruner, EnergyPruningCallback, Stu
 from energy_plugins.optuna.attributes import PRUNED, TOTAL_J
 from energy_plugins.optuna.sweeps import sweep_of
 from energy_plugins.report.ledger import Ledger
-from energy_plugins.report.ledger_runs import Run
+from energy_plugins.report.ledger.runs import Run
 from energy_plugins.report.sweep_text import sweep_lines
 from energy_plugins.testing import Constant, Simulation, simulated_gpus
 from energy_plugins.units import j_to_kwh, kwh_to_j
