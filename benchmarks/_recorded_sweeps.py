@@ -111,7 +111,9 @@ class SweepCell:
 def sweep_cells(folder: Path) -> list[SweepCell]:
     """Return the 12 cells of the files in ``folder``."""
     runs = {workload: _runs(folder, workload) for workload in WORKLOADS}
-    return [_cell(folder / file, gpu, workload, runs[workload]) for gpu, file in FILES.items() for workload in WORKLOADS]
+    return [
+        _cell(folder / file, gpu, workload, runs[workload]) for gpu, file in FILES.items() for workload in WORKLOADS
+    ]
 
 
 def _cell(file: Path, gpu: str, workload: Workload, runs: Mapping[int, tuple[Run, ...]]) -> SweepCell:

@@ -47,7 +47,7 @@ class Rungs:
 
     def energy_j(self, rung: int) -> float:
         """Return the joules of a rung; the first is number 0."""
-        return self.first_j * self.reduction_factor**rung
+        return self.first_j * float(self.reduction_factor) ** rung
 
     def passed(self, before_j: float, now_j: float) -> Sequence[int]:
         """Return the rungs above ``before_j`` and not above ``now_j``."""

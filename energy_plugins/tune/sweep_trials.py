@@ -28,7 +28,7 @@ class SweepTrial:
     reached: bool = False
     """Whether the last evaluation had reached the target."""
     behind: float = 1.0
-    """How many times the joules of the best one it had drawn for the same metric when it was stopped, as far as known."""
+    """How many times the joules of the best one it had drawn for the same metric when stopped; 1 if unknown."""
 
     @property
     def limit_w(self) -> float:

@@ -1,0 +1,111 @@
+"""`EnergySuccessiveHalvingPruner`: asynchronous successive halving whose rungs are joules, not epochs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from energy_plugins.errors import ConfigError
+from energy_plugins.optuna.attributes import REPORTED_J, RUNG, TOTAL_J, own_float
+from energy_plugins.tune.successive_halving import REDUCTION_FACTOR, Rungs, Told, goes_on, value_at
+
+if TYPE_CHECKING:
+    import optuna
+
+_RUNGS_BELOW_THE_END: Final = 3
+
+
+class EnergySuccessiveHalvingPruner(BasePruner):
+    """Prunes a trial that is not among the best at a number of joules; each rung is a multiple of the one before it.
+
+    A cheap configuration trains for more epochs until a rung than a costly one, and both are judged there. A trial is
+    judged when it first reports a metric beyond a rung, by the metric on the straight line between its last two
+    reports, against the trials that came to that rung before. Nobody waits for anybody, so it works with any number of
+    workers on one storage.
+
+    It reads what trials write of themselves under ``energy/``, so a trial has to be measured by an
+    `EnergyPruningCallback`, or by `charged` or `energy_objective` with reports more than some seconds apart. One that
+    is not measured is never pruned. The metrics at the rungs are user attributes of the trials, ``energy/rung_0`` and
+    so on.
+
+    Args:
+        first_rung_j: joules of the first rung. None takes a 27th (by the usual factor) of what the first trial drew
+            that was trained to its end; until then none is pruned.
+        reduction_factor: one in so many goes on from each rung, and the next is so many times as high.
+
+    Raises:
+        ConfigError: the first rung is no positive, finite number of joules, or the factor no whole number from 2.
+
+    Example::
+
+        study = optuna.create_study(pruner=EnergySuccessiveHalvingPruner(first_rung_j=2e4))
+
+    """
+
+    def __init__(self, first_rung_j: float | None = None, reduction_factor: int = REDUCTION_FACTOR) -> None:
+        self._factor = Rungs(1.0 if first_rung_j is None else first_rung_j, reduction_factor).reduction_factor
+        self._rungs = None if first_rung_j is None else Rungs(first_rung_j, reduction_factor)
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """Tell whether a trial should end. Raises ConfigError for a study with several objectives."""
+        if len(study.directions) > 1:
+            raise ConfigError(
+                f"the study has {len(study.directions)} objectives: trials are judged by one, give it one"
+            )
+        step, drawn_j = trial.last_step, own_float(trial.number, trial.user_attrs, TOTAL_J)
+        if step is None or drawn_j is None:
+            return False
+        now, before = Told(drawn_j, trial.intermediate_values[step]), _told_before(trial, step)
+        self._rungs = self._rungs or _rungs_of(study, self._factor)
+        _write(study, trial, REPORTED_J, drawn_j)
+        if self._rungs is None or math.isnan(now.value):
+            return math.isnan(now.value)
+        values = {
+            rung: value_at(self._rungs.energy_j(rung), before, now)
+            for rung in self._rungs.passed(before.energy_j, now.energy_j)
+        }
+        return any(not self._goes_on(study, trial, rung, value) for rung, value in values.items())
+
+    def _goes_on(self, study: optuna.Study, trial: optuna.trial.FrozenTrial, rung: int, value: float) -> bool:
+        """Tell whether a trial is promoted from a rung, and leave its metric there for others."""
+        key = f"{RUNG}{rung}"
+        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        there = [own_float(other.number, other.user_attrs, key) for other in others]
+        if math.isfinite(value):
+            _write(study, trial, key, value)
+        return goes_on(
+            value,
+            [other for other in there if other is not None],
+            reduction_factor=self._factor,
+            maximize=study.direction == StudyDirection.MAXIMIZE,
+        )
+
+
+def _told_before(trial: optuna.trial.FrozenTrial, step: int) -> Told:
+    """Return what a trial reported before its last report; nothing yet is no joules, and no metric."""
+    before = max((earlier for earlier in trial.intermediate_values if earlier < step), default=None)
+    energy_j = own_float(trial.number, trial.user_attrs, REPORTED_J)
+    if before is None or energy_j is None:
+        return Told(energy_j or 0.0, math.nan)
+    return Told(energy_j, trial.intermediate_values[before])
+
+
+def _rungs_of(study: optuna.Study, factor: int) -> Rungs | None:
+    """Return rungs below what the first complete trial drew, None if none is complete."""
+    ended = [
+        (trial.datetime_complete.timestamp(), drawn_j)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if trial.datetime_complete is not None
+        and (drawn_j := own_float(trial.number, trial.user_attrs, TOTAL_J)) is not None
+        and drawn_j > 0
+    ]
+    return Rungs(min(ended)[1] / factor**_RUNGS_BELOW_THE_END, factor) if ended else None
+
+
+def _write(study: optuna.Study, trial: optuna.trial.FrozenTrial, key: str, value: float) -> None:
+    """Write to a trial as Optuna's own pruners do: what they are given of it is a copy."""
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)  # noqa: SLF001
