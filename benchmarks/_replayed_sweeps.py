@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean, variance
 
 import numpy as np
 import optuna
 from _recorded_sweeps import Run, SweepCell
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 
 from energy_plugins.optuna import EnergySuccessiveHalvingPruner
 from energy_plugins.optuna.attributes import TOTAL_J, TRIAL
-from energy_plugins.tune.batch_walk import BatchWalk
-from energy_plugins.tune.energy_to_target import Evaluation, propose, search_energy_to_target
-from energy_plugins.tune.sweep_trials import Sweep
+from energy_plugins.tune.sweep.batch_walk import BatchWalk
+from energy_plugins.tune.sweep.energy_to_target import Evaluation, propose, search_energy_to_target
+from energy_plugins.tune.sweep.trials import Sweep
 
 MOST_TRIALS = 30
+MOST_TRIALS_BY_ENERGY = 100
 WITHIN = 0.05
 """Of the least energy to the target: such a configuration is found."""
 WINDOW_S, WINDOW_NOISE = 5.0, 0.005
@@ -124,17 +126,28 @@ class Tpe:
 
 MEDIAN = "TPE, median pruner, epochs"
 PRUNERS = {
-    MEDIAN: Tpe(optuna.pruners.MedianPruner),
-    "the same, sizes and limits as categories": Tpe(optuna.pruners.MedianPruner, categories=True),
-    "the same, of joules at each epoch": Tpe(optuna.pruners.MedianPruner, by_energy=True),
-    "TPE, no pruner": Tpe(optuna.pruners.NopPruner),
-    "TPE, successive halving, epochs": Tpe(lambda: optuna.pruners.SuccessiveHalvingPruner(reduction_factor=3)),
-    "TPE, successive halving, joules": Tpe(EnergySuccessiveHalvingPruner),
+    MEDIAN: Tpe(MedianPruner),
+    "the same, sizes and limits as categories": Tpe(MedianPruner, categories=True),
+    "the same, of joules at each epoch": Tpe(MedianPruner, by_energy=True),
+    "TPE, no pruner": Tpe(NopPruner),
+    "TPE, successive halving in epochs": Tpe(SuccessiveHalvingPruner),
+}
+HALVINGS = {
+    **{
+        f"in epochs, 1 in {factor}": Tpe(partial(SuccessiveHalvingPruner, reduction_factor=factor)) for factor in (2, 3)
+    },
+    **{
+        f"in joules, 1 in {factor}": Tpe(partial(EnergySuccessiveHalvingPruner, reduction_factor=factor))
+        for factor in (2, 3)
+    },
 }
 
 
-def by_tpe(cell: SweepCell, seed: int, way: Tpe) -> Swept:
-    """Sweep by Optuna: each trial is one size and one limit, trained until its target, its pruning or the last epoch."""
+def by_tpe(cell: SweepCell, seed: int, way: Tpe, most_j: float | None = None) -> Swept:
+    """Sweep by Optuna: each trial is a size and a limit, trained until its target, its pruning or the last epoch.
+
+    With ``most_j`` trials are begun until so much is spent, at most `MOST_TRIALS_BY_ENERGY`; else `MOST_TRIALS`.
+    """
     rng, swept = np.random.default_rng(seed), Swept(cell, seed)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), pruner=way.pruner())
     default = cell.workload.default_batch, cell.limits_w[-1]
@@ -144,8 +157,9 @@ def by_tpe(cell: SweepCell, seed: int, way: Tpe) -> Swept:
         for (name, axis), value in zip(axes.items(), default, strict=True)
     }
     study.enqueue_trial(first)
-    configurations = {}
-    for _ in range(MOST_TRIALS):
+    configurations: dict[int, tuple[int, float]] = {}
+    most = MOST_TRIALS if most_j is None else MOST_TRIALS_BY_ENERGY
+    while len(configurations) < most and (most_j is None or swept.spent_j < most_j):
         trial = study.ask()
         batch, limit_w = (
             trial.suggest_categorical(name, axis) if way.categories else axis[trial.suggest_int(name, 0, len(axis) - 1)]

@@ -1,6 +1,6 @@
 """Replayed: what a sweep over batch size and power limit spends on trainings that Zeus recorded, and what it finds.
 
-    python benchmarks/sweep_traces.py [FOLDER]       about three minutes; exits with 1 if a bar is missed
+    python benchmarks/sweep_traces.py [FOLDER]       about five minutes; exits with 1 if a bar is missed
 
 FOLDER, or the environment variable ENERGY_TRACES, holds zeus_power_v100.csv, zeus_power_a40.csv and zeus_train.csv of
 ml-energy/zeus (examples/research_reproducibility/zeus_nsdi23/trace); without them it is skipped. There are 12 cells: 6
@@ -13,7 +13,7 @@ the target ends after as many epochs as any of that workload needed at most. Wha
 trials, windows under other power limits. Noise of windows is ours; starting a training costs nothing on either side.
 
 *Optuna*: TPE with its median pruner, each trial a size and a limit; a configuration counts as found as soon as one
-trial that reached its target had it. *Ours*: `energy_plugins.tune.energy_to_target`; found only when it is the best of
+trial that reached its target had it. *Ours*: `energy_plugins.tune.sweep.energy_to_target`; found only when it is the best of
 the sweep. Who never finds one is charged the cap: what Optuna spends on all its trials, in mean.
 
 Nothing is fitted to the workload it is tested on. The drift of epochs and of joules with the batch size is fitted to
@@ -34,8 +34,10 @@ from _common import Bar, Kind, Table, finish, print_table, progress, say
 from _recorded import FILES, SOURCE
 from _recorded_sweeps import EPOCHS_FILE, WORKLOADS, SweepCell, sweep_cells
 from _replayed_sweeps import (
+    HALVINGS,
     MEDIAN,
     MOST_TRIALS,
+    MOST_TRIALS_BY_ENERGY,
     PRUNERS,
     WINDOW_NOISE,
     WINDOW_S,
@@ -49,6 +51,7 @@ from _replayed_sweeps import (
 SEEDS = tuple(range(8001, 8041))
 CHOICE_SEEDS = tuple(range(1, 11))
 """By which the least gain is chosen."""
+HALVING_SEEDS = SEEDS[:20]
 LEAST_GAINS = (0.02, 0.01, 0.005, 0.002)
 OURS = "ours"
 
@@ -78,7 +81,7 @@ def chosen_gains(cells: Sequence[SweepCell]) -> dict[str, float]:
 def until_j(swept: Swept, cap_j: float, *, kept: bool = False) -> float:
     """Return what a sweep spent until it had a configuration, or the cap if it never had."""
     spent_j = swept.kept_j if kept else swept.found_j
-    return cap_j if spent_j is None else min(spent_j, cap_j) if kept else spent_j
+    return cap_j if spent_j is None else spent_j
 
 
 def all_sweeps(cells: Sequence[SweepCell], gains: Mapping[str, float]) -> BySweep:
@@ -94,10 +97,32 @@ def all_sweeps(cells: Sequence[SweepCell], gains: Mapping[str, float]) -> BySwee
     return rows
 
 
+def caps_j(cells: Sequence[SweepCell], rows: BySweep) -> dict[str, float]:
+    """Return what a sweep that never found a configuration is charged, by cell."""
+    return {cell.name: fmean(swept.spent_j for swept in rows[MEDIAN][cell.name]) for cell in cells}
+
+
+def halvings(cells: Sequence[SweepCell], cap_j: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return what halving in epochs and in joules do with the same joules, the cap: means of all cells and seeds."""
+    found = {}
+    for number in progress("halvings", len(HALVINGS)):
+        name, way = list(HALVINGS.items())[number]
+        some = [by_tpe(cell, seed, way, cap_j[cell.name]) for cell in cells for seed in HALVING_SEEDS]
+        found[name] = {
+            "until_found_of_cap": fmean(
+                min(until_j(one, cap) / cap, 1.0) for one in some for cap in [cap_j[one.cell.name]]
+            ),
+            "found": fmean(one.found_j is not None for one in some),
+            "saving": fmean(one.saving for one in some),
+            "trials": fmean(one.trials for one in some),
+        }
+    return found
+
+
 def figures(cells: Sequence[SweepCell], rows: BySweep) -> dict[str, dict[str, dict[str, float]]]:
     """Return the means over seeds, by way and cell, and under "mean" those over cells."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    cap_j = {cell.name: fmean(swept.spent_j for swept in rows[MEDIAN][cell.name]) for cell in cells}
+    cap_j = caps_j(cells, rows)
     for way, by_cell in rows.items():
         found[way] = {}
         for cell in cells:
@@ -177,6 +202,26 @@ def print_cells(cells: Sequence[SweepCell], found: Mapping[str, Mapping[str, Map
     )
 
 
+def print_halvings(halved: Mapping[str, Mapping[str, float]]) -> None:
+    """Print both kinds of halving."""
+    say("\nTPE with successive halving, all with the joules of the cap")
+    print_table(
+        [
+            ("rungs", "until found, of the cap", "found", "saving", "trials"),
+            *(
+                (
+                    name,
+                    f"{one['until_found_of_cap']:.1%}",
+                    f"{one['found']:.0%}",
+                    f"{one['saving']:.1%}",
+                    f"{one['trials']:.0f}",
+                )
+                for name, one in halved.items()
+            ),
+        ]
+    )
+
+
 def table_of(rows: Mapping[str, Sequence[Swept]]) -> Table:
     """Return sweeps as columns: of each cell all seeds, in their order; 0 J is never."""
     flat = [swept for some in rows.values() for swept in some]
@@ -206,7 +251,9 @@ def main() -> int:
     rows = all_sweeps(cells, gains)
     found = figures(cells, rows)
     of_best = against_best(cells, found)
+    halved = halvings(cells, caps_j(cells, rows))
     print_cells(cells, found)
+    print_halvings(halved)
     walks = {dataset: walks_of(cells, {dataset}) for dataset in gains} | {"none": walks_of(cells)}
     told = {
         "replay": {
@@ -228,6 +275,7 @@ def main() -> int:
             },
         },
         "of_cheapest_pruner": of_best,
+        "halving_at_equal_joules": {"seeds": HALVING_SEEDS, "most_trials": MOST_TRIALS_BY_ENERGY, **halved},
         "by_way": found,
     }
     raw = {way: table_of(by_cell) for way, by_cell in rows.items()}

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from energy_plugins.errors import ConfigError
 from energy_plugins.optuna.attributes import REPORTED_J, RUNG, TOTAL_J, own_float
-from energy_plugins.tune.successive_halving import REDUCTION_FACTOR, Rungs, Told, goes_on, value_at
+from energy_plugins.tune.sweep.successive_halving import REDUCTION_FACTOR, Rungs, Told, goes_on, value_at
 
 if TYPE_CHECKING:
     import optuna
@@ -33,8 +33,8 @@ class EnergySuccessiveHalvingPruner(BasePruner):
     so on.
 
     Args:
-        first_rung_j: joules of the first rung. None takes a 27th (by the usual factor) of what the first trial drew
-            that was trained to its end; until then none is pruned.
+        first_rung_j: joules of the first rung. None puts it three rungs below what the first complete trial drew, at an
+            eighth of that by the usual factor; until there is one, none is pruned.
         reduction_factor: one in so many goes on from each rung, and the next is so many times as high.
 
     Raises:

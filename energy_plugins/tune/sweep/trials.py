@@ -7,18 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from energy_plugins.errors import ConfigError
-from energy_plugins.tune.batch_walk import BatchWalk
-from energy_plugins.tune.successive_halving import Told
+from energy_plugins.errors import ConfigError, WindowError
+from energy_plugins.tune.sweep.batch_walk import BatchWalk
+from energy_plugins.tune.sweep.successive_halving import Told
 
-EPOCHS: Final = BatchWalk(above=0.2, below=0.1, sd=0.3, noise=0.1)
-EPOCH_ENERGY: Final = BatchWalk(above=-0.1, below=-0.3, sd=0.3)
-LEAST_GAIN: Final = 0.005
+EPOCHS: Final = BatchWalk(above=0.20, below=-0.07, sd=0.31, noise=0.11)
+EPOCH_ENERGY: Final = BatchWalk(above=-0.05, below=-0.16, sd=0.28)
+"""Of Zeus's six recorded workloads on a V100 and an A40 (`benchmarks/sweep_traces.py`, which leaves out the one it
+tests on): a doubled batch needs a fifth more epochs above the usual size; a halved one draws a sixth more below it."""
+LEAST_GAIN: Final = 0.002
+"""What was best on most of them."""
 
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """One training with one batch size."""
+    """One training with one batch size.
+
+    Raises:
+        WindowError: joules of an epoch that are no positive, finite number.
+    """
 
     batch: int
     epoch_j: Mapping[float, float] = field(default_factory=dict)
@@ -29,6 +36,11 @@ class SweepTrial:
     """Whether the last evaluation had reached the target."""
     behind: float = 1.0
     """How many times the joules of the best one it had drawn for the same metric when stopped; 1 if unknown."""
+
+    def __post_init__(self) -> None:
+        for limit_w, joules in self.epoch_j.items():
+            if not 0 < joules < math.inf:
+                raise WindowError(f"an epoch at {limit_w:g} W draws {joules!r} J: measure a longer window, or leave it")
 
     @property
     def limit_w(self) -> float:
@@ -46,13 +58,22 @@ class SweepTrial:
         return self.curve[-1][0] if self.curve else 0.0
 
     @property
+    def diverged(self) -> bool:
+        """Whether its metric was no number at the last evaluation."""
+        return bool(self.curve) and self.curve[-1][1] is not None and math.isnan(self.curve[-1][1])
+
+    @property
     def energy_j(self) -> float:
         """What these draw at its best limit: windows at others are not held against it."""
         return self.epochs * self.least_epoch_j
 
     def told(self) -> tuple[Told, ...]:
         """Return the metric by such joules."""
-        return tuple(Told(epochs * self.least_epoch_j, value) for epochs, value in self.curve if value is not None)
+        return tuple(
+            Told(epochs * self.least_epoch_j, value)
+            for epochs, value in self.curve
+            if value is not None and not math.isnan(value)
+        )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, Protocol
 
-from energy_plugins.tune.batch_walk import Expected, expected_gain
-from energy_plugins.tune.successive_halving import goes_on, value_at
-from energy_plugins.tune.sweep_trials import Sweep, SweepTrial
+from energy_plugins.tune.sweep.batch_walk import Expected, expected_gain
+from energy_plugins.tune.sweep.successive_halving import goes_on, value_at
+from energy_plugins.tune.sweep.trials import Sweep, SweepTrial
 
 _LIMITS_WITHIN: Final = 0.15
 """Above the best limit of the nearest batch size: other limits of the next one are tried only if they lie beside its
@@ -109,8 +109,8 @@ def given_up(sweep: Sweep, trial: SweepTrial) -> SweepTrial | None:
     Asked after the windows at its start, and after each evaluation.
     """
     best = sweep.best
-    if best is None:
-        return None
+    if best is None or trial.diverged:
+        return trial if trial.diverged else None
     if not trial.curve:
         return trial if _gain(sweep, trial.batch, trial) < sweep.least_gain else None
     before_j = trial.curve[-2][0] * trial.least_epoch_j if len(trial.curve) > 1 else 0.0
