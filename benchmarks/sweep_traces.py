@@ -13,8 +13,8 @@ the target ends after as many epochs as any of that workload needed at most. Wha
 trials, windows under other power limits. Noise of windows is ours; starting a training costs nothing on either side.
 
 *Optuna*: TPE with its median pruner, each trial a size and a limit; a configuration counts as found as soon as one
-trial that reached its target had it. *Ours*: `energy_plugins.tune.sweep.energy_to_target`; found only when it is the best of
-the sweep. Who never finds one is charged the cap: what Optuna spends on all its trials, in mean.
+trial that reached its target had it. *Ours*: `energy_plugins.tune.sweep.energy_to_target`; found only when it is the
+best of the sweep. Who never finds one is charged the cap: what Optuna spends on all its trials, in mean.
 
 Nothing is fitted to the workload it is tested on. The drift of epochs and of joules with the batch size is fitted to
 the five other workloads, and the least gain that is worth a training is the one of `LEAST_GAINS` that is best on them,
