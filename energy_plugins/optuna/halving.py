@@ -56,33 +56,27 @@ class EnergySuccessiveHalvingPruner(BasePruner):
             raise ConfigError(
                 f"the study has {len(study.directions)} objectives: trials are judged by one, give it one"
             )
-        step, drawn_j = trial.last_step, own_float(trial.number, trial.user_attrs, TOTAL_J)
+        trials = study.get_trials(deepcopy=False)
+        # What is given lacks what this pruner wrote to it before.
+        own = next(one for one in trials if one.number == trial.number)
+        step, drawn_j = trial.last_step, own_float(trial.number, own.user_attrs, TOTAL_J)
         if step is None or drawn_j is None:
             return False
-        now, before = Told(drawn_j, trial.intermediate_values[step]), _told_before(trial, step)
-        self._rungs = self._rungs or _rungs_of(study, self._factor)
+        now, before = Told(drawn_j, trial.intermediate_values[step]), _told_before(own, step)
+        self._rungs = self._rungs or _rungs_of(trials, self._factor)
         _write(study, trial, REPORTED_J, drawn_j)
         if self._rungs is None or math.isnan(now.value):
             return math.isnan(now.value)
-        values = {
-            rung: value_at(self._rungs.energy_j(rung), before, now)
-            for rung in self._rungs.passed(before.energy_j, now.energy_j)
-        }
-        return any(not self._goes_on(study, trial, rung, value) for rung, value in values.items())
-
-    def _goes_on(self, study: optuna.Study, trial: optuna.trial.FrozenTrial, rung: int, value: float) -> bool:
-        """Tell whether a trial is promoted from a rung, and leave its metric there for others."""
-        key = f"{RUNG}{rung}"
-        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        there = [own_float(other.number, other.user_attrs, key) for other in others]
-        if math.isfinite(value):
-            _write(study, trial, key, value)
-        return goes_on(
-            value,
-            [other for other in there if other is not None],
-            reduction_factor=self._factor,
-            maximize=study.direction == StudyDirection.MAXIMIZE,
-        )
+        for rung in self._rungs.passed(before.energy_j, now.energy_j):
+            key, value = f"{RUNG}{rung}", value_at(self._rungs.energy_j(rung), before, now)
+            if math.isfinite(value):
+                _write(study, trial, key, value)
+            there = [own_float(one.number, one.user_attrs, key) for one in trials if one is not own]
+            others = [other for other in there if other is not None]
+            maximize = study.direction == StudyDirection.MAXIMIZE
+            if not goes_on(value, others, reduction_factor=self._factor, maximize=maximize):
+                return True
+        return False
 
 
 def _told_before(trial: optuna.trial.FrozenTrial, step: int) -> Told:
@@ -94,12 +88,13 @@ def _told_before(trial: optuna.trial.FrozenTrial, step: int) -> Told:
     return Told(energy_j, trial.intermediate_values[before])
 
 
-def _rungs_of(study: optuna.Study, factor: int) -> Rungs | None:
+def _rungs_of(trials: list[optuna.trial.FrozenTrial], factor: int) -> Rungs | None:
     """Return rungs below what the first complete trial drew, None if none is complete."""
     ended = [
         (trial.datetime_complete.timestamp(), drawn_j)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if trial.datetime_complete is not None
+        for trial in trials
+        if trial.state == TrialState.COMPLETE
+        and trial.datetime_complete is not None
         and (drawn_j := own_float(trial.number, trial.user_attrs, TOTAL_J)) is not None
         and drawn_j > 0
     ]
