@@ -319,6 +319,12 @@ class Monitor:
             self.run.drawn_j = self.run.meter.drawn_j()
 
     @guarded
+    def carry(self, facts: Mapping[str, JSON]) -> None:
+        """Have the report say what a trainer knew only after the run had begun."""
+        if self.run is not None:
+            self.run.meter.carry(facts)
+
+    @guarded
     def note_stop(self, reason: str) -> None:
         """Have the report say why the training was ended early."""
         if self.run is not None:
