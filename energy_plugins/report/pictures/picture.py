@@ -32,6 +32,10 @@ COLOURS: Final = {
     "power limit": "#9aa83a",
     "heat": "#c0392b",
     "another reason": "#8f6bb3",
+    "complete": "#009e73",
+    "pruned": "#e69f00",
+    "failed": "#d55e00",
+    "running": "#56b4e9",
 }
 """By what is drawn, after Okabe and Ito's palette, which people who see few colours can tell apart."""
 GPU_COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8f6bb3", "#c9a227")
