@@ -172,9 +172,12 @@ def now_s() -> float:
 
 
 def sizes_of(row: Row) -> list[int]:
-    """Return what has a turn, from the smallest."""
-    possible = sizes(row.batch, row.accumulation)
-    return [one for one in possible if one * _MOST_PARTS >= row.batch and one & (one - 1) == 0]
+    """Return what has a turn, from the smallest.
+
+    Of those below the user's one is enough where there are larger ones: each half as large cost more by half or more.
+    """
+    possible = [one for one in sizes(row.batch, row.accumulation) if one & (one - 1) == 0]
+    return [one for one in possible if one * (_MOST_PARTS if row.accumulation == 1 else 2) >= row.batch]
 
 
 # Lightning.
