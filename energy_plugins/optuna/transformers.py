@@ -42,8 +42,8 @@ class EnergyPruningCallback(TrainerCallback):
         direction: "minimize" or "maximize", if it is to be checked that the study does so.
         energy_metric: such as ``eval_energy_j``: each evaluation's metrics get what the trial has drawn until then (J)
             under that name, for a ``compute_objective`` that asks for it. The Trainer's default objective sums all
-            metrics where there are others than the loss, so nothing is added unless this is given. NaN, which fails a
-            trial, if it is not known.
+            metrics where there are others than the loss, so nothing is added unless this is given. It is NaN, which fails
+            a trial, if it is not known, such as in the first second.
 
     Raises:
         ConfigError: a value is not allowed, or the study does not go with it. It is a ValueError.
@@ -110,7 +110,8 @@ class EnergyPruningCallback(TrainerCallback):
         """Look at metric and energy; one that is made outside of a training prunes nothing."""
         if self._energy_metric is not None and metrics is not None:
             charge = self._pruning.charge
-            metrics[self._energy_metric] = math.nan if charge is None or not charge.known else charge.drawn_j
+            drawn_j = charge.drawn_j if charge is not None and charge.known else 0.0
+            metrics[self._energy_metric] = drawn_j or math.nan  # nothing is known of the first second
         if not self._charged:
             return
         left_j, trainer = self._left_j(), trainer_above()
