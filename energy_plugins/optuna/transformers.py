@@ -42,8 +42,8 @@ class EnergyPruningCallback(TrainerCallback):
         direction: "minimize" or "maximize", if it is to be checked that the study does so.
         energy_metric: such as ``eval_energy_j``: each evaluation's metrics get what the trial has drawn until then (J)
             under that name, for a ``compute_objective`` that asks for it. The Trainer's default objective sums all
-            metrics where there are others than the loss, so nothing is added unless this is given. It is NaN, which fails
-            a trial, if it is not known, such as in the first second.
+            metrics where there are others than the loss, so nothing is added unless this is given. It is NaN, which
+            fails a trial, if it is not known, such as in the first second.
 
     Raises:
         ConfigError: a value is not allowed, or the study does not go with it. It is a ValueError.
