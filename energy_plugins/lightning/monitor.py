@@ -374,8 +374,8 @@ class EnergyMonitor(Callback):
             return
         run.replaced.replace(trainer, "save_checkpoint", partial(self._saving, trainer.save_checkpoint))
         if bracket is not None:
-            run.replaced.replace(loop, BEFORE_FETCH, partial(self._before_fetch, bracket[0]))
-            run.replaced.replace(loop, AFTER_FETCH, partial(self._after_fetch, bracket[1]))
+            run.replaced.replace(loop, BEFORE_FETCH, partial(self._before_fetch, trainer, bracket[0]))
+            run.replaced.replace(loop, AFTER_FETCH, partial(self._after_fetch, trainer, bracket[1]))
         bar = trainer.progress_bar_callback
         if run.fitting and self._monitor.config.report.progress_bar and bar is not None:
             run.replaced.replace(bar, "get_metrics", partial(self._in_bar, bar.get_metrics))
@@ -396,13 +396,19 @@ class EnergyMonitor(Callback):
             earlier_j = self._monitor.earlier_j if trainer.state.fn == "fit" else report.total_j
             trainer.callback_metrics["energy/total_j"] = metric(earlier_j)
 
-    def _before_fetch(self, original: Callable[[], None]) -> None:
+    def _before_fetch(self, trainer: Trainer, original: Callable[[], None]) -> None:
         original()
-        self._monitor.fetch_begins()
+        if self._is_called(trainer):
+            self._monitor.fetch_begins()
 
-    def _after_fetch(self, original: Callable[[], None]) -> None:
-        self._monitor.fetch_ends()
+    def _after_fetch(self, trainer: Trainer, original: Callable[[], None]) -> None:
+        if self._is_called(trainer):
+            self._monitor.fetch_ends()
         original()
+
+    def _is_called(self, trainer: Trainer) -> bool:
+        """Tell whether a step may follow: Lightning's finders try batches with all callbacks taken away."""
+        return any(callback is self for callback in vars(trainer)["callbacks"])
 
     def _saving(self, save: Callable[..., None], /, *args: object, **kwargs: object) -> None:
         self._monitor.begin(Kind.CHECKPOINT)
