@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,14 @@ class TestGrams:
     @pytest.mark.parametrize("changes", [{"missing": {"avg_power_w": "x"}}, {"complete": False}])
     def test_joules_that_are_missing_make_it_a_least(self, changes: dict[str, Any]) -> None:
         assert "at least" in text_block(footprint(make_report(**changes), Circumstances()))
+
+    def test_a_rank_that_was_not_measured_makes_it_a_least(self) -> None:
+        reports = [
+            make_report(rank=Rank(rank=n, world_size=2), node=f"n{n}", energy_j=joules)
+            for n, joules in enumerate((KWH_J, None))
+        ]
+        half = replace(reports[0], ranks=Ranks.merge([RankPart.of(report) for report in reports], 2))
+        assert text_block(footprint(half, Circumstances())).startswith("electricity   at least 1.000 kWh")
 
     def test_location_based_and_marginal_stand_apart(self) -> None:
         both = Circumstances(location=of_country("FR"), marginal=own(Marginal, 500))

@@ -139,8 +139,14 @@ def compare(
         simulated=runs[0].simulated,
         sides=told,
         findings=findings,
-        notes=(*_notes(runs, told, unit, left_out), *_known(runs, reference)),
+        notes=(*_notes(runs, told, unit, left_out), *_warmth((*runs, *reference)), *_known(runs, reference)),
     )
+
+
+def _warmth(runs: Sequence[Run]) -> list[str]:
+    if all(run.start_c is not None for run in runs):
+        return []
+    return ["start temperatures are not known of all runs, so nothing is corrected for them"]
 
 
 def _known(runs: Sequence[Run], reference: Sequence[Run]) -> list[str]:
@@ -194,8 +200,6 @@ def _notes(runs: Sequence[Run], sides: Sequence[Side], unit: WorkUnit, left_out:
     if len({run.gpus for run in runs}) > 1:
         models = sorted({name for run in runs for name in run.gpus})
         notes.append(f"the GPUs differ ({', '.join(models)}), so a difference may be theirs")
-    if any(run.start_c is None for run in runs):
-        notes.append("start temperatures are not known of all runs, so nothing is corrected for them")
     if short := [run for run in runs if run.duration_s < _SHORT_S]:
         notes.append(f"{len(short)} of {len(runs)} runs are shorter than {_SHORT_S:g} s, over which sensors are noisy")
     if gaps := [run for run in runs if run.coverage < _LEAST_COVERAGE]:
