@@ -171,6 +171,12 @@ class TestSeries:
     def test_is_weighed_by_time_where_the_power_was_not_kept(self, tmp_path: Path) -> None:
         assert self.series(tmp_path, HOURS).mean_g_per_kwh(make_report()) == pytest.approx(200)
 
+    def test_a_run_that_was_killed_as_it_began(self, tmp_path: Path) -> None:
+        series = self.series(tmp_path, HOURS)
+        for at, value in (("08:00:00", 100), ("08:00:05", 300), ("09:00:01", 50)):
+            report = make_report(duration_s=0.0, energy_j=0.0, started=f"2026-11-22T{at}.000+00:00")
+            assert series.mean_g_per_kwh(report) == value
+
     def test_zones_are_heard(self, tmp_path: Path) -> None:
         text = "time,g_per_kwh\n2026-11-22T09:00:00+01:00,70\n2026-11-22T04:00:00-05:00,90\n"
         assert self.series(tmp_path, text).mean_g_per_kwh(make_report()) == pytest.approx(70)
