@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 _LOOK_EVERY_S: Final = 1.0
+_LAST_WORD_S: Final = 10.0
+"""Within which a trial that has ended writes what it drew in all."""
 _TOTAL_J: Final = "energy/total_j"
 
 
@@ -47,7 +49,8 @@ class EnergyBudgetStopper(Stopper, Callback):
         self._energy_j = _joules(energy_kwh, "energy_kwh")
         self._trial_j = _joules(trial_kwh, "trial_kwh")
         self._drawn_j: dict[str, float] = {}
-        self._ended: set[str] = set()
+        self._until_s: dict[str, float] = {}
+        """How long trials are looked at that have ended."""
         self._next_look_s = 0.0
         self._said = self._warned = False
 
@@ -84,10 +87,15 @@ class EnergyBudgetStopper(Stopper, Callback):
             return
         self._next_look_s = now_s + _LOOK_EVERY_S
         for trial in trials:
-            if trial.trial_id not in self._ended:
+            if now_s < self._until_s.get(trial.trial_id, math.inf):
                 self._look(trial)
                 if trial.is_finished():
-                    self._ended.add(trial.trial_id)
+                    self._until_s.setdefault(trial.trial_id, now_s + _LAST_WORD_S)
+
+    def on_experiment_end(self, trials: list[Trial], **info: object) -> None:  # noqa: ARG002 - Ray's
+        """Look at all of them once more."""
+        for trial in trials:
+            self._look(trial)
 
     def _look(self, trial: Trial) -> None:
         if trial.storage is None:

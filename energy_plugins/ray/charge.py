@@ -44,6 +44,7 @@ class Charge:
         self._gpus = tuple(gpu.uuid for gpu in measured)
         self._simulated = any("SIMULATED" in gpu.name for gpu in measured)
         self._shared = 0 if trial.has_whole_gpus else 1
+        self._drawn_j = 0.0
         self._last: TrialEnergy | None = None
         earlier = self._read_earlier()
         self._earlier_j, self._earlier_s = (0.0, 0.0) if earlier is None else (earlier.total_j, earlier.duration_s)
@@ -65,11 +66,16 @@ class Charge:
     @property
     def energy(self) -> TrialEnergy:
         """What the trial drew until now, about; once the window has ended, what its report says."""
-        return self._last or self._so_far(self._meter.drawn_j(), self._elapsed_s())
+        self._drawn_j = max(self._drawn_j, self._meter.drawn_j())
+        return self._last or self._so_far(self._drawn_j, self._elapsed_s())
 
     def figures(self) -> dict[str, float | str]:
-        """Return what Ray is told, under ``energy/``."""
+        """Return what Ray is told, under ``energy/``, and write it: Ray ends the processes of trials as they report.
+
+        Joules are 0 before any are known, which takes a second or two: Ray wants each report to have all keys.
+        """
         energy = self.energy
+        self._write(energy)
         found: dict[str, float | str] = {
             "energy/total_j": energy.total_j,
             "energy/duration_s": energy.duration_s,
@@ -148,7 +154,7 @@ class Charge:
         self._stack.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(_BEAT_S)  # it may be waiting for the storage
-        drawn_j, elapsed_s = self._meter.drawn_j(), self._elapsed_s()
+        drawn_j, elapsed_s = self._drawn_j, self._elapsed_s()
         if report is not None and report.total_j is not None:
             drawn_j, elapsed_s = report.total_j, report.duration_s
         if report is not None and any(gpu.others.company is Known.SOME for gpu in report.devices):
