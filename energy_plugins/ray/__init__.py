@@ -17,18 +17,18 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from energy_plugins.ray.budget import EnergyBudgetStopper
-    from energy_plugins.ray.charges import experiment_energy_j
+    from energy_plugins.ray.charges import experiment_energy_j, trial_energy
     from energy_plugins.ray.lightning import EnergyReportCallback
 
 
-__all__ = ["EnergyBudgetStopper", "EnergyReportCallback", "experiment_energy_j"]
+__all__ = ["EnergyBudgetStopper", "EnergyReportCallback", "experiment_energy_j", "trial_energy"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "budget": ("EnergyBudgetStopper",),
-            "charges": ("experiment_energy_j",),
+            "charges": ("experiment_energy_j", "trial_energy"),
             "lightning": ("EnergyReportCallback",),
         },
     )

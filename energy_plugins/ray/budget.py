@@ -64,7 +64,7 @@ class EnergyBudgetStopper(Stopper, Callback):
         reported = result.get(_TOTAL_J)
         if isinstance(reported, int | float) and math.isfinite(reported):
             self._drawn_j[trial_id] = max(float(reported), self._drawn_j.get(trial_id, 0.0))
-        elif not self._warned:
+        elif reported is None and not self._warned:
             self._warned = True
             warn(f"trial {trial_id} reports no {_TOTAL_J}, so no budget is kept: add an EnergyReportCallback to it")
         return self._drawn_j.get(trial_id, 0.0) >= self._trial_j

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
@@ -72,17 +73,16 @@ class Charge:
     def figures(self) -> dict[str, float | str]:
         """Return what Ray is told, under ``energy/``, and write it: Ray ends the processes of trials as they report.
 
-        Joules are 0 before any are known, which takes a second or two: Ray wants each report to have all keys.
+        Until joules are known, which takes a second or two, they are NaN: Ray wants each report to have all keys.
         """
         energy = self.energy
         self._write(energy)
         found: dict[str, float | str] = {
-            "energy/total_j": energy.total_j,
+            "energy/total_j": energy.total_j or math.nan,
+            "energy/avg_power_w": energy.total_j / energy.duration_s if energy.total_j else math.nan,
             "energy/duration_s": energy.duration_s,
             "energy/gpus": ",".join(energy.gpus),
         }
-        if energy.duration_s > 0:
-            found["energy/avg_power_w"] = energy.total_j / energy.duration_s
         if energy.shared_gpu:
             found["energy/shared_gpu"] = float(energy.shared_gpu)
         if energy.simulated:
@@ -139,6 +139,8 @@ class Charge:
             return None
 
     def _write(self, energy: TrialEnergy) -> None:
+        if not energy.total_j:
+            return  # nobody knows yet
         try:
             write_energy(self._trial.files, self._trial.folder, energy)
         except OSError as error:

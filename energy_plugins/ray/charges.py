@@ -10,12 +10,15 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pyarrow import fs
 
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.json_section import parse, plain, read_fields
+
+if TYPE_CHECKING:
+    from ray.tune import Result
 
 _NAME: Final = "energy.json"
 
@@ -57,6 +60,14 @@ def read_energy(files: fs.FileSystem, folder: str) -> TrialEnergy | None:
     if not (math.isfinite(energy.total_j) and energy.total_j >= 0):
         raise ReportError(f"{path} holds {energy.total_j} J, which no trial draws")
     return energy
+
+
+def trial_energy(result: Result) -> TrialEnergy | None:
+    """Return what a trial drew in all, None if nobody knows: its last report is a little older than its end.
+
+    Raises as `experiment_energy_j`.
+    """
+    return read_energy(result.filesystem, result.path)
 
 
 def experiment_energy_j(path: str | os.PathLike[str], files: fs.FileSystem | None = None) -> float:

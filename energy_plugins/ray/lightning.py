@@ -63,6 +63,6 @@ class EnergyReportCallback(TuneReportCheckpointCallback):
         found = super()._get_report_dict(trainer, pl_module)
         return found if self._charge is None or found is None else {**found, **self._charge.figures()}
 
-    def _handle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _handle(self, trainer: Trainer, pl_module: LightningModule | None) -> None:
         if own_trial() is not None:
-            super()._handle(trainer, pl_module)
+            super()._handle(trainer, pl_module)  # type: ignore[arg-type] # Ray's own two do not agree

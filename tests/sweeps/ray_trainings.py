@@ -9,8 +9,8 @@ from typing import Any
 
 import pynvml
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from energy_plugins.lightning import PowerLimitTuner
 from energy_plugins.measure.devices import open_nvml, shut_down_after
@@ -27,12 +27,12 @@ class Model(LightningModule):
         self.layer = torch.nn.Linear(2, 1)
         self.step_s, self.killed_at = step_s, killed_at
 
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         if self.global_step == self.killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.step_s)
         self.log("limit_w", limit_w(), on_epoch=True, on_step=False, reduce_fx="max")
-        return self.layer(batch).square().mean()  # type: ignore[no-any-return]
+        return self.layer(batch[0]).square().mean()  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1e-6)
@@ -47,7 +47,7 @@ def limit_w() -> float:
 
 
 def train(config: dict[str, Any]) -> None:
-    callbacks = [EnergyReportCallback(save_checkpoints=False, on="train_epoch_end")]
+    callbacks: list[Callback] = [EnergyReportCallback(save_checkpoints=False, on="train_epoch_end")]
     if "power_limit_w" in config:
         callbacks.append(PowerLimitTuner(fixed=config["power_limit_w"]))
     trainer = Trainer(
@@ -59,4 +59,6 @@ def train(config: dict[str, Any]) -> None:
         enable_model_summary=False,
         callbacks=callbacks,
     )
-    trainer.fit(Model(config.get("step_s", 0.1), config.get("killed_at")), DataLoader(torch.ones(STEPS, 2)))
+    trainer.fit(
+        Model(config.get("step_s", 0.1), config.get("killed_at")), DataLoader(TensorDataset(torch.ones(STEPS, 2)))
+    )
