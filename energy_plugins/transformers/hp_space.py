@@ -60,6 +60,8 @@ def energy_hp_space(  # noqa: PLR0913 - each is a separate wish of the user
         raise ConfigError(
             "power_limits_w is empty: give the limits to try, in watts, or leave it out for those allowed"
         )
+    if effective_batch is not None and space is None:
+        raise ConfigError("transformers' own space has a batch of its own: give `space` along with effective_batch")
     sizes = () if effective_batch is None else divisors(effective_batch, most)
 
     def with_energy(trial: Any) -> dict[str, Any]:  # noqa: ANN401 - Optuna's, or None

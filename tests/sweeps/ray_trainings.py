@@ -7,13 +7,12 @@ import signal
 import time
 from typing import Any
 
-import pynvml
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from seen_limit import limit_w
 from torch.utils.data import DataLoader, TensorDataset
 
 from energy_plugins.lightning import PowerLimitTuner
-from energy_plugins.measure.devices import open_nvml, shut_down_after
 from energy_plugins.ray import EnergyReportCallback
 
 STEPS = 10
@@ -36,14 +35,6 @@ class Model(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1e-6)
-
-
-def limit_w() -> float:
-    """Return the power limit of the first GPU that this process may use."""
-    index = int((os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0])
-    open_nvml()
-    with shut_down_after():
-        return float(pynvml.nvmlDeviceGetPowerManagementLimit(pynvml.nvmlDeviceGetHandleByIndex(index))) / 1e3
 
 
 def train(config: dict[str, Any]) -> None:

@@ -20,10 +20,12 @@ from energy_plugins.testing import Constant, Simulation, simulated_gpus
 ray = pytest.importorskip("ray", reason="needs Ray Tune: pip install energy-plugins[ray]")
 tune = pytest.importorskip("ray.tune", reason="needs Ray Tune: pip install energy-plugins[ray]")
 
-from ray_trainings import limit_w, train  # noqa: E402 - after the skip
+from ray_trainings import train  # noqa: E402 - after the skip
+from seen_limit import limit_w  # noqa: E402 - after the skip
 
 from energy_plugins.ray import EnergyBudgetStopper, experiment_energy_j, trial_energy  # noqa: E402 - after the skip
 from energy_plugins.ray.charges import TrialEnergy  # noqa: E402 - after the skip
+from energy_plugins.ray.trial import own_trial  # noqa: E402 - after the skip
 from energy_plugins.units import j_to_kwh  # noqa: E402 - after the skip
 
 pytestmark = [
@@ -126,6 +128,10 @@ def test_a_trial_that_is_killed_is_charged(experiment: Any) -> None:
     assert energy_of(killed).total_j > 100
 
 
+def test_the_process_that_began_the_experiment_is_no_trial(cluster: Simulation) -> None:
+    assert own_trial() is None
+
+
 def test_half_a_gpu_is_marked_and_a_budget_ends_a_trial_before_it_reports(cluster: Simulation, tmp_path: Path) -> None:
     budget = EnergyBudgetStopper(energy_kwh=j_to_kwh(500.0))
     began_s = time.monotonic()
@@ -140,11 +146,12 @@ def test_half_a_gpu_is_marked_and_a_budget_ends_a_trial_before_it_reports(cluste
 def test_a_search_of_transformers_reports_joules_and_sets_the_limit_of_each_trial(
     cluster: Simulation, tmp_path: Path
 ) -> None:
-    from ray_search import make_trainer, objective
+    from searching import make_trainer, objective
 
+    from energy_plugins.ray.transformers import EnergyReportCallback
     from energy_plugins.transformers import energy_hp_space
 
-    best: Any = make_trainer(tmp_path / "trainer").hyperparameter_search(
+    best: Any = make_trainer(tmp_path / "trainer", EnergyReportCallback()).hyperparameter_search(
         energy_hp_space(lambda _: {"learning_rate": tune.choice([1e-6])}, power_limits_w=[450]),
         objective,
         2,

@@ -1,4 +1,4 @@
-"""What ``hyperparameter_search`` hands to Ray Tune's workers: a model whose loss is the power limit of its GPU."""
+"""Searches of transformers' for a model whose loss is the power limit of its GPU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray_trainings import limit_w
+from seen_limit import limit_w
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
-
-from energy_plugins.ray.transformers import EnergyReportCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 STEP_S = 0.05
 
@@ -42,7 +40,7 @@ def objective(metrics: dict[str, float]) -> float:
     return metrics["eval_loss"]
 
 
-def make_trainer(folder: Path, **settings: Any) -> Trainer:
+def make_trainer(folder: Path, *callbacks: TrainerCallback, model: Any = Limited) -> Trainer:
     args = TrainingArguments(
         str(folder),
         per_device_train_batch_size=2,
@@ -53,8 +51,6 @@ def make_trainer(folder: Path, **settings: Any) -> Trainer:
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        **settings,
     )
-    data = Rows()
-    model: Any = Limited
-    return Trainer(None, args, None, data, data, model_init=model, callbacks=[EnergyReportCallback()])
+    data, asked = Rows(), list(callbacks)
+    return Trainer(None, args, None, data, data, model_init=model, callbacks=asked)
