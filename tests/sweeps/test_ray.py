@@ -17,16 +17,17 @@ from energy_plugins.control.journal import Journal
 from energy_plugins.measure.devices import visible_gpus
 from energy_plugins.testing import Constant, Simulation, simulated_gpus
 
-ray = pytest.importorskip("ray", reason="needs Ray Tune: pip install energy-plugins[ray]")
-tune = pytest.importorskip("ray.tune", reason="needs Ray Tune: pip install energy-plugins[ray]")
+pytest.importorskip("ray.tune", reason="needs Ray Tune: pip install energy-plugins[ray]")
 
-from ray_trainings import train  # noqa: E402 - after the skip
-from seen_limit import limit_w  # noqa: E402 - after the skip
+import ray
+from ray import tune
+from ray_trainings import train
+from seen_limit import limit_w
 
-from energy_plugins.ray import EnergyBudgetStopper, experiment_energy_j, trial_energy  # noqa: E402 - after the skip
-from energy_plugins.ray.charges import TrialEnergy  # noqa: E402 - after the skip
-from energy_plugins.ray.trial import own_trial  # noqa: E402 - after the skip
-from energy_plugins.units import j_to_kwh  # noqa: E402 - after the skip
+from energy_plugins.ray import EnergyBudgetStopper, experiment_energy_j, trial_energy
+from energy_plugins.ray.charges import TrialEnergy
+from energy_plugins.ray.trial import own_trial
+from energy_plugins.units import j_to_kwh
 
 pytestmark = [
     pytest.mark.slow,

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sweeping import Simulated
 
 pytest.importorskip("ray.tune", reason="needs Ray Tune: pip install energy-plugins[ray]")
 
 from pyarrow import fs
 
 from energy_plugins.errors import ConfigError, ReportError
+from energy_plugins.measure.devices import visible_gpus
+from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.ray import EnergyBudgetStopper, experiment_energy_j
+from energy_plugins.ray.charge import Charge
 from energy_plugins.ray.charges import TrialEnergy, read_energy, write_energy
 from energy_plugins.ray.trial import OwnTrial, own_trial
+from energy_plugins.testing import Constant, Simulation
 from energy_plugins.units import j_to_kwh
 
 LOCAL = fs.LocalFileSystem()
@@ -125,6 +131,58 @@ def test_the_last_word_of_a_trial_counts_more_than_a_guess(tmp_path: Path) -> No
     write_energy(LOCAL, str(trial.folder), replace(DRAWN, ended=True))
     stopper.on_experiment_end([trial])  # type: ignore[list-item] # see `Trial`
     assert stopper.drawn_j == 1200.0
+
+
+def attempt(trial: OwnTrial, seconds: float) -> TrialEnergy:
+    with EnergyMeter("trial", folder=None) as meter:
+        charge = Charge(trial, meter).begin()
+        time.sleep(seconds)
+    return charge.energy
+
+
+def trial_on(folder: Path, simulation: Simulation, **other: Any) -> OwnTrial:
+    whole = OwnTrial(id="a", folder=str(folder), files=LOCAL, gpu_share=1.0, gpus=(visible_gpus()[0].uuid,))
+    return replace(whole, **other)
+
+
+def test_attempts_at_a_trial_add_up(simulated: Simulated, tmp_path: Path) -> None:
+    trial = trial_on(tmp_path, simulated(Constant(300.0)))
+    first = attempt(trial, 0.3)
+    assert first.total_j == pytest.approx(300 * first.duration_s, rel=0.05)
+    second = attempt(trial, 0.3)
+    assert second.duration_s > first.duration_s + 0.3
+    assert second.total_j == pytest.approx(300 * second.duration_s, rel=0.05)
+    assert read_energy(LOCAL, str(tmp_path)) == second
+    assert (second.shared_gpu, second.ended, second.simulated) == (0, True, True)
+
+
+def test_a_gpu_that_ray_did_not_give_is_marked(simulated: Simulated, tmp_path: Path) -> None:
+    trial = trial_on(tmp_path, simulated(), gpus=("GPU-another",))
+    with pytest.warns(RuntimeWarning, match="which Ray did not give it"):
+        assert attempt(trial, 0.1).shared_gpu == 1
+
+
+def test_part_of_a_gpu_is_marked(simulated: Simulated, tmp_path: Path) -> None:
+    trial = trial_on(tmp_path, simulated(), gpu_share=0.5)
+    with pytest.warns(RuntimeWarning, match="asked Ray for 0.5 of a GPU"):
+        assert attempt(trial, 0.1).shared_gpu == 1
+
+
+def test_trials_that_meet_on_a_gpu_are_marked(simulated: Simulated, tmp_path: Path) -> None:
+    simulation = simulated()
+    one, other = (trial_on(tmp_path / name, simulation, id=name) for name in ("one", "other"))
+    with EnergyMeter("one", folder=None) as meter:
+        charge = Charge(one, meter).begin()
+        with pytest.warns(RuntimeWarning, match="trial other shares a GPU"):
+            assert attempt(other, 0.1).shared_gpu == 1
+    assert charge.energy.shared_gpu == 1
+
+
+def test_a_storage_that_is_gone_is_said_and_ends_nothing(simulated: Simulated, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    trial = trial_on(tmp_path / "file" / "trial", simulated(Constant(300.0)))
+    with pytest.warns(RuntimeWarning, match="what trial a dr"):
+        assert attempt(trial, 0.3).total_j > 50
 
 
 @pytest.mark.parametrize(("share", "whole"), [(0.0, False), (0.5, False), (1.0, True), (2.0, True), (1.5, False)])
