@@ -21,6 +21,7 @@ from energy_plugins.lightning.trainer import (
     folder_of,
     is_logging_step,
     limits_of,
+    loader_facts_of,
     metric,
     position_of,
     set_minima,
@@ -202,9 +203,14 @@ class EnergyMonitor(Callback):
                 self._end_fit(trainer, watch, "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to watch the budget, when a resumed trainer knows its steps."""
+        """Note the loaders; begin to watch the budget, when a resumed trainer knows its steps."""
+        self._note_loaders(trainer)
         if self._monitor.watch is not None:
             self._monitor.watch.begin(trainer.global_step)
+
+    @_guarded
+    def _note_loaders(self, trainer: Trainer) -> None:
+        self._monitor.carry(loader_facts_of(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open a span for validating; the sanity check before training is none."""

@@ -16,6 +16,7 @@ from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.spans import Kind
+from energy_plugins.report.carbon.run_place import kept
 from energy_plugins.training.exports import export_if_asked
 from energy_plugins.training.figures import TOTALS
 from energy_plugins.training.guard import FAILURES, guarded, warn
@@ -119,7 +120,7 @@ class Monitor:
                 report.name,
                 place.devices,
                 folder=place.folder,
-                config={**facts, "earlier_j": self.earlier_j},
+                config={**facts, **kept(report), "earlier_j": self.earlier_j},
                 power_sensor=measure.power_sensor,
                 activity=measure.activity,
                 rank=place.who,
@@ -316,6 +317,12 @@ class Monitor:
         """Look what the run has drawn until now."""
         if self.run is not None:
             self.run.drawn_j = self.run.meter.drawn_j()
+
+    @guarded
+    def carry(self, facts: Mapping[str, JSON]) -> None:
+        """Have the report say what a trainer knew only after the run had begun."""
+        if self.run is not None:
+            self.run.meter.carry(facts)
 
     @guarded
     def note_stop(self, reason: str) -> None:

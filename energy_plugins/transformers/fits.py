@@ -14,6 +14,7 @@ from transformers.trainer_callback import ProgressCallback
 from energy_plugins.config import EnergyConfig
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.spans import Kind
+from energy_plugins.report.carbon.run_place import circumstances_of
 from energy_plugins.training.guard import guarded, warn
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
@@ -25,7 +26,7 @@ from energy_plugins.transformers.effective_batch import grow_effective_batch
 from energy_plugins.transformers.hp_space import limit_of_trial
 from energy_plugins.transformers.inside import Inside
 from energy_plugins.transformers.micro_batch_fit import MicroBatchFit
-from energy_plugins.transformers.model_card import circumstances_of, put_over
+from energy_plugins.transformers.model_card import put_over
 from energy_plugins.transformers.trainers import (
     DEEPSPEED,
     facts_of,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reporting import make_report, save_all
@@ -115,6 +116,64 @@ class TestDifferences:
         assert (run.energy_j, run.samples, run.place) == (1000.0, 200, "n0/GPU-of-n0 n1/GPU-of-n1")
         alone = make_report(rank=rank, ranks=Ranks.merge(parts[:1], 2))
         assert run_of(alone, Path("x")) == LeftOut(Path("x"), "not all of its ranks left a report")
+
+
+class TestReference:
+    """Runs of one program on the nodes of the sides: by them it is known by how much the nodes differ."""
+
+    A, B = repeated(1000, node="cool"), repeated(1100 * 0.95, times=JITTER[::-1], node="hot")
+
+    def known(self, **others: Any) -> list[Run]:
+        return repeated(400, node="cool", **others) + repeated(440, node="hot", times=JITTER[::-1], **others)
+
+    def test_tells_sides_on_nodes_of_their_own_apart(self) -> None:
+        alone = finding(compare({"A": self.A, "B": self.B}))
+        assert alone.places_confounded
+        assert not alone.shown
+        comparison = compare({"A": self.A, "B": self.B}, reference=self.known(samples=7))
+        found = finding(comparison)
+        assert found.relative == pytest.approx(-0.05)
+        assert found.shown
+        assert not found.places_confounded
+        assert [side.label for side in comparison.sides] == ["A", "B"]
+        said = " ".join(text_table(comparison).split())
+        assert "10 reference runs tell the offsets of 2 of 2 places, taken to be the same share" in said
+
+    def test_its_own_noise_counts(self) -> None:
+        def width(*times: float) -> float:
+            known = repeated(400, times=times, node="cool") + repeated(440, times=times[::-1], node="hot")
+            found = finding(compare({"A": self.A, "B": self.B}, reference=known))
+            assert found.low is not None
+            assert found.high is not None
+            return found.high - found.low
+
+        assert width(*(1 + 10 * (one - 1) for one in JITTER)) > 3 * width(*JITTER)
+
+    def test_on_other_nodes_it_tells_nothing(self) -> None:
+        elsewhere = repeated(400, node="cool") + repeated(400, node="third", times=JITTER[::-1])
+        comparison = compare({"A": self.A, "B": self.B}, reference=elsewhere)
+        assert finding(comparison).places_confounded
+        assert "offsets of 1 of 2 places" in text_table(comparison)
+
+    def test_what_is_refused(self) -> None:
+        with pytest.raises(ReportError, match="hold the same run"):
+            compare({"A": self.A, "B": self.B}, reference=self.A)
+        with pytest.raises(ReportError, match="SIMULATED"):
+            compare({"A": self.A, "B": self.B}, reference=self.known(simulated=True))
+        with pytest.raises(ReportError, match="different work"):
+            compare({"A": self.A, "B": self.B}, reference=self.known() + repeated(400, samples=7))
+
+    def test_in_folders(self, tmp_path: Path) -> None:
+        def saved(name: str, energy_j: float, node: str, times: Sequence[float] = JITTER) -> Path:
+            reports = (make_report(energy_j=energy_j * one, node=node) for one in times)
+            return save_all(tmp_path / name, *reports)
+
+        sides = [saved("a", 1000, "cool"), saved("b", 1045, "hot", JITTER[::-1])]
+        saved("known/cool", 400, "cool")
+        saved("known/hot", 440, "hot", JITTER[::-1])
+        found = finding(compare_folders(sides, reference=tmp_path / "known"), label="b")
+        assert found.relative == pytest.approx(-0.05)
+        assert found.shown
 
 
 def measured(folder: Path, power_w: float, seed: int) -> None:

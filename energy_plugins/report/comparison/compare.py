@@ -73,19 +73,25 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare_folders(paths: Sequence[Path], unit: WorkUnit | None = None) -> Comparison:
-    """Compare what lies in ``paths``, each the folder of a run or of repeated runs.
+def compare_folders(paths: Sequence[Path], unit: WorkUnit | None = None, reference: Path | None = None) -> Comparison:
+    """Compare what lies in ``paths``, each the folder of a run or of repeated runs; ``reference`` holds such, too.
 
     Raises:
         ReportError: see `compare`; or a folder holds no run that can be compared.
     """
     found = [read_runs(path) for path in paths]
-    left_out = [one for _, some in found for one in some]
-    return compare(dict(zip(labels(paths), [runs for runs, _ in found], strict=True)), unit, left_out)
+    known, known_out = ([], []) if reference is None else read_runs(reference)
+    left_out = [one for some in (*(out for _, out in found), known_out) for one in some]
+    sides = dict(zip(labels(paths), [runs for runs, _ in found], strict=True))
+    return compare(sides, unit, left_out, reference=known)
 
 
 def compare(
-    sides: Mapping[str, Sequence[Run]], unit: WorkUnit | None = None, left_out: Sequence[LeftOut] = ()
+    sides: Mapping[str, Sequence[Run]],
+    unit: WorkUnit | None = None,
+    left_out: Sequence[LeftOut] = (),
+    *,
+    reference: Sequence[Run] = (),
 ) -> Comparison:
     """Hold each side against the first.
 
@@ -93,24 +99,29 @@ def compare(
         sides: runs by label; at least two sides, each with runs.
         unit: what to divide by. Without it all runs must have done the same work.
         left_out: what the reader of the comparison should know to be missing.
+        reference: runs of one program on the places of the sides, by which the offsets of these are known; what it
+            does may be something else than what the sides do.
 
     Raises:
         ReportError: there are fewer than two sides, the runs did different work and no unit is named, nobody counted
-            that unit, one run is there twice, or some runs are simulated and others are not.
+            that unit, one run is there twice, some runs are simulated and others are not, or runs of the reference did
+            different work.
     """
     if len(sides) < 2:
         raise ReportError(f"{len(sides)} side cannot be compared: name two folders or more")
     runs = [run for some in sides.values() for run in some]
-    refuse_twice(runs)
-    if len({run.simulated for run in runs}) > 1:
+    refuse_twice([*runs, *reference])
+    if len({run.simulated for run in (*runs, *reference)}) > 1:
         raise ReportError("SIMULATED runs cannot be compared with measured ones")
     unit = common_unit(runs) if unit is None else counted_unit(runs, unit)
-    values = {metric: [_value(run, metric, unit) for run in runs] for metric in Metric}
+    own = common_unit(reference) if reference else unit
+    measured = [*((run, unit) for run in runs), *((run, own) for run in reference)]
+    values = {metric: [_value(run, metric, of) for run, of in measured] for metric in Metric}
     design = Design(
-        side=[number for number, some in enumerate(sides.values()) for _ in some],
-        place=[run.place for run in runs],
-        round=[run.round for run in runs],
-        start_c=[run.start_c for run in runs],
+        side=[number for number, some in enumerate((*sides.values(), reference)) for _ in some],
+        place=[run.place for run, _ in measured],
+        round=[run.round for run in runs] + [""] * len(reference),
+        start_c=[run.start_c for run, _ in measured],
     )
     names = list(sides)
     told = tuple(
@@ -128,8 +139,17 @@ def compare(
         simulated=runs[0].simulated,
         sides=told,
         findings=findings,
-        notes=tuple(_notes(runs, told, unit, left_out)),
+        notes=(*_notes(runs, told, unit, left_out), *_known(runs, reference)),
     )
+
+
+def _known(runs: Sequence[Run], reference: Sequence[Run]) -> list[str]:
+    """Say by how many runs the offsets of how many places are known."""
+    places, known = {run.place for run in runs}, {run.place for run in reference}
+    if not reference:
+        return []
+    times = f"{len(reference)} reference runs tell the offsets of {len(places & known)} of {len(places)} places"
+    return [f"{times}, taken to be the same share for what the sides do"]
 
 
 def labels(paths: Sequence[Path]) -> list[str]:

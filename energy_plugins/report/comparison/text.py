@@ -77,7 +77,7 @@ def _how(finding: Finding) -> list[str]:
     if finding.places_confounded:
         said.append(
             "the sides did not run on the same GPUs, and identical nodes may differ by up to 10 % either way: the "
-            "interval allows for that; run both on one node, or a third side on all, to do better"
+            "interval allows for that; run both on one node, or one program on all (--reference), to do better"
         )
     return said
 
