@@ -127,5 +127,6 @@ class EnergySuccessiveHalvingScheduler(FIFOScheduler):
                 self._warned = True
                 warn(f"trial {trial.trial_id} reports no {_TOTAL_J}, so it is not judged: add an EnergyReportCallback")
             return None
-        is_known = 0 < drawn_j < math.inf and isinstance(value, int | float)
-        return Told(float(drawn_j), float(value)) if is_known else None
+        if not isinstance(value, int | float) or not 0 < drawn_j < math.inf:
+            return None
+        return Told(float(drawn_j), float(value))
