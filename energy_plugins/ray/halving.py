@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Final
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -122,11 +123,11 @@ class EnergySuccessiveHalvingScheduler(FIFOScheduler):
     def _read(self, trial: Trial, result: dict[str, Any]) -> Told | None:
         """Return what a trial tells; None if its joules are not known (yet: NaN), or it tells no metric."""
         drawn_j, value = result.get(_TOTAL_J), result.get(self._metric or "")
-        if not isinstance(drawn_j, int | float):
+        if not isinstance(drawn_j, Real):
             if not self._warned:
                 self._warned = True
                 warn(f"trial {trial.trial_id} reports no {_TOTAL_J}, so it is not judged: add an EnergyReportCallback")
             return None
-        if not isinstance(value, int | float) or not 0 < drawn_j < math.inf:
+        if not isinstance(value, Real) or not 0 < drawn_j < math.inf:
             return None
         return Told(float(drawn_j), float(value))
