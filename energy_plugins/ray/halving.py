@@ -128,6 +128,5 @@ class EnergySuccessiveHalvingScheduler(FIFOScheduler):
                 self._warned = True
                 warn(f"trial {trial.trial_id} reports no {_TOTAL_J}, so it is not judged: add an EnergyReportCallback")
             return None
-        if not isinstance(value, Real) or not 0 < drawn_j < math.inf:
-            return None
-        return Told(float(drawn_j), float(value))
+        energy_j = float(drawn_j)
+        return Told(energy_j, float(value)) if isinstance(value, Real) and 0 < energy_j < math.inf else None
