@@ -18,8 +18,10 @@ best of the sweep. Who never finds one is charged the cap: what Optuna spends on
 
 Nothing is fitted to the workload it is tested on. The drift of epochs and of joules with the batch size is fitted to
 the five other workloads, and the least gain that is worth a training is the one of `LEAST_GAINS` that is best on them,
-by other seeds (and there, too, with the drift of workloads other than those two). Everything else in the search was
-fixed before the first replay.
+by other seeds (and there, too, with the drift of workloads other than those two). The margin of the search for limits
+and the rungs' shares were fixed before the first replay. The logic of the search was not: that it walks on past the
+limit at the edge, reckons with seeds that differ, and passes over metrics that are missing was added after replays of
+these same cells with other seeds.
 """
 
 from __future__ import annotations

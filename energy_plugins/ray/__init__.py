@@ -18,10 +18,17 @@ except ImportError as error:
 if TYPE_CHECKING:
     from energy_plugins.ray.budget import EnergyBudgetStopper
     from energy_plugins.ray.charges import experiment_energy_j, trial_energy
+    from energy_plugins.ray.halving import EnergySuccessiveHalvingScheduler
     from energy_plugins.ray.lightning import EnergyReportCallback
 
 
-__all__ = ["EnergyBudgetStopper", "EnergyReportCallback", "experiment_energy_j", "trial_energy"]
+__all__ = [
+    "EnergyBudgetStopper",
+    "EnergyReportCallback",
+    "EnergySuccessiveHalvingScheduler",
+    "experiment_energy_j",
+    "trial_energy",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
@@ -29,6 +36,7 @@ if not TYPE_CHECKING:
         {
             "budget": ("EnergyBudgetStopper",),
             "charges": ("experiment_energy_j", "trial_energy"),
+            "halving": ("EnergySuccessiveHalvingScheduler",),
             "lightning": ("EnergyReportCallback",),
         },
     )

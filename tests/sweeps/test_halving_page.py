@@ -6,16 +6,27 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from energy_plugins.optuna import EnergySuccessiveHalvingPruner
 
 PAGE = (Path(__file__).parents[2] / "docs" / "halving.md").read_text(encoding="utf-8")
-PRUNER, SEARCH = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PRUNER, SCHEDULER, SEARCH = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_pruner_is_one() -> None:
     names: dict[str, Any] = {}
     exec(PRUNER, names)  # noqa: S102 - the page is ours
     assert isinstance(names["study"].pruner, EnergySuccessiveHalvingPruner)
+
+
+def test_the_scheduler_is_one() -> None:
+    pytest.importorskip("ray.tune", reason="needs Ray Tune: pip install energy-plugins[ray]")
+    from energy_plugins.ray import EnergySuccessiveHalvingScheduler
+
+    names: dict[str, Any] = {}
+    exec(SCHEDULER, names)  # noqa: S102 - the page is ours
+    assert isinstance(names["tune_config"].scheduler, EnergySuccessiveHalvingScheduler)
 
 
 def test_the_search_finds_what_is_best() -> None:
