@@ -237,7 +237,7 @@ class TestWhatStays:
             model = Seen()
             train(tmp_path, *callbacks, made=lambda model=model: model, batch=batch, accumulation=accumulation)  # type: ignore[misc]
             if callbacks:
-                assert {len(samples) for samples in model.seen[:8]} == {size}
+                assert {len(samples) for samples in model.seen[8:14]} == {size}
             orders.append([one for samples in model.seen for one in samples])
         assert orders[0] == orders[1]
 

@@ -132,11 +132,9 @@ class LaterChecks:
             self._unknown = 0
             self.learn(group.batches, group.plan, found, group.step)
             return True
-        if has_run:
-            in_doubt = (group.step, group.step)
-        else:
-            # Where counts are like those before, all steps since the last check may be like this one.
-            in_doubt = (0, 0) if is_unequal else (self._agreed + 1, group.step - 1)
+        # Where counts are like those before, all steps since the last check may be like this one.
+        in_doubt = (0, 0) if is_unequal else (self._agreed + 1, group.step - 1)
+        in_doubt = (group.step, group.step) if has_run else in_doubt
         in_doubt = in_doubt if in_doubt[0] <= in_doubt[1] else (0, 0)
         if found is not None and found.is_known:
             self.check = found
