@@ -40,6 +40,22 @@ class Sentences(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self.ids[index], "labels": self.labels[index]}
 
 
+class EvenAtFirst(Sentences):
+    """Of which all sentences before one have labels for all their words.
+
+    Args:
+        rows: how many there are.
+        even: the first that has not.
+        every: beyond it one of so many.
+    """
+
+    def __init__(self, rows: int, even: int, every: int = 1) -> None:
+        super().__init__(rows)
+        for row in range(rows):
+            if row < even or row % every != every - 1:
+                self.labels[row] = self.ids[row]
+
+
 class Reader(LightningModule):
     """A small language model, whose loss is a mean over sentences of means over their labels."""
 

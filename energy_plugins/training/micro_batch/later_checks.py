@@ -51,9 +51,10 @@ class LaterChecks:
 
     Args:
         is_on: whether gradients have to be the same; if not, everything may run.
+        count: counts what a loss of batches may be divided by.
     """
 
-    def __init__(self, *, is_on: bool = True) -> None:
+    def __init__(self, *, is_on: bool = True, count: Callable[[Sequence[Any]], SampleCounts] = SampleCounts) -> None:
         self.doubt: Doubt | None = None
         """What was found: from then on nothing may run otherwise."""
         self.check: GradientCheck | None = None
@@ -61,6 +62,7 @@ class LaterChecks:
         self.made = 0
         """Checks so far."""
         self._is_on = is_on
+        self._count = count
         self._known: dict[int, list[float]] = {}
         """The largest spread of each count in groups whose gradients agreed; by how many counts they have."""
         self._agreed = 0
@@ -80,7 +82,7 @@ class LaterChecks:
             group = window[first : first + plan.together]
             if check.samples is not None:
                 group = [cut(batch, check.samples)[0] for batch in group]
-            self._widen(SampleCounts(group).spreads(_parts(group, plan)))
+            self._widen(self._count(group).spreads(_parts(group, plan)))
 
     def allow(
         self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup, step: int, *, due: bool = False
@@ -102,7 +104,7 @@ class LaterChecks:
             self._check(ran, compare, is_unequal=True, has_run=True)
         if self._is_shut:
             return False
-        this, is_whole = _Ran(group, plan, SampleCounts(group), step), samples == [plan.batch] * len(group)
+        this, is_whole = _Ran(group, plan, self._count(group), step), samples == [plan.batch] * len(group)
         due = due and is_whole and self._looked != step
         if not due and not this.counts.is_here and is_whole and not self._unknown:
             self._ran = this
