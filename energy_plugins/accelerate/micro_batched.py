@@ -111,7 +111,13 @@ class _Tuned:
             handle = attach(accelerator) if asked.size is None else attach_unmeasured(accelerator)
         self._accelerator = accelerator
         self._batcher: MicroBatcher = handle.tune_micro_batch(asked, lambda: sample_shape(self._batches.window[0]))
-        self._batches = MicroBatches(accelerator, loss_of, adds_up=adds_up, out_of_memory=self._batcher.out_of_memory)
+        self._batches = MicroBatches(
+            accelerator,
+            loss_of,
+            adds_up=adds_up,
+            allows=self._batcher.allows,
+            out_of_memory=self._batcher.out_of_memory,
+        )
         self._windows = 0
         self._begins = True
         """Whether the next batch is the first of a window."""
@@ -138,7 +144,8 @@ class _Tuned:
     def _decide(self) -> None:
         """Look at the window. Not guarded: it is collective, on all ranks with the same batch."""
         batches, batcher = self._batches, self._batcher
-        batcher.consider(batches.batch, self._accelerator.gradient_accumulation_steps, self._compare)
+        accumulation = self._accelerator.gradient_accumulation_steps
+        batcher.consider(batches.batch, accumulation, self._compare, batches.window)
         if not batcher.undecided:
             batches.wrappers.close()
 

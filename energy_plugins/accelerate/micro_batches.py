@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from accelerate.accelerator import Accelerator
 
     from energy_plugins.training.micro_batch.gradient_check import GradientCheck
+    from energy_plugins.training.micro_batch.later_checks import CompareGroup
     from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 
 LossOf = Callable[..., torch.Tensor]
@@ -42,11 +43,18 @@ class MicroBatches:
         accelerator: of the loop.
         loss_of: the function.
         adds_up: whether its losses are sums over samples; if not, they are means.
+        allows: whether batches may run by a plan, see `MicroBatcher.allows`.
         out_of_memory: told of a micro-batch that did not fit, when its window has been begun anew without it.
     """
 
     def __init__(
-        self, accelerator: Accelerator, loss_of: LossOf, *, adds_up: bool, out_of_memory: Callable[[int], None]
+        self,
+        accelerator: Accelerator,
+        loss_of: LossOf,
+        *,
+        adds_up: bool,
+        allows: Callable[[Sequence[Any], MicroBatchPlan, CompareGroup], bool],
+        out_of_memory: Callable[[int], None],
     ) -> None:
         self.plan: MicroBatchPlan | None = None
         """What is done with the batches of the window that begins or has begun; None is what the loop does."""
@@ -55,6 +63,7 @@ class MicroBatches:
         self._accelerator = accelerator
         self._loss_of = loss_of
         self._adds_up = adds_up
+        self._allows = allows
         self._out_of_memory = out_of_memory
         self._held: list[Arguments] = []
         self.wrappers = Wrappers(accelerator)
@@ -93,6 +102,8 @@ class MicroBatches:
         if len(self._held) < plan.together and not self.is_whole:
             return self._done(torch.zeros((), device=self._accelerator.device))
         held, self._held = self._held, []
+        if not self._allows(held, plan, self._compared):
+            return self._done(self._run([Pass(one) for one in held]))
         try:
             return self._done(self._run(passes(held, plan, adds_up=self._adds_up)))
         except (RuntimeError, MemoryError) as error:
@@ -103,9 +114,12 @@ class MicroBatches:
 
     def compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
         """Return how the gradients of the window would differ, None if it is not a whole one."""
+        return self._compared(self.window, plan)
+
+    def _compared(self, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
         return both_ways(
             self.wrappers.models,
-            self.window,
+            batches,
             plan,
             self._run,
             adds_up=self._adds_up,

@@ -70,6 +70,8 @@ class MicroBatchTuner(Callback):
         self._monitor: EnergyMonitor | None = None
         self._batches: MicroBatches | None = None
         self._batcher: MicroBatcher | None = None
+        self._has_looked = False
+        """Whether the batcher has seen the window that runs."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in this process only."""
@@ -121,6 +123,7 @@ class MicroBatchTuner(Callback):
             pl_module,
             at_window=partial(self._at_window, trainer),
             at_pass=self._enter_forward,
+            allows=self._batcher.allows,
             out_of_memory=self._batcher.out_of_memory,
         )
         self._batches.keeps = True
@@ -161,6 +164,7 @@ class MicroBatchTuner(Callback):
         batches, batcher, size = self._batches, self._batcher, self._asked.size
         if batches is None or batcher is None or not batcher.undecided:
             return
+        self._has_looked = False
         accumulation = trainer.accumulate_grad_batches
         samples = samples_in(batches.window[0].kwargs.get("batch"))
         if accumulation == 1 or (size is not None and size < (samples or 0)):
@@ -171,15 +175,17 @@ class MicroBatchTuner(Callback):
         batches, batcher = self._batches, self._batcher
         if batches is None or batcher is None or not batches.ended:
             return
-        if batcher.undecided:
+        if batcher.undecided and not self._has_looked:
             self._consider(trainer, batches, batcher)
         batches.plan = batcher.plan or (batcher.setting if batches.smaller else None)
         batches.forget()
 
     def _consider(self, trainer: Trainer, batches: MicroBatches, batcher: MicroBatcher) -> None:
         # Not guarded: looking is collective, so a rank that measures nothing has to take part.
-        batch = batches.window[0].kwargs.get("batch") if batches.window else None
-        batcher.consider(samples_in(batch), trainer.accumulate_grad_batches, batches.compare)
+        self._has_looked = True
+        window = [one.kwargs.get("batch") for one in batches.window]
+        batch = window[0] if window else None
+        batcher.consider(samples_in(batch), trainer.accumulate_grad_batches, batches.compare, window)
         batches.keeps, batches.smaller = batcher.undecided, batcher.smaller
         batches.plan = batcher.plan or (batcher.setting if batches.smaller else None)
         if trainer.is_global_zero:

@@ -15,6 +15,7 @@ from energy_plugins.lightning.logged import logging_to, metrics_kept
 from energy_plugins.lightning.passes import Arrived, Passes
 from energy_plugins.training.micro_batch.both_ways import both_ways
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
+from energy_plugins.training.micro_batch.later_checks import CompareGroup
 from energy_plugins.training.micro_batch.passes import Pass, unheard
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.training.replaced import Replaced
@@ -40,16 +41,18 @@ class MicroBatches:
         module: what it fits.
         at_window: called with the first batch of a window, before anything runs, when `plan` may be changed.
         at_pass: called before each pass but the first of a batch.
+        allows: whether batches may run by a plan, see `MicroBatcher.allows`.
         out_of_memory: told of a size that did not fit after all.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what happens, and who hears of it
         self,
         trainer: Trainer,
         module: LightningModule,
         *,
         at_window: Callable[[], None],
         at_pass: Callable[[], None],
+        allows: Callable[[Sequence[Any], MicroBatchPlan, CompareGroup], bool],
         out_of_memory: Callable[[int], None],
     ) -> None:
         self.plan: MicroBatchPlan | None = None
@@ -62,6 +65,7 @@ class MicroBatches:
         """The batches of the optimizer step that runs, or that has just been made."""
         self._at_window = at_window
         self.at_pass = at_pass
+        self._allows = allows
         self.out_of_memory = out_of_memory
         self.trainer = trainer
         self.module = module
@@ -113,6 +117,8 @@ class MicroBatches:
         if len(held) < plan.together and not self._ended:
             return Passes(self, [], plan)
         self._begun = len(self.window)
+        if not plan.is_users and not self._allows([one.kwargs["batch"] for one in held], plan, self.compare_group):
+            plan = replace(plan, size=plan.batch)
         return Passes(self, held, plan)
 
     def fall_back(self, failed: MicroBatchPlan) -> MicroBatchPlan:
@@ -142,6 +148,10 @@ class MicroBatches:
         batches = [one.kwargs["batch"] for one in self.window]
         if plan.together == 1 and batches:
             plan = replace(plan, accumulation=len(batches))
+        return self.compare_group(batches, plan)
+
+    def compare_group(self, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
+        """Return the same of any batches."""
         model = self.trainer.strategy.model
         silent = logging_to(self.module, lambda *_, **__: None)
         with silent, unheard(model or self.module), metrics_kept(self.module):

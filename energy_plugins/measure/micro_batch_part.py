@@ -61,6 +61,10 @@ class MicroBatchPart(Part):
     """By which share of their norm gradients differed that were computed both ways."""
     gradient_limit: float | None = None
     """What rounding may explain of that."""
+    gradient_checks: int = 0
+    """How often they were computed both ways, at the start and later."""
+    steps_in_doubt: tuple[int, ...] = ()
+    """First and last optimizer step of this run whose gradients may have differed before that was found, if any."""
     search_s: float = 0.0
     """How much of the training passed in windows of the search."""
     tried: tuple[TriedMicroBatch, ...] = ()
@@ -81,5 +85,7 @@ class MicroBatchPart(Part):
     def read(cls, section: Section) -> Self:
         """Read it from JSON; raises ReportError."""
         tried = tuple(TriedMicroBatch.read(one) for one in section.sections("tried"))
-        known = section.with_defaults({"checked_beside": [], "saving_beside": None})
+        known = section.with_defaults(
+            {"checked_beside": [], "saving_beside": None, "gradient_checks": 0, "steps_in_doubt": []}
+        )
         return cls(**read_fields(cls, known, "tried"), tried=tried)

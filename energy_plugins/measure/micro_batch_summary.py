@@ -14,7 +14,7 @@ def micro_batch_lines(part: MicroBatchPart | None, entry: Callable[[str, str], l
     """Return lines, none if no micro-batch was asked for; ``entry`` makes them of a label and a text."""
     if part is None:
         return []
-    texts = [_chosen(part), _expected(part), _searched(part), *part.explanation, *part.outlook]
+    texts = [_chosen(part), _compared(part), _expected(part), _searched(part), *part.explanation, *part.outlook]
     texts = [text for text in texts if text]
     return [line for at, text in enumerate(texts) for line in entry("micro-batch" if at == 0 else "", _plain(text))]
 
@@ -39,6 +39,12 @@ def _off(part: MicroBatchPart) -> str:
     if difference > limit:
         return f", but for {difference:.2g} of their norm, AS YOU ALLOWED"
     return f" (they differ by {difference:.1g} of their norm, which is rounding)"
+
+
+def _compared(part: MicroBatchPart) -> str:
+    if part.gradient_checks < 2 or part.chosen is None:
+        return ""
+    return f"gradients compared {part.gradient_checks} times, at the start and later"
 
 
 def _expected(part: MicroBatchPart) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from energy_plugins.measure.spans import Kind
 from energy_plugins.training.guard import warn
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformers.trainer import Trainer
 
     from energy_plugins.training.micro_batch.batcher import MicroBatcher
+    from energy_plugins.training.micro_batch.later_checks import CompareGroup
+    from energy_plugins.training.micro_batch.plan import MicroBatchPlan
     from energy_plugins.training.monitor import Monitor
 
 
@@ -46,6 +48,7 @@ class MicroBatchFit:
             trainer,
             at_window=self._at_window,
             at_pass=partial(monitor.enter, Kind.FORWARD),
+            allows=self._allows,
             out_of_memory=self._out_of_memory,
         )
         self._replaced = Replaced()
@@ -82,7 +85,8 @@ class MicroBatchFit:
         if batcher.undecided:
             # What the loader yields as a rule: a resumed epoch may begin with its last batch, which is cut short.
             batch = batch_of(self._trainer) if batches.window and samples_in(batches.window[0]) else None
-            batcher.consider(batch, self._trainer.args.gradient_accumulation_steps, batches.compare)
+            accumulation = self._trainer.args.gradient_accumulation_steps
+            batcher.consider(batch, accumulation, batches.compare, batches.window)
         batches.plan = batcher.plan
         if batcher.settled and not self._has_said:
             self._has_said = True
@@ -95,6 +99,9 @@ class MicroBatchFit:
         trainer, args = self._trainer, self._trainer.args
         samples = sample_shape(self._batches.window[0])
         return f"{shape_of([trainer.model_wrapped])} {args.optim} {precision_of(args)} {samples}"
+
+    def _allows(self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup) -> bool:
+        return self._batcher is None or self._batcher.allows(group, plan, compare)
 
     def _out_of_memory(self, size: int) -> None:
         if self._batcher is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers.trainer import Trainer
 
     from energy_plugins.training.micro_batch.gradient_check import GradientCheck
+    from energy_plugins.training.micro_batch.later_checks import CompareGroup
     from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 
 Original = Callable[..., Any]
@@ -51,6 +52,7 @@ class MicroBatches:
         trainer: whose training begins.
         at_window: called before the first pass of an optimizer step, when `plan` may be changed and `compare` works.
         at_pass: called before each pass of a batch but the first.
+        allows: whether batches may run by a plan, see `MicroBatcher.allows`.
         out_of_memory: told of a micro-batch that did not fit, when its window has been begun anew without it.
     """
 
@@ -60,6 +62,7 @@ class MicroBatches:
         *,
         at_window: Callable[[], None],
         at_pass: Callable[[], None],
+        allows: Callable[[Sequence[Any], MicroBatchPlan, CompareGroup], bool],
         out_of_memory: Callable[[int], None],
     ) -> None:
         self.plan: MicroBatchPlan | None = None
@@ -69,6 +72,7 @@ class MicroBatches:
         self._trainer = trainer
         self._at_window = at_window
         self._at_pass = at_pass
+        self._allows = allows
         self._out_of_memory = out_of_memory
         self.window: Sequence[Any] = ()
         """The batches of the optimizer step that runs."""
@@ -93,12 +97,13 @@ class MicroBatches:
 
     def compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
         """Return how the gradients of the window that begins would differ, None if it is not a whole one."""
-        call, args = self._first, self._trainer.args
-        if call is None:
-            return None
+        return None if self._first is None else self._compared(self._first, self.window, plan)
+
+    def _compared(self, call: _Call, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
+        args = self._trainer.args
         return both_ways(
             [call.model],
-            self.window,
+            batches,
             plan,
             partial(self._run, call),
             adds_up=self._adds_up(call),
@@ -131,6 +136,8 @@ class MicroBatches:
         if len(self._held) < plan.together and self._begun < len(self.window):
             return torch.zeros((), device=self._trainer.args.device)
         held, self._held = self._held, []
+        if not self._allows(held, plan, partial(self._compared, call)):
+            return self._run(call, [Pass(batch) for batch in held])
         try:
             return self._run(call, passes(held, plan, adds_up=self._adds_up(call)))
         except (RuntimeError, MemoryError) as error:

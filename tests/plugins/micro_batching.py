@@ -14,10 +14,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from energy_plugins.errors import BatchError
+from energy_plugins.lightning import MicroBatchTuner
 
 Tensors = list[torch.Tensor]
 IGNORED = -100
 WORDS = 11
+STEPS = 21
+"""Optimizer steps of `both`."""
 
 
 class Sentences(Dataset[dict[str, torch.Tensor]]):
@@ -35,6 +38,22 @@ class Sentences(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {"input_ids": self.ids[index], "labels": self.labels[index]}
+
+
+class EvenAtFirst(Sentences):
+    """Of which all sentences before one have labels for all their words.
+
+    Args:
+        rows: how many there are.
+        even: the first that has not.
+        every: beyond it one of so many.
+    """
+
+    def __init__(self, rows: int, even: int, every: int = 1) -> None:
+        super().__init__(rows)
+        for row in range(rows):
+            if row < even or row % every != every - 1:
+                self.labels[row] = self.ids[row]
 
 
 class Reader(LightningModule):
@@ -137,3 +156,28 @@ def apart(one: Tensors, other: Tensors) -> float:
     whole = sum(float(a.double().square().sum()) for a in one)
     away = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(one, other, strict=True))
     return math.sqrt(away / whole)
+
+
+def both(
+    folder: Path, model: type[Reader], batch: int, accumulation: int, size: int, *, free: bool, **settings: Any
+) -> tuple[Gradients, Gradients, MicroBatchTuner, Reader]:
+    """Train as it is and tuned, and return what the callbacks saw."""
+    rows = settings.pop("rows", STEPS * batch * accumulation)
+    plain = Gradients()
+    settings = {"accumulate_grad_batches": accumulation, **settings}
+    trained(folder, model(), plain, rows=rows, batch=batch, **settings)
+    tuned, tuner = Gradients(() if free else plain.parameters), MicroBatchTuner(size=size)
+    tuned_model = model()
+    trained(folder, tuned_model, tuner, tuned, rows=rows, batch=batch, **settings)
+    return plain, tuned, tuner, tuned_model
+
+
+class OfSentences(nn.Module):
+    """BatchNorm over the features of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.norm(x.transpose(1, 2)).transpose(1, 2))

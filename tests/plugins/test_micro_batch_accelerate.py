@@ -40,10 +40,11 @@ def model(dtype: torch.dtype = torch.float32, *layers: nn.Module) -> nn.Sequenti
     return nn.Sequential(nn.Linear(FEATURES, 16), *layers, nn.Tanh(), nn.Linear(16, FEATURES)).to(dtype)
 
 
-def rows(count: int, dtype: torch.dtype) -> TensorDataset:
-    """Return features with a label each, of which some are to be ignored."""
+def rows(count: int, dtype: torch.dtype, even: int = 0) -> TensorDataset:
+    """Return features with a label each, of which some are to be ignored: those of 0, from the ``even``-th on."""
     made = torch.Generator().manual_seed(1)
     labels = torch.randint(0, FEATURES, (count,), generator=made)
+    labels[:even] = labels[:even].clamp(min=1)
     return TensorDataset(torch.randn(count, FEATURES, generator=made, dtype=dtype), labels)
 
 
@@ -68,13 +69,16 @@ class Loop:
         scale: float = 1.0,
         epochs: int = 2,
         samples: int = 80 - 3,
+        even: int = 0,
         folder: Path | None = None,
     ) -> None:
         GradientState._reset_state()
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation, project_dir=folder)
         plain = network or model(dtype)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(
-            plain, torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), DataLoader(rows(samples, dtype), batch)
+            plain,
+            torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9),
+            DataLoader(rows(samples, dtype, even), batch),
         )
         self.sizes: list[int] = []
         self.losses: list[float] = []
@@ -198,7 +202,7 @@ def test_gradients_are_not_asked_for_in_an_evaluation() -> None:
     assert 0 < apart(Loop(wrap), Loop()) <= 1e-5
 
 
-@pytest.mark.parametrize(("size", "when"), [(4, 20), (4, 21), (8, 20)])
+@pytest.mark.parametrize(("size", "when"), [(4, 40), (4, 41), (8, 40)])
 def test_a_window_that_runs_out_of_memory_is_begun_anew(size: int, when: int) -> None:
     class Filling(Loop):
         def _mean(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -342,3 +346,17 @@ def test_batches_are_not_kept_once_they_stay_as_they_are(size: int) -> None:
             del x, y
             alive.append(sum(batch() is not None for batch in batches))
     assert max(alive[12:]) <= 1
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
+def test_a_loss_that_differs_only_later_is_found_before_it_counts(batch: int, accumulation: int, size: int) -> None:
+    """Labels that are to be ignored come after six optimizer steps."""
+    how: dict[str, Any] = {"batch": batch, "accumulation": accumulation, "dtype": torch.float64, "ignoring": True}
+    with our_warnings() as texts:
+        tuned = Loop(fixed(size), even=48, **how)
+    assert size in tuned.sizes
+    assert set(tuned.sizes[-8:]) <= {batch, 5, 1}  # those of the user, at an epoch's end, too
+    assert apart(tuned, Loop(even=48, **how)) <= 1e-9
+    (text,) = texts
+    assert "the micro-batch is left alone from now on: the gradients of optimizer step" in text
+    assert "no step was made with such gradients" in text

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate_training
+import numpy as np
 import outcomes
 import pytest
 import torch
@@ -79,7 +80,8 @@ def assert_saved(tuned: Report, plain: Report) -> None:
     part = part_of(tuned)
     assert (part.batch, part.accumulation, part.chosen, part.source) == (BATCH, ACCUMULATION, 16, "search")
     late = slice(3 * tuned.steps.rows // 4, None)  # when the search is over
-    before, after = (float(one.steps["energy_j"][late].mean()) for one in (plain, tuned))
+    # In few of them gradients are compared once more.
+    before, after = (float(np.median(one.steps["energy_j"][late])) for one in (plain, tuned))
     assert part.expected_saving is not None
     assert 1 - after / before == pytest.approx(part.expected_saving, abs=0.03)
     assert part.expected_saving > 0.1

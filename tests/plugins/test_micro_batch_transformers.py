@@ -32,12 +32,13 @@ STEPS = 20
 
 
 class Texts(Dataset[dict[str, torch.Tensor]]):
-    """Sentences of one length, of which few to all words are to be learnt."""
+    """Sentences of one length, of which few to all words are to be learnt; of the first ``even`` all of them."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, even: int = 0) -> None:
         made = torch.Generator().manual_seed(1)
         self.ids = torch.randint(0, WORDS, (count, LENGTH), generator=made)
         known = torch.randint(1, LENGTH, (count, 1), generator=made)
+        known[:even] = LENGTH
         self.labels = self.ids.masked_fill(torch.arange(LENGTH) >= known, -100)
 
     def __len__(self) -> int:
@@ -111,12 +112,13 @@ def train(
     batch: int = 8,
     accumulation: int = 1,
     rows: int = 80 - 3,
+    even: int = 0,
     **settings: Any,
 ) -> Trainer:
     """Train for two epochs, each with a last batch and a last window that are cut short."""
     torch.manual_seed(0)
     trainer = make_trainer(
-        folder, *callbacks, model=made().to(dtype), data=Texts(rows),
+        folder, *callbacks, model=made().to(dtype), data=Texts(rows, even),
         per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
         **{"num_train_epochs": 2, "learning_rate": 1e-2, "max_grad_norm": 0.0, "logging_steps": 1, **settings},
     )  # fmt: skip
@@ -237,7 +239,7 @@ class TestWhatStays:
             model = Seen()
             train(tmp_path, *callbacks, made=lambda model=model: model, batch=batch, accumulation=accumulation)  # type: ignore[misc]
             if callbacks:
-                assert {len(samples) for samples in model.seen[:8]} == {size}
+                assert {len(samples) for samples in model.seen[8:14]} == {size}
             orders.append([one for samples in model.seen for one in samples])
         assert orders[0] == orders[1]
 
@@ -416,3 +418,20 @@ class TestGrowing:
             trainer.train()
         assert any("does not grow: the training has begun already" in text for text in texts)
         assert trainer.args.gradient_accumulation_steps == 1
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
+def test_a_loss_that_differs_only_later_is_found_before_it_counts(
+    batch: int, accumulation: int, size: int, tmp_path: Path
+) -> None:
+    """One that the trainer's number of tokens does not reach; labels that are to be ignored come after six steps."""
+    how: dict[str, Any] = {"batch": batch, "accumulation": accumulation, "dtype": torch.float64, "even": 48}
+    how["made"] = lambda: Words(each_token)
+    reference, tuned, tuner = Steps(), Steps(), MicroBatchCallback(size)
+    train(tmp_path, reference, **how)
+    with our_warnings() as texts:
+        train(tmp_path, tuned, tuner, **how)
+    assert 0 < apart(tuned, reference) <= 1e-9
+    (text,) = texts
+    assert "the micro-batch is left alone from now on: the gradients of optimizer step" in text
+    assert "no step was made with such gradients" in text

@@ -29,7 +29,7 @@ def samples_in(tree: object) -> int | None:
 
 def sample_shape(tree: object) -> str:
     """Return the shapes and types of one sample's tensors, such as a sequence's length, as text."""
-    return " ".join(f"{list(tensor.shape[1:])} {tensor.dtype}" for tensor in _tensors(tree))
+    return " ".join(f"{list(tensor.shape[1:])} {tensor.dtype}" for tensor in tensors(tree))
 
 
 def cut(tree: T, size: int) -> list[T]:
@@ -72,7 +72,7 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
 
 def _samples(tree: object) -> int:
     lengths = set()
-    for tensor in _tensors(tree):
+    for tensor in tensors(tree):
         if not tensor.ndim:
             raise BatchError("it holds a tensor without dimensions, which belongs to the whole batch: hand on a number")
         if tensor.is_nested or tensor.layout is not torch.strided:
@@ -110,11 +110,12 @@ def _joined(leaves: Sequence[Any], samples: Sequence[int]) -> object:
     return first
 
 
-def _tensors(tree: object) -> Iterator[torch.Tensor]:
+def tensors(tree: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a batch, in an order that its structure gives."""
     if isinstance(tree, torch.Tensor):
         yield tree
     elif not _is_leaf(tree):
-        yield from chain.from_iterable(map(_tensors, _children(tree).values()))
+        yield from chain.from_iterable(map(tensors, _children(tree).values()))
 
 
 def _is_leaf(tree: object) -> bool:

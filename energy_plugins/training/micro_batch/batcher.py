@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from energy_plugins.errors import BatchError
 from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.choice_memory import Kind
+from energy_plugins.training.guard import warn
 from energy_plugins.training.limits.timing import Timing
 from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.micro_batch.course import MicroBatchCourse
+from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError
 from energy_plugins.training.micro_batch.gate import Gate
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
+from energy_plugins.training.micro_batch.later_checks import CompareGroup, LaterChecks, is_due
 from energy_plugins.training.micro_batch.memory import kind_of, recall, remember
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
@@ -91,6 +94,11 @@ class MicroBatcher:
         self._next = 0
         self._kind: Kind | None = None
         self._has_checked = False
+        self._later = LaterChecks(is_on=not config.allow_batch_statistics)
+        self._with_it = 0
+        """Optimizer steps with the size that was chosen."""
+        self._doubt: Doubt | None = None
+        """What all ranks have heard of."""
         self.undecided = True
         """Whether windows are still to be considered."""
         self.grown = ""
@@ -100,7 +108,7 @@ class MicroBatcher:
     @property
     def plan(self) -> MicroBatchPlan | None:
         """What to do with the batches of the next optimizer step; None is what the user does."""
-        setting, size = self._setting, self._rank.size
+        setting, size = self._setting, None if self._later.doubt is not None else self._rank.size
         return None if setting is None or size is None or size == setting.batch else replace(setting, size=size)
 
     @property
@@ -111,7 +119,8 @@ class MicroBatcher:
     @property
     def size(self) -> int | None:
         """Samples that go through the model at once; None while it is not known how many a batch has."""
-        return None if self._setting is None else (self._rank.size or self._setting.batch)
+        plan = self.plan or self._setting
+        return None if plan is None else plan.size
 
     @property
     def settled(self) -> bool:
@@ -119,13 +128,14 @@ class MicroBatcher:
         searched = None if self._course is None else self._course.searched
         return not self.undecided and (searched is None or (searched.is_over and not searched.is_checking))
 
-    def consider(self, batch: int | None, accumulation: int, compare: Compare) -> None:
+    def consider(self, batch: int | None, accumulation: int, compare: Compare, window: Sequence[Any] = ()) -> None:
         """Look at a window, and decide what may be done. Collective as long as it is `undecided`.
 
         Args:
             batch: samples of each of its batches; None if that cannot be told.
             accumulation: how many batches make an optimizer step.
             compare: runs this window both ways, on all ranks at the same time.
+            window: its batches, as far as they have come.
         """
         if not self.undecided:
             return
@@ -135,7 +145,7 @@ class MicroBatcher:
             plan = replace(self._setting, size=self._open[-1]) if self._setting is not None else None
             assert plan is not None  # noqa: S101 - sizes follow from a setting
             self._gate = self._gate or Gate(self._ranks)
-            self._gate.look(lambda plan=plan: self._compared(compare, plan))  # type: ignore[misc]
+            self._gate.look(lambda plan=plan: self._compared(compare, plan, window))  # type: ignore[misc]
             if self._gate.is_open is None:
                 return
             self._judge(self._gate, plan.size)
@@ -150,6 +160,20 @@ class MicroBatcher:
         setting = self._setting
         return [] if setting is None or self._course is None else [one for one in self._allowed if one < setting.batch]
 
+    def allows(self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup) -> bool:
+        """Tell whether batches may run by ``plan``, see `LaterChecks`; if not they are to run as the user has it.
+
+        Not collective: it is one rank's own affair, and the others hear later.
+        """
+        due = self.settled and is_due(self._with_it + 1)
+        allowed = self._later.allow(group, plan, compare, self._rank.steps + 1, due=due)
+        if self._later.doubt is not None and self._rank.doubt is None:
+            self._rank.doubt = self._later.doubt
+            self._check = self._later.check or self._check
+            if self._ranks.who.world_size == 1:
+                self._leave(self._later.doubt)
+        return allowed
+
     def after_step(self) -> None:
         """Count an optimizer step, and do what is due after it. Collective now and then, where there are several."""
         self._rank.steps += 1
@@ -157,10 +181,14 @@ class MicroBatcher:
             self._measured.stepped()
         if self._script is not None and self._rank.steps >= self._next:
             was_settled = self.settled
-            self._next = self._rank.steps + next(self._script)
+            try:
+                self._next = self._rank.steps + next(self._script)
+            except GradientsDifferError as error:
+                self._leave(error.doubt)
             if self.settled and not was_settled:
                 self._remember()
             self._tell()
+        self._with_it = self._with_it + 1 if self.settled and self.plan is not None else 0
 
     def check_beside(self, slack: float) -> None:
         """Begin, once in a training, to compare the choice with the sizes beside it under the limit found since.
@@ -232,10 +260,13 @@ class MicroBatcher:
             return []
         return sorted({possible[0], possible[-1]} - {batch})
 
-    def _compared(self, compare: Compare, plan: MicroBatchPlan) -> GradientCheck | None:
+    def _compared(self, compare: Compare, plan: MicroBatchPlan, window: Sequence[Any]) -> GradientCheck | None:
         check = compare(plan)
+        self._later.made += 1
         if check is None or not check.is_known:
             return check
+        if check.agrees:
+            self._later.learn(window, plan, check, self._rank.steps)
         if self._check is None or check.difference > self._check.difference:
             self._check = check
         allowed = self._config.allow_batch_statistics
@@ -286,6 +317,15 @@ class MicroBatcher:
         if choice is not None and self._setting is not None and choice.size != self._setting.batch:
             remember(self._kind, choice.size)
 
+    def _leave(self, doubt: Doubt) -> None:
+        """Go back to the user's setting for good, on all ranks."""
+        self._doubt, self._script, self._rank.size = doubt, None, None
+        if self._course is not None:
+            self._course.searched.leave(doubt.why())
+        self._tell()
+        if self._ranks.who.rank == 0:
+            warn(f"the micro-batch is left alone from now on: {doubt.why()}")
+
     def _decline(self, why: str) -> None:
         self._why, self._open, self.undecided = why, [], False
 
@@ -317,6 +357,8 @@ class MicroBatcher:
                 setting=self._setting,
                 grown=self.grown,
                 check=self._check,
+                checks=self._later.made,
+                doubt=self._doubt or self._later.doubt,
                 why=self._why,
                 reasons=tuple(self._reasons),
                 outlook=() if choice is None else self._outlook(choice),

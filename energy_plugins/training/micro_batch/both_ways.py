@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,12 +55,13 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
             usual = [Pass(cut(batch, samples)[0] if samples < plan.batch else batch) for batch in window]
             other = _planned([one.batch for one in usual], plan, adds_up=adds_up)
             try:
-                return compare(
+                found = compare(
                     all_models,
                     lambda usual=usual: run(usual),  # type: ignore[misc] # of this turn
                     lambda other=other: run(other),  # type: ignore[misc]
                     limit=limit_of(all_models, precision),
                 )
+                return found if samples == plan.batch else replace(found, samples=samples)
             except (RuntimeError, MemoryError) as error:
                 samples = _fewer(samples, plan.size)
                 if not is_out_of_memory(error) or samples <= plan.size:

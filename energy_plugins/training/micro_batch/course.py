@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from energy_plugins.training.limits.windows import Windows
+from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError, first_of
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.tune import Measurement, MicroBatchChoice, MicroBatchTask, OutOfMemory, Refused
 from energy_plugins.tune.beside import Beside, best_beside, to_measure
@@ -41,6 +42,11 @@ class _Word(NamedTuple):
     """The size that ran out of memory, 0 if none did."""
     remembered: float
     """The size that was chosen for such a training before, 0 if none is known. Rank 0's counts."""
+    in_doubt: float = 0.0
+    """The optimizer step whose gradients would have differed, and what `Doubt` has beside it; 0 if none would."""
+    difference: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
 
 
 @dataclass
@@ -60,9 +66,13 @@ class Searched:
     looked_at: Sequence[int] = field(default_factory=tuple)
     """The sizes that were measured in it."""
 
+    def leave(self, why: str) -> None:
+        """End it: the user's setting is in force again."""
+        self.why, self.is_over, self.is_checking = why, True, False
+
 
 class MicroBatchCourse:
-    """What one rank does, and when.
+    """What one rank does, and when; it ends with `GradientsDifferError` on all ranks if one of them has a doubt.
 
     Args:
         windows: of the training, by optimizer steps.
@@ -107,10 +117,10 @@ class MicroBatchCourse:
         yield from self.keeping(start, size)
 
     def keeping(self, start: int, size: int) -> Iterator[int]:
-        """The same for a size that is settled: go on, unless a rank runs out of memory with it."""
+        """The same for a size that is settled: go on, unless a rank runs out of memory with it, or has a doubt."""
         self._rank.turn(size)
         self.searched.is_over = True
-        while size > start:  # smaller ones need less memory than the user's own
+        while size != start:
             yield self._windows.steps_in(self._timing.watch_s)
             if self._failed(self._words()):
                 self.searched.why = f"{size} samples at once ran out of memory: your setting is in force again"
@@ -248,8 +258,14 @@ class MicroBatchCourse:
             failed=float(rank.failed),
             remembered=float(self._remembered),
         )
+        if rank.doubt is not None:
+            own = own._replace(**dict(zip(("in_doubt", "difference", "first", "last"), rank.doubt, strict=True)))
         rank.failed = 0
-        return [_Word(*word) for word in self._ranks.hear(own)]
+        words = [_Word(*word) for word in self._ranks.hear(own)]
+        doubt = first_of([Doubt(word.in_doubt, word.difference, word.first, word.last) for word in words])
+        if doubt is not None:
+            raise GradientsDifferError(doubt)
+        return words
 
     def _failed(self, words: Sequence[_Word]) -> int:
         return round(max(word.failed for word in words))

@@ -52,6 +52,8 @@ class GradientCheck:
     factor: float | None = None
     """How many times as long the gradient would be, where nothing else differs but what statistics of a batch explain;
     None if it is about as long, or if more differs."""
+    samples: int | None = None
+    """So many of each batch were compared, because more do not fit into memory; None for all."""
 
     @property
     def agrees(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from energy_plugins.training.limits.own_rank import OwnRank
 from energy_plugins.training.measured import Measured
+from energy_plugins.training.micro_batch.doubt import Doubt
 
 
 class OwnSizes(OwnRank):
@@ -21,6 +22,8 @@ class OwnSizes(OwnRank):
         """In force from the next optimizer step on; None for the user's setting."""
         self.failed = 0
         """The largest size that ran out of memory, and has not been told of yet."""
+        self.doubt: Doubt | None = None
+        """What a check found while another size was in force."""
         run = None if measured is None else measured.meter.run
         if measured is not None and (run is None or not run.gpus):
             self.lose("no GPU is measured")

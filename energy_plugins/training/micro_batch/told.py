@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from energy_plugins.measure.micro_batch_part import MicroBatchPart, TriedMicroBatch
 from energy_plugins.training.micro_batch.course import Searched
+from energy_plugins.training.micro_batch.doubt import Doubt
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.tune.beside import Beside
@@ -21,6 +22,9 @@ class Known:
     setting: MicroBatchPlan | None
     grown: str
     check: GradientCheck | None
+    checks: int
+    """How often gradients were compared."""
+    doubt: Doubt | None
     why: str
     """Why nothing is changed."""
     reasons: tuple[str, ...]
@@ -38,6 +42,8 @@ def told(known: Known, searched: Searched | None) -> MicroBatchPart:
         grown=known.grown,
         gradient_difference=None if check is None else check.difference,
         gradient_limit=None if check is None else check.limit,
+        gradient_checks=known.checks,
+        steps_in_doubt=() if known.doubt is None else known.doubt.steps,
         why=known.why if searched is None else searched.why,
     )
     if searched is None or not searched.is_over or searched.why:

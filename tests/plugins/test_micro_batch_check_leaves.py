@@ -1,0 +1,107 @@
+"""What the check of gradients leaves as it was in a Lightning fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import outcomes
+import pytest
+import torch
+from micro_batching import (
+    OfSentences,
+    OfTokens,
+    Reader,
+    trained,
+)
+from outcomes import our_warnings
+
+from energy_plugins.lightning import MicroBatchTuner
+
+one_thread = outcomes.one_thread
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Keeps(Reader):
+    """What many modules do in a step beside returning a loss: they count, and keep losses for the epoch's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[float] = []
+        self.seen: dict[str, int] = {}
+        self.calls = 0
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+        self.calls += 1
+        self.outputs.append(float(len(batch["labels"])))
+        self.seen["samples"] = self.seen.get("samples", 0) + len(batch["labels"])
+        return super().training_step(batch, batch_idx)
+
+
+class TestWhatTheCheckLeaves:
+    def test_what_a_module_counts_and_keeps_is_as_it_was(self, tmp_path: Path) -> None:
+        class Unequal(Keeps, OfTokens):
+            """Whose loss is declined."""
+
+        model = Unequal()
+        with our_warnings() as texts:
+            trained(tmp_path, model, MicroBatchTuner(size=2), rows=32, batch=8)
+        assert any("the gradients would not be the same" in text for text in texts)
+        assert model.calls == 4
+        assert model.outputs == [8.0] * 4
+        assert model.seen == {"samples": 32}
+
+    def test_samples_that_are_counted_stay_as_many(self, tmp_path: Path) -> None:
+        model = Keeps()
+        trained(tmp_path, model, MicroBatchTuner(size=2), rows=32, batch=8)
+        assert model.outputs == [8.0] * 2 + [2.0] * 8
+        assert model.seen == {"samples": 32}
+
+    @pytest.mark.parametrize("error", [AssertionError, ZeroDivisionError])
+    def test_whatever_a_step_raises_for_other_batches_ends_no_training(
+        self, tmp_path: Path, error: type[Exception]
+    ) -> None:
+        class Particular(Reader):
+            def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+                if len(batch["labels"]) != 8:
+                    raise error("batches of 8 only")
+                return super().training_step(batch, batch_idx)
+
+        model = Particular()
+        with our_warnings() as texts:
+            trained(tmp_path, model, MicroBatchTuner(size=2), rows=32, batch=8)
+        assert any("could not be run both ways: batches of 8 only" in text for text in texts)
+        assert model.sizes[-3:] == [8] * 3
+
+    def test_an_optimizer_that_steps_inside_of_backward_is_left_alone(self, tmp_path: Path) -> None:
+        class Inside(Reader):
+            steps = 0
+
+            def step(self, parameter: torch.Tensor) -> None:
+                self.steps += 1
+                parameter.grad = None
+
+        model = Inside()
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(model.step)
+        with our_warnings() as texts:
+            trained(tmp_path, model, MicroBatchTuner(size=2), rows=32, batch=8)
+        assert any("as soon as its gradient is there" in text for text in texts)
+        assert model.steps == 4 * len(list(model.parameters()))
+
+    @pytest.mark.parametrize("norm", [False, True])
+    def test_no_allowance_is_one_for_gradients_of_another_length(self, tmp_path: Path, norm: bool) -> None:
+        """A sum is no mean: cut into four, its gradient would be a quarter of what it was."""
+
+        class Sum(Reader):
+            def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+                return super().loss(batch) * len(batch["labels"])
+
+        model = Sum(0.01, *([OfSentences()] if norm else []))
+        tuner = MicroBatchTuner(size=2, allow_batch_statistics=True)
+        with our_warnings() as texts:
+            trained(tmp_path, model, tuner, rows=32, batch=8)
+        assert tuner.found is not None
+        assert tuner.found.chosen is None
+        assert any("being 0.25 times as long" in text for text in texts)
+        assert model.sizes[-4:] == [8] * 4
