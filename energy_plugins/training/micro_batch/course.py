@@ -85,6 +85,8 @@ class MicroBatchCourse:
         self._remembered = remembered
         self._task: MicroBatchTask | None = None
         """Of the search, once there is one."""
+        self._spent_s = 0.0
+        """Of its budget: windows, and the steps that changes, late figures and failures took; the same on all ranks."""
 
     def searching(self, start: int, candidates: Sequence[int]) -> Iterator[int]:
         """Yield for how many optimizer steps to go on as things are."""
@@ -101,7 +103,7 @@ class MicroBatchCourse:
                 yield from self._check(task, remembered)
             if searched.choice is None:
                 searched.source = "search"
-                searched.choice = yield from self._search(task)
+                searched.choice = yield from self._search_with_what_is_left(task)
             searched.search_s = (self._rank.now_ns() - began_ns) * 1e-9
         size = start if searched.choice is None else searched.choice.size
         yield from self.keeping(start, size)
@@ -205,11 +207,19 @@ class MicroBatchCourse:
         if choice.size == size:
             self.searched.source, self.searched.choice = "memory", choice
 
+    def _search_with_what_is_left(self, task: MicroBatchTask) -> Generator[int, None, MicroBatchChoice]:
+        """Search in the time that a check of a remembered size has left."""
+        left_s = (task.budget_s or BUDGET_S) - self._spent_s
+        return (yield from self._search(replace(task, budget_s=max(left_s, WINDOW_S))))
+
     def _search(self, task: MicroBatchTask) -> Generator[int, None, MicroBatchChoice]:
         state, action = begin(task)
         while True:
+            began_ns = self._rank.now_ns()
             outcome = yield from self._measure(task, action)
-            state, following = step(state, outcome)
+            took_s = self._timing.shorter * max(self._ranks.hear([(self._rank.now_ns() - began_ns) * 1e-9]))[0]
+            self._spent_s += took_s
+            state, following = step(state, outcome, took_s)
             if isinstance(following, Done):
                 return following.choice
             action = following
