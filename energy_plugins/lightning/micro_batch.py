@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from energy_plugins.config import micro_batch_asked
+from energy_plugins.errors import BatchError
 from energy_plugins.lightning.installed import Callback, GradientAccumulationScheduler
 from energy_plugins.lightning.micro_batches import MicroBatches, lacks
 from energy_plugins.lightning.monitor import EnergyMonitor, monitor_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.micro_batch_part import MicroBatchPart
     from energy_plugins.measure.report import Report
+    from energy_plugins.training.working_set.followed import TrainingStep
 
 _OTHERS = ("DeepSpeed", "FSDP", "ModelParallel", "XLA")
 """In the names of strategies that shard gradients or accumulate them in their own way."""
@@ -110,6 +112,7 @@ class MicroBatchTuner(Callback):
                 why_not=known,
                 most_sizes=most_sizes(pl_module),
                 shape=partial(self._shape, trainer, pl_module),
+                training_step=self._training_step,
             )
             self._monitor.after_batch = partial(self._after_batch, trainer)
         if missing:
@@ -190,6 +193,11 @@ class MicroBatchTuner(Callback):
         batch = self._batches.window[0].kwargs["batch"] if self._batches is not None else None
         optimizers = " ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
         return f"{shape_of([module])} {optimizers} {trainer.precision} {sample_shape(batch)}"
+
+    def _training_step(self) -> TrainingStep:
+        if self._batches is None:
+            raise BatchError("no batch has come yet")
+        return self._batches.training_step()
 
     def _enter_forward(self) -> None:
         if self._monitor is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from energy_plugins.training.limits.windows import Windows
+from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, Foreseen
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.tune import Measurement, MicroBatchChoice, MicroBatchTask, OutOfMemory, Refused
 from energy_plugins.tune.beside import Beside, best_beside, to_measure
@@ -88,14 +89,19 @@ class MicroBatchCourse:
         self._spent_s = 0.0
         """Of its budget: windows, and the steps that changes, late figures and failures took; the same on all ranks."""
 
-    def searching(self, start: int, candidates: Sequence[int]) -> Iterator[int]:
+    def searching(self, start: int, candidates: Sequence[int], foreseen: Foreseen = UNFORESEEN) -> Iterator[int]:
         """Yield for how many optimizer steps to go on as things are."""
         searched, began_ns = self.searched, 0
         budget_s = yield from self._budget()
         if budget_s is not None:
             began_ns = self._rank.now_ns()
             task = MicroBatchTask(
-                start=start, candidates=tuple(candidates), share=self._share, budget_s=budget_s * self._timing.shorter
+                start=start,
+                candidates=tuple(candidates),
+                share=self._share,
+                budget_s=budget_s * self._timing.shorter,
+                fits=foreseen.fits,
+                levels=foreseen.levels_of(candidates),
             )
             self._task = task
             remembered = round(self._words()[0].remembered)
@@ -203,7 +209,8 @@ class MicroBatchCourse:
     def _check(self, task: MicroBatchTask, size: int) -> Iterator[int]:
         """Compare a remembered size with the user's setting, and choose it if it still surely saves."""
         pair = tuple(sorted((task.start, size)))
-        choice = yield from self._search(replace(task, candidates=pair))
+        levels = tuple(level for one in pair if (level := task.level_of(one)) is not None)
+        choice = yield from self._search(replace(task, candidates=pair, levels=levels))
         if choice.size == size:
             self.searched.source, self.searched.choice = "memory", choice
 
