@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from energy_plugins.measure.report import Report
     from energy_plugins.training.measured import Measured
     from energy_plugins.training.micro_batch.batcher import MicroBatcher
+    from energy_plugins.training.working_set.followed import TrainingStep
 
 _HANDLE = "_energy_plugins"
 
@@ -255,10 +256,12 @@ class Attached:
         if self._monitor.limiter is not None or self._monitor.config.micro_batch.enabled:
             self._pace_steps()
 
-    def tune_micro_batch(self, asked: MicroBatchConfig, sample: Callable[[], str]) -> MicroBatcher:
+    def tune_micro_batch(
+        self, asked: MicroBatchConfig, sample: Callable[[], str], training_step: Callable[[], TrainingStep]
+    ) -> MicroBatcher:
         """Begin to tune the micro-batch of the loop, whose batches `micro_batched` runs. All ranks do.
 
-        ``sample`` tells what its samples are known by.
+        ``sample`` tells what its samples are known by, ``training_step`` what is known of its steps.
         """
         accelerator, models = self._accelerator, self._accelerator._models  # noqa: SLF001
         if asked.effective_batch == "grow":
@@ -272,6 +275,7 @@ class Attached:
             most_sizes=min(map(most_sizes, models), default=MOST_SIZES),
             row_is_step=True,
             shape=lambda: f"{self._shape()} {' '.join(type(one).__name__ for one in self._prepared())} {sample()}",
+            training_step=training_step,
         )
         self._pace_steps()
         return batcher

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from energy_plugins.training.micro_batch.batcher import MicroBatcher
     from energy_plugins.training.micro_batch.gradient_check import GradientCheck
     from energy_plugins.training.micro_batch.plan import MicroBatchPlan
+    from energy_plugins.training.working_set.followed import TrainingStep
 
 _REDUCTIONS = ("mean", "sum")
 
@@ -110,7 +111,7 @@ class _Tuned:
         if handle is None:
             handle = attach(accelerator) if asked.size is None else attach_unmeasured(accelerator)
         self._accelerator = accelerator
-        self._batcher: MicroBatcher = handle.tune_micro_batch(asked, lambda: sample_shape(self._batches.window[0]))
+        self._batcher: MicroBatcher = handle.tune_micro_batch(asked, self._sample, self._training_step)
         self._batches = MicroBatches(
             accelerator,
             loss_of,
@@ -140,6 +141,12 @@ class _Tuned:
             if self._begins:
                 batches.window = []
                 self._windows += 1
+
+    def _sample(self) -> str:
+        return sample_shape(self._batches.window[0])
+
+    def _training_step(self) -> TrainingStep:
+        return self._batches.training_step()
 
     def _decide(self) -> None:
         """Look at the window. Not guarded: it is collective, on all ranks with the same batch."""

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
-from energy_plugins.accelerate.wrappers import Wrappers
+from energy_plugins.accelerate.wrappers import Called, Wrappers
+from energy_plugins.errors import BatchError
 from energy_plugins.training.micro_batch.batch_tree import samples_in
 from energy_plugins.training.micro_batch.both_ways import both_ways
 from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_batch.passes import Pass, passes
+from energy_plugins.training.working_set.followed import TrainingStep
+from energy_plugins.training.working_set.model_call import loss_in
 
 if TYPE_CHECKING:
     from accelerate.accelerator import Accelerator
@@ -124,6 +127,24 @@ class MicroBatches:
             self._run,
             adds_up=self._adds_up,
             precision={"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(self._accelerator.mixed_precision)),
+        )
+
+    def training_step(self) -> TrainingStep:
+        """Return what is known of the steps of this loop: of its model, which must be the only one, as it was called.
+
+        What the function makes of that is its own affair: it may keep what it sees.
+
+        Raises:
+            BatchError: if that is not known.
+        """
+        models, called = self.wrappers.models, self.wrappers.inputs
+        if len(models) != 1 or called is None:
+            raise BatchError(f"how the loop calls its {len(models)} models is not known")
+        return TrainingStep(
+            model=models[0],
+            batch=called,
+            optimizers=self._accelerator._optimizers,  # noqa: SLF001 - accelerate tells by no other way
+            loss_of=lambda model, batch: loss_in(model(*cast("Called", batch).args, **cast("Called", batch).kwargs)),
         )
 
     def _note_factor(self, gradient: torch.Tensor) -> None:

@@ -8,6 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from energy_plugins.config import micro_batch_asked
+from energy_plugins.errors import BatchError
+from energy_plugins.lightning.effective_batch import EffectiveBatch
 from energy_plugins.lightning.installed import Callback, GradientAccumulationScheduler
 from energy_plugins.lightning.micro_batches import MicroBatches, lacks
 from energy_plugins.lightning.monitor import EnergyMonitor, monitor_of
@@ -16,6 +18,7 @@ from energy_plugins.measure.spans import Kind
 from energy_plugins.training.guard import warn
 from energy_plugins.training.micro_batch.batch_tree import sample_shape, samples_in
 from energy_plugins.training.micro_batch.batcher import MicroBatcher
+from energy_plugins.training.micro_batch.growing import check
 from energy_plugins.training.micro_batch.refusals import most_sizes, why_not
 from energy_plugins.training.model_shape import shape_of
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.micro_batch_part import MicroBatchPart
     from energy_plugins.measure.report import Report
+    from energy_plugins.training.working_set.followed import TrainingStep
 
 _OTHERS = ("DeepSpeed", "FSDP", "ModelParallel", "XLA")
 """In the names of strategies that shard gradients or accumulate them in their own way."""
@@ -45,6 +49,9 @@ class MicroBatchTuner(Callback):
         size: The samples to send through the model at once; none is searched for, and nothing need be measured.
         search_share: The most of the planned fit that may pass while sizes are tried, as a share: 0.05 if not given.
         allow_batch_statistics: Whether results may depend on the micro-batch, as those of BatchNorm do.
+        effective_batch: "keep", or "grow": more samples in each optimizer step, which is another training.
+        max_effective_batch: How many of all ranks at most, where it may grow.
+        learning_rate_rule: How the learning rate follows: "linear", "sqrt", "none".
 
     Raises:
         ConfigError: If a value is not allowed, here or in the configuration. It is a ValueError.
@@ -58,15 +65,26 @@ class MicroBatchTuner(Callback):
 
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a separate wish of the user
         self,
         size: int | None = None,
         search_share: float | None = None,
         allow_batch_statistics: bool | None = None,  # noqa: FBT001 - LightningCLI's convention
+        *,
+        effective_batch: str | None = None,
+        max_effective_batch: int | None = None,
+        learning_rate_rule: str | None = None,
     ) -> None:
         self._asked = micro_batch_asked(
-            size=size, search_share=search_share, allow_batch_statistics=allow_batch_statistics
+            size=size,
+            search_share=search_share,
+            allow_batch_statistics=allow_batch_statistics,
+            effective_batch=effective_batch,
+            max_effective_batch=max_effective_batch,
+            learning_rate_rule=learning_rate_rule,
         )
+        check(self._asked)
+        self._growing: EffectiveBatch | None = None
         self._monitor: EnergyMonitor | None = None
         self._batches: MicroBatches | None = None
         self._batcher: MicroBatcher | None = None
@@ -75,7 +93,7 @@ class MicroBatchTuner(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in this process only."""
-        return {**self.__dict__, "_batches": None, "_batcher": None}
+        return {**self.__dict__, "_batches": None, "_batcher": None, "_growing": None}
 
     @property
     def report(self) -> Report | None:
@@ -95,10 +113,39 @@ class MicroBatchTuner(Callback):
         measuring = [callback for callback in everyone if isinstance(callback, EnergyMonitor)]
         needed = self._asked.size is None or bool(measuring)
         self._monitor = monitor_of(trainer, pl_module) if needed else None
+        self._give_back()
+        if self._asked.effective_batch == "grow":
+            self._growing = EffectiveBatch(
+                trainer, pl_module, self._asked, partial(_why_not_at_all, trainer, pl_module)
+            )
+
+    @property
+    def state_key(self) -> str:
+        """What checkpoints know it by, whoever made it."""
+        return MicroBatchTuner.__name__
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: whether learning rates follow a larger effective batch."""
+        return {} if self._growing is None else self._growing.state()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """See whether the training of a checkpoint had its effective batch grown."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if self._growing is not None:
+            self._growing.load(state)
+        elif state and state.get("grown"):
+            warn("the checkpoint is of a training with a larger effective batch, and so are its learning rates")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have learning rates follow an effective batch that has grown."""
+        if self._growing is not None:
+            self._growing.begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the batches in hand, when everybody has started."""
         self._close()
+        if self._growing is not None:
+            self._growing.resumed()
         missing = lacks(trainer)
         known = f"this version of Lightning has no {missing}: use one that is known to work, 2.5 to 2.6"
         known = known if missing else _why_not(trainer, pl_module, self._asked)
@@ -112,8 +159,10 @@ class MicroBatchTuner(Callback):
                 why_not=known,
                 most_sizes=most_sizes(pl_module),
                 shape=partial(self._shape, trainer, pl_module),
+                training_step=self._training_step,
             )
             self._monitor.after_batch = partial(self._after_batch, trainer)
+        self._batcher.grown = "" if self._growing is None else self._growing.sentence
         if missing:
             self._batcher.consider(None, 1, lambda _: None)  # on all ranks alike
             _warn_if_declined(self._batcher)
@@ -144,10 +193,16 @@ class MicroBatchTuner(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Do the same: after an exception no other hook is called."""
         self._close()
+        self._give_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Do the same for a fit that did not begin."""
+        """Do the same for a fit that did not begin, and have the trainer as the user set it."""
         self._close()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._growing is not None:
+            self._growing.close()
 
     def _close(self) -> None:
         if self._batches is not None:
@@ -197,6 +252,11 @@ class MicroBatchTuner(Callback):
         optimizers = " ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
         return f"{shape_of([module])} {optimizers} {trainer.precision} {sample_shape(batch)}"
 
+    def _training_step(self) -> TrainingStep:
+        if self._batches is None:
+            raise BatchError("no batch has come yet")
+        return self._batches.training_step()
+
     def _enter_forward(self) -> None:
         if self._monitor is not None:
             self._monitor.enter(Kind.FORWARD)
@@ -223,18 +283,19 @@ class EnvironmentTuner(MicroBatchTuner):
 
 def _why_not(trainer: Trainer, module: LightningModule, asked: MicroBatchConfig) -> str:
     """Return a sentence that says why a fit must be left as it is; empty if nothing speaks against it."""
+    if trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward:  # noqa: SLF001 - nothing public tells
+        return "this epoch has no backward pass"
+    at_all = _why_not_at_all(trainer, module)
+    return at_all or why_not(module, allow_batch_statistics=asked.allow_batch_statistics)
+
+
+def _why_not_at_all(trainer: Trainer, module: LightningModule) -> str:
+    """Return why neither the micro-batch nor the effective batch of a fit can be another; empty if nothing is known."""
     strategy = type(trainer.strategy).__name__
-    if asked.effective_batch == "grow":
-        return (
-            "effective_batch is 'grow', which Lightning's side does not do: give the Trainer more "
-            "accumulate_grad_batches, and the optimizer its learning rate"
-        )
     if not module.automatic_optimization:
         return "the module optimises by hand (automatic_optimization=False): cut its batches in its training_step"
     if any(name in strategy for name in _OTHERS) or trainer.strategy.handles_gradient_accumulation:
         return f"{strategy} accumulates or shards gradients in its own way: set the micro-batch there"
-    if trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward:  # noqa: SLF001 - nothing public tells
-        return "this epoch has no backward pass"
     if any(isinstance(one, GradientAccumulationScheduler) for one in vars(trainer)["callbacks"]):
         return "a GradientAccumulationScheduler changes the samples of an optimizer step as it goes"
-    return why_not(module, allow_batch_statistics=asked.allow_batch_statistics)
+    return ""

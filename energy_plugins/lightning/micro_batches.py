@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from energy_plugins.errors import BatchError
 from energy_plugins.lightning.installed import ParallelStrategy
 from energy_plugins.lightning.logged import logging_to, metrics_kept
 from energy_plugins.lightning.passes import Arrived, Passes
@@ -19,6 +20,7 @@ from energy_plugins.training.micro_batch.later_checks import CompareGroup
 from energy_plugins.training.micro_batch.passes import Pass, unheard
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.training.replaced import Replaced
+from energy_plugins.training.working_set.followed import TrainingStep
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -163,6 +165,21 @@ class MicroBatches:
                 adds_up=False,
                 precision=precision_of(self.trainer),
             )
+
+    def training_step(self) -> TrainingStep:
+        """Return what is known of the steps of this fit: of its last batch, of which ``training_step`` makes a loss."""
+        last = self.window[-1]
+        return TrainingStep(
+            model=self.module, batch=last.kwargs["batch"], optimizers=self.trainer.optimizers, loss_of=self._loss_of
+        )
+
+    def _loss_of(self, module: torch.nn.Module, batch: object) -> torch.Tensor:
+        silent = logging_to(self.module, lambda *_, **__: None)
+        with silent, unheard(self.trainer.strategy.model or module), metrics_kept(self.module):
+            loss = self.run(self.window[-1], Pass(batch)).closure_loss
+        if loss is None:
+            raise BatchError("training_step returns no loss")
+        return loss
 
     def _differentiate(self, each: Sequence[Pass]) -> None:
         for one in each:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from energy_plugins.config import MicroBatchConfig, PowerLimitConfig
     from energy_plugins.measure.report import Report
     from energy_plugins.training.measured import Measured
+    from energy_plugins.training.working_set.followed import TrainingStep
 
 _guarded = guard(MisconfigurationException)
 
@@ -150,7 +151,7 @@ class EnergyMonitor(Callback):
         """Have the power limited in fits to come, see `PowerLimitTuner`."""
         self._monitor.config = replace(self._monitor.config, power_limit=limit)
 
-    def tune_micro_batch(
+    def tune_micro_batch(  # noqa: PLR0913 - what a fit is
         self,
         asked: MicroBatchConfig,
         trainer: Trainer,
@@ -158,6 +159,7 @@ class EnergyMonitor(Callback):
         why_not: str,
         most_sizes: int,
         shape: Callable[[], str],
+        training_step: Callable[[], TrainingStep],
     ) -> MicroBatcher:
         """Have the micro-batch of the fit that runs tuned, see `MicroBatchTuner`."""
         who, summed = who_of(trainer), partial(sum_over_ranks, trainer)
@@ -169,6 +171,7 @@ class EnergyMonitor(Callback):
             most_sizes=most_sizes,
             optimizer=type(trainer.optimizers[0]).__name__ if trainer.optimizers else None,
             shape=shape,
+            training_step=training_step,
         )
 
     def enter(self, phase: Kind) -> None:

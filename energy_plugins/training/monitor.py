@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.report import Report
     from energy_plugins.training.limits.timing import Timing
+    from energy_plugins.training.working_set.followed import TrainingStep
 
 
 class Monitor:
@@ -413,6 +414,7 @@ class Monitor:
         optimizer: str | None = None,
         shape: Callable[[], str] | None = None,
         row_is_step: bool = False,
+        training_step: Callable[[], TrainingStep] | None = None,
     ) -> MicroBatcher:
         """Begin to tune the micro-batch of a fit that has just been started, see `MicroBatcher`. All ranks call it."""
         self.batcher = MicroBatcher(
@@ -425,6 +427,7 @@ class Monitor:
             optimizer=optimizer,
             shape=shape,
             row_is_step=row_is_step,
+            training_step=training_step,
             timing=self.timing,
         )
         return self.batcher

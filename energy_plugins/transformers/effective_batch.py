@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from energy_plugins.errors import ConfigError
 from energy_plugins.training.guard import warn
 from energy_plugins.transformers.trainers import batch_of, why_no_micro_batch
 from energy_plugins.tune import grow
@@ -55,15 +54,6 @@ def grow_effective_batch(trainer: Trainer, asked: MicroBatchConfig) -> None:
     if args.warmup_steps >= 1:  # below it is a share of all
         args.warmup_steps = math.ceil(args.warmup_steps / growth)
     _GROWN[trainer] = plan.sentence
-
-
-def check(asked: MicroBatchConfig) -> None:
-    """Raise ConfigError if it may grow, but nobody says how far."""
-    if asked.enabled and asked.effective_batch == "grow" and asked.max_effective_batch is None:
-        raise ConfigError(
-            "effective_batch is 'grow', but max_effective_batch is not given; expected the most samples that an "
-            "optimizer step of all ranks may have"
-        )
 
 
 def _why_not(trainer: Trainer, asked: MicroBatchConfig) -> str:

@@ -64,7 +64,7 @@ class MicroBatchCallback(TrainerCallback):
         learning_rate_rule: str | None = None,
     ) -> None:
         from energy_plugins.config import micro_batch_asked  # noqa: PLC0415 - see above
-        from energy_plugins.transformers.effective_batch import check  # noqa: PLC0415
+        from energy_plugins.training.micro_batch.growing import check  # noqa: PLC0415
 
         self._asked = micro_batch_asked(
             size=size,

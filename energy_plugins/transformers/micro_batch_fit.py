@@ -69,6 +69,7 @@ class MicroBatchFit:
             most_sizes=most_sizes(wrapped),
             row_is_step=True,
             shape=self._shape,
+            training_step=self._batches.training_step,
         )
         self._batcher.grown = grown(trainer)
 

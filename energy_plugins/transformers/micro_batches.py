@@ -13,6 +13,7 @@ from energy_plugins.training.micro_batch.both_ways import both_ways
 from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_batch.passes import Pass, passes
 from energy_plugins.training.replaced import Replaced
+from energy_plugins.training.working_set.followed import TrainingStep
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
@@ -108,6 +109,19 @@ class MicroBatches:
             partial(self._run, call),
             adds_up=self._adds_up(call),
             precision=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        )
+
+    def training_step(self) -> TrainingStep:
+        """Return what is known of the steps of this training: of its first batch, and of the model's own loss.
+
+        What the trainer makes of it is its own affair: it may keep what it sees.
+        """
+        trainer, args = self._trainer, self._trainer.args
+        return TrainingStep(
+            model=trainer.model_wrapped,
+            batch=self.window[0],
+            optimizers=[] if trainer.optimizer is None else [trainer.optimizer],
+            autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         )
 
     # Over the trainer's functions.

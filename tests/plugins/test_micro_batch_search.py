@@ -179,6 +179,21 @@ def test_a_training_that_is_too_short_is_left_alone(tmp_path: Path) -> None:
     assert set(model.sizes[-100:]) == {BATCH}
 
 
+def test_what_a_change_takes_counts_against_the_time_of_a_search(tmp_path: Path) -> None:
+    seen: set[int] = set()
+
+    def cost(size: int) -> float:
+        is_first = size not in seen
+        seen.add(size)
+        return overhead(size) + (3.2e15 if is_first else 0.0)  # four seconds, as if it were compiled
+
+    tuned, _ = fit(tmp_path, cost, quiet(), MicroBatchTuner(search_share=0.2))
+    part = part_of(tuned)
+    assert sum(one.seconds for one in part.tried) < part.search_s - 8
+    a_change_s = 6
+    assert part.search_s <= 0.2 * tuned.duration_s + a_change_s
+
+
 def test_loggers_hear_of_the_size_in_force(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     monitor = EnergyMonitor(table=False, progress_bar=False)
@@ -242,7 +257,7 @@ def test_a_neighbour_that_is_better_under_the_limit_is_taken(tmp_path: Path) -> 
 
 
 def test_without_time_for_it_no_neighbour_is_looked_at(tmp_path: Path) -> None:
-    report, model = limited_fit(tmp_path, Moving, share=0.1)
+    report, model = limited_fit(tmp_path, Moving, share=0.15)
     assert part_of(report).chosen == 16
     assert part_of(report).checked_beside == ()
     assert part_of(report).saving_beside is None
@@ -254,8 +269,10 @@ def test_a_size_is_used_again_once_it_is_checked(
     tmp_path: Path, cost: Callable[[int], float], source: str, chosen: int
 ) -> None:
     fit(tmp_path / "first", overhead, quiet(), MicroBatchTuner(search_share=0.5))
-    again, model = fit(tmp_path / "again", cost, quiet(), MicroBatchTuner(search_share=0.5))
+    rows = {"rows": 2 * BATCH * ACCUMULATION * WINDOWS}  # so that there is time for both
+    again, model = fit(tmp_path / "again", cost, quiet(), MicroBatchTuner(search_share=0.5), **rows)
     part = part_of(again)
+    assert part.search_s <= 60
     assert (part.source, part.chosen) == (source, chosen)
     assert set(model.sizes[-100:]) == {chosen}
     assert (len(part.tried) == 2) == (source == "memory")

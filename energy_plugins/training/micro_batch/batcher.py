@@ -17,6 +17,7 @@ from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.micro_batch.course import MicroBatchCourse
 from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError
+from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, foresee
 from energy_plugins.training.micro_batch.gate import Gate
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
 from energy_plugins.training.micro_batch.later_checks import CompareGroup, LaterChecks, is_due
@@ -25,12 +26,13 @@ from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.training.micro_batch.told import Known, told
 from energy_plugins.training.watch import SumOverRanks
-from energy_plugins.tune import MicroBatchChoice, candidates, effective_batch_outlook, rule_to_try
+from energy_plugins.tune import MicroBatchChoice, effective_batch_outlook, rule_to_try
 from energy_plugins.tune.micro_batch.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
     from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.rank_part import Rank
+    from energy_plugins.training.working_set.followed import TrainingStep
 
 Compare = Callable[[MicroBatchPlan], GradientCheck | None]
 """Runs the last window both ways; None if it was not a whole one."""
@@ -53,6 +55,8 @@ class MicroBatcher:
         shape: returns what the model, its optimizer, precision and samples are known by; without it nothing is
             remembered.
         row_is_step: whether a row of the report is an optimizer step; if not, it is a batch of the loader.
+        training_step: returns what is known of a step of the training, once there is a window: so it is foreseen what
+            fits into memory. Without it that is found out.
         timing: how long what takes.
     """
 
@@ -68,6 +72,7 @@ class MicroBatcher:
         optimizer: str | None = None,
         shape: Callable[[], str] | None = None,
         row_is_step: bool = False,
+        training_step: Callable[[], TrainingStep] | None = None,
         timing: Timing | None = None,
     ) -> None:
         self._config = config
@@ -78,6 +83,8 @@ class MicroBatcher:
         self._optimizer = optimizer
         self._shape = shape
         self._row_is_step = row_is_step
+        self._training_step = training_step
+        self._foreseen = UNFORESEEN
         self._timing = timing or Timing()
         self._why = why_not
         self._setting: MicroBatchPlan | None = None
@@ -248,7 +255,8 @@ class MicroBatcher:
                 return []
             self._allowed = [fixed]
             return [] if fixed == batch else [fixed]
-        possible = list(candidates(batch, setting.accumulation))
+        self._foreseen = foresee(setting, self._training_step, self._measured, self._ranks)
+        possible = list(self._foreseen.sizes)
         while len(possible) > self._most_sizes:
             possible.remove(max((one for one in possible if one != batch), key=lambda one: abs(math.log(one / batch))))
         self._allowed = possible
@@ -306,7 +314,7 @@ class MicroBatcher:
             remembered=recall(self._kind),
         )
         if fixed is None:
-            self._script = self._course.searching(setting.batch, self._allowed)
+            self._script = self._course.searching(setting.batch, self._allowed, self._foreseen)
         else:
             self._script = self._course.keeping(setting.batch, fixed)
         self._next = self._rank.steps + next(self._script)
@@ -341,6 +349,7 @@ class MicroBatcher:
             micro_batch=choice.size,
             rule=rule_to_try(self._optimizer),
             ranks=self._ranks.who.world_size,
+            fits=self._foreseen.most,
         ).sentences
 
     def _tell(self) -> None:
@@ -360,7 +369,7 @@ class MicroBatcher:
                 checks=self._later.made,
                 doubt=self._doubt or self._later.doubt,
                 why=self._why,
-                reasons=tuple(self._reasons),
+                reasons=(*self._reasons, *self._foreseen.sentences),
                 outlook=() if choice is None else self._outlook(choice),
             ),
             searched,

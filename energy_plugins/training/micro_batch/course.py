@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError, first_of
+from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, Foreseen
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.tune import Measurement, MicroBatchChoice, MicroBatchTask, OutOfMemory, Refused
 from energy_plugins.tune.beside import Beside, best_beside, to_measure
@@ -95,15 +96,22 @@ class MicroBatchCourse:
         self._remembered = remembered
         self._task: MicroBatchTask | None = None
         """Of the search, once there is one."""
+        self._spent_s = 0.0
+        """Of its budget: windows, and the steps that changes, late figures and failures took; the same on all ranks."""
 
-    def searching(self, start: int, candidates: Sequence[int]) -> Iterator[int]:
+    def searching(self, start: int, candidates: Sequence[int], foreseen: Foreseen = UNFORESEEN) -> Iterator[int]:
         """Yield for how many optimizer steps to go on as things are."""
         searched, began_ns = self.searched, 0
         budget_s = yield from self._budget()
         if budget_s is not None:
             began_ns = self._rank.now_ns()
             task = MicroBatchTask(
-                start=start, candidates=tuple(candidates), share=self._share, budget_s=budget_s * self._timing.shorter
+                start=start,
+                candidates=tuple(candidates),
+                share=self._share,
+                budget_s=budget_s * self._timing.shorter,
+                fits=foreseen.fits,
+                levels=foreseen.levels_of(candidates),
             )
             self._task = task
             remembered = round(self._words()[0].remembered)
@@ -111,7 +119,7 @@ class MicroBatchCourse:
                 yield from self._check(task, remembered)
             if searched.choice is None:
                 searched.source = "search"
-                searched.choice = yield from self._search(task)
+                searched.choice = yield from self._search_with_what_is_left(task)
             searched.search_s = (self._rank.now_ns() - began_ns) * 1e-9
         size = start if searched.choice is None else searched.choice.size
         yield from self.keeping(start, size)
@@ -211,15 +219,24 @@ class MicroBatchCourse:
     def _check(self, task: MicroBatchTask, size: int) -> Iterator[int]:
         """Compare a remembered size with the user's setting, and choose it if it still surely saves."""
         pair = tuple(sorted((task.start, size)))
-        choice = yield from self._search(replace(task, candidates=pair))
+        levels = tuple(level for one in pair if (level := task.level_of(one)) is not None)
+        choice = yield from self._search(replace(task, candidates=pair, levels=levels))
         if choice.size == size:
             self.searched.source, self.searched.choice = "memory", choice
+
+    def _search_with_what_is_left(self, task: MicroBatchTask) -> Generator[int, None, MicroBatchChoice]:
+        """Search in the time that a check of a remembered size has left."""
+        left_s = (task.budget_s or BUDGET_S) - self._spent_s
+        return (yield from self._search(replace(task, budget_s=max(left_s, WINDOW_S))))
 
     def _search(self, task: MicroBatchTask) -> Generator[int, None, MicroBatchChoice]:
         state, action = begin(task)
         while True:
+            began_ns = self._rank.now_ns()
             outcome = yield from self._measure(task, action)
-            state, following = step(state, outcome)
+            took_s = self._timing.shorter * max(self._ranks.hear([(self._rank.now_ns() - began_ns) * 1e-9]))[0]
+            self._spent_s += took_s
+            state, following = step(state, outcome, took_s)
             if isinstance(following, Done):
                 return following.choice
             action = following

@@ -93,7 +93,7 @@ def compare(model: torch.nn.Module, usual: Way, other: Way, *, limit: float) -> 
         limit: see `LIMITS`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with left_as_it_was(model), _uncompiled(), Stilled():
+    with left_as_it_was(model), uncompiled(), Stilled():
         began_s = time.monotonic()
         found = _judged(model, parameters, usual, other, limit)
         is_cheap = time.monotonic() - began_s <= _CHEAP_S
@@ -183,6 +183,6 @@ def _uses_tf32() -> bool:
     return torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32
 
 
-def _uncompiled() -> AbstractContextManager[object]:
+def uncompiled() -> AbstractContextManager[object]:
     """Return a context in which compiled models run as they were written; torch has it from 2.6 on."""
     return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -17,10 +19,14 @@ class Allocations(TorchDispatchMode):
 
     So what views share is counted once, and what autograd keeps is counted for as long as it keeps it. What a kernel
     takes while it runs, for itself alone, is not seen.
+
+    Args:
+        until_s: when to give up, by `time.monotonic`: the first operation after it raises TimeoutError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, until_s: float = math.inf) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._until_s = until_s
         self.live_bytes = 0
         self.moments: list[int] = []
         """What was alive after each operation."""
@@ -44,6 +50,8 @@ class Allocations(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         if not isinstance(made, torch.Tensor | list | tuple):  # a question, such as for the device
             return made
+        if time.monotonic() > self._until_s:  # not in a question: torch asks where nothing may be raised
+            raise TimeoutError("it takes too long")
         read, written = _tensors((args, kwargs)), _tensors(made)
         for tensor in read:  # whatever else was there before is none of ours
             self._count(tensor.untyped_storage(), 0)

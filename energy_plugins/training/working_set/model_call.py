@@ -19,7 +19,15 @@ def loss_of(model: torch.nn.Module, batch: object) -> torch.Tensor:
     Raises:
         TypeError: the model returns no tensor that could be a loss.
     """
-    returned = _call(model, batch)
+    return loss_in(_call(model, batch))
+
+
+def loss_in(returned: Any) -> torch.Tensor:  # noqa: ANN401 - whatever a model returns
+    """Return the loss that a model returned, see `loss_of`.
+
+    Raises:
+        TypeError: there is no tensor that could be a loss.
+    """
     named = returned.get("loss") if isinstance(returned, Mapping) else getattr(returned, "loss", None)
     loss = named if isinstance(named, torch.Tensor) else next(_differentiable(returned), None)
     if loss is None:

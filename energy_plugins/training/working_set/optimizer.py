@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer, device: torch.device) -> O
         parameters = [one for group in twin.param_groups for one in group["params"]]
         for one in parameters:
             one.grad = torch.empty_like(one) if one.requires_grad else None
-        step = type(twin).step.__get__(twin)  # a scheduler puts its own over that of the object
+        step = _without_hooks(type(twin).step).__get__(twin)  # a scheduler puts its own over that of the object
         with Allocations() as seen:
             seen.hold(parameters)
             seen.hold(one.grad for one in parameters if one.grad is not None)
@@ -47,6 +48,12 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer, device: torch.device) -> O
         with Allocations() as again:
             step()
     return OptimizerBytes(state, max(again.moments, default=0))
+
+
+def _without_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what torch's wrapper calls between the hooks of an optimizer, and of all: they count real steps."""
+    wrapped: Callable[..., Any] = getattr(step, "__wrapped__", step)
+    return wrapped if getattr(step, "hooked", False) else step
 
 
 def _twin_of(group: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -36,12 +37,19 @@ class Passes:
     """The same of the second, beside the gradients of the first."""
 
 
+LossOf = Callable[[torch.nn.Module, object], torch.Tensor]
+"""Returns the loss of a model on a batch."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where and how a model computes."""
 
     device: torch.device
     autocast: torch.dtype | None = None
+    loss_of: LossOf = loss_of
+    until_s: float = math.inf
+    """When to give up, see `Allocations`."""
 
     def context(self) -> AbstractContextManager[object]:
         """Return what a forward pass runs in."""
@@ -105,7 +113,7 @@ class _Runner(torch.nn.Module):
         parameters = list(self.model.parameters())
         tensors: list[torch.Tensor] = []
         mapped(batch, lambda leaf: tensors.append(leaf) if isinstance(leaf, torch.Tensor) else None)
-        with Allocations() as seen:
+        with Allocations(self._place.until_s) as seen:
             seen.hold(chain(parameters, self.model.buffers()))
             model = seen.live_bytes
             seen.hold(tensors)
@@ -129,7 +137,7 @@ class _Runner(torch.nn.Module):
 
     def _loss(self, batch: object) -> torch.Tensor:
         with self._place.context():
-            return loss_of(self.model, batch)
+            return self._place.loss_of(self.model, batch)
 
 
 @contextmanager

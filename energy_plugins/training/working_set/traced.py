@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -30,11 +30,17 @@ def traced(model: object, batch: object, optimizer: object, precision: str | Non
             "loader yields, tensors whose first dimension is the sample"
         )
     notes: list[str] = []
-    inner = _inner(model, notes)
+    inner = inner_of(model, notes)
     place = Place(_device(inner, device, notes), _autocast(precision))
-    one, other = _both(inner, batch, place, samples, notes)
-    stepped = _stepped(optimizer, place.device, notes)
-    parameters = {id(tensor): tensor for tensor in inner.parameters()}.values()
+    return sets_of(inner, _both(inner, batch, place, samples, notes), stepped(optimizer, place.device, notes), notes)
+
+
+def sets_of(
+    model: torch.nn.Module, passes: tuple[Passes, Passes], stepped: OptimizerBytes | None, notes: Sequence[str]
+) -> WorkingSet:
+    """Return the working set of ``model``, whose passes at two sizes and whose optimizer were followed."""
+    one, other = passes
+    parameters = {id(tensor): tensor for tensor in model.parameters()}.values()
     state, momentary = (stepped.state_bytes, stepped.momentary_bytes) if stepped else (0, 0)
     resting = _line(one, other, lambda passes: passes.resting_bytes)
     step = resting.above(one.gradient_bytes + state + momentary)
@@ -55,13 +61,13 @@ def _both(model: torch.nn.Module, batch: object, place: Place, samples: int, not
     try:
         return _at(passes_without_data, model, batch, place, (samples, 2 * samples))
     except Exception as error:  # noqa: BLE001 - whatever a user's model raises
-        notes.append(f"traced by running it for real, because without data it cannot be run: {_said(error)}")
+        notes.append(f"traced by running it for real, because without data it cannot be run: {said(error)}")
     smaller = samples // 2 or 2
     own = next((one.device for one in model.parameters()), place.device)
     try:
         return _at(passes_for_real, model, batch, Place(own, place.autocast), (samples, smaller))
     except Exception as error:
-        raise ConfigError(f"the model cannot be run on the example batch: {_said(error)}") from error
+        raise ConfigError(f"the model cannot be run on the example batch: {said(error)}") from error
 
 
 def _at(
@@ -71,7 +77,7 @@ def _at(
     return one, other
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Return the first line of what an exception says."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
@@ -88,15 +94,15 @@ def _lines(one: Passes, other: Passes, values: Callable[[Passes], tuple[int, ...
     return [Growth.through((one.size, a), (other.size, b)) for a, b in zip(here, there, strict=True)]
 
 
-def _inner(model: torch.nn.Module, notes: list[str]) -> torch.nn.Module:
+def inner_of(model: torch.nn.Module, notes: list[str]) -> torch.nn.Module:
     """Return the model inside of what runs it on several ranks or compiles it."""
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         notes.append("the buckets of DistributedDataParallel are left out: up to the gradients once more")
-        return _inner(model.module, notes)
+        return inner_of(model.module, notes)
     compiled = getattr(model, "_orig_mod", None)
     if isinstance(compiled, torch.nn.Module):
         notes.append("traced as it is before torch.compile, which keeps less between forward and backward")
-        return _inner(compiled, notes)
+        return inner_of(compiled, notes)
     return model
 
 
@@ -120,7 +126,7 @@ def _autocast(precision: str | None) -> torch.dtype | None:
     raise ConfigError(f"the precision is {precision!r}, but must be bf16, fp16, 32, or what a framework calls them")
 
 
-def _stepped(optimizer: object, device: torch.device, notes: list[str]) -> OptimizerBytes | None:
+def stepped(optimizer: object, device: torch.device, notes: list[str]) -> OptimizerBytes | None:
     """Return what an optimizer takes, None where it cannot be followed."""
     if optimizer is None:
         return OptimizerBytes(0, 0)
@@ -132,5 +138,5 @@ def _stepped(optimizer: object, device: torch.device, notes: list[str]) -> Optim
     try:
         return optimizer_bytes(inner, device)
     except Exception as error:  # noqa: BLE001 - whatever a user's optimizer raises
-        notes.append(f"the optimizer's state is left out, because its step cannot be traced: {_said(error)}")
+        notes.append(f"the optimizer's state is left out, because its step cannot be traced: {said(error)}")
         return None

@@ -69,12 +69,16 @@ class Memory:
         needed = self.needs.layer_bytes_per_sample * size
         return next((level.name for level in self.hierarchy.levels if needed <= level.size_bytes), "memory")
 
-    def need(self, size: int) -> float:
-        """Return the share of the memory that a size is predicted to need; 0 if it is not known how much there is."""
+    @property
+    def bytes_there(self) -> float:
+        """What may be used; infinite if it is not known how much there is."""
         last = self.hierarchy.levels[-1] if self.hierarchy.levels else None
         behind_caches = last is not None and not last.name.startswith("L")
-        has_bytes = self.bytes or (last.size_bytes if last is not None and behind_caches else math.inf)
-        return self.needs.peak_bytes(size) / has_bytes
+        return self.bytes or (last.size_bytes if last is not None and behind_caches else math.inf)
+
+    def need(self, size: int) -> float:
+        """Return the share of the memory that a size is predicted to need; 0 if it is not known how much there is."""
+        return self.needs.peak_bytes(size) / self.bytes_there
 
     def fits(self, sizes: Sequence[int]) -> int:
         """Return the largest of ``sizes`` that surely fits, 0 if none does."""
