@@ -110,13 +110,14 @@ class SweepCell:
 
 def sweep_cells(folder: Path) -> list[SweepCell]:
     """Return the 12 cells of the files in ``folder``."""
-    runs = {workload: _runs(folder, workload) for workload in WORKLOADS}
+    runs = {workload: runs_of(folder, workload) for workload in WORKLOADS}
     return [
-        _cell(folder / file, gpu, workload, runs[workload]) for gpu, file in FILES.items() for workload in WORKLOADS
+        cell_of(folder / file, gpu, workload, runs[workload]) for gpu, file in FILES.items() for workload in WORKLOADS
     ]
 
 
-def _cell(file: Path, gpu: str, workload: Workload, runs: Mapping[int, tuple[Run, ...]]) -> SweepCell:
+def cell_of(file: Path, gpu: str, workload: Workload, runs: Mapping[int, tuple[Run, ...]]) -> SweepCell:
+    """Return one workload on one GPU."""
     epoch_s, power_w = {}, {}
     for row in _rows(file, workload):
         place = int(row["batch_size"]), float(row["power_limit"])
@@ -128,7 +129,8 @@ def _cell(file: Path, gpu: str, workload: Workload, runs: Mapping[int, tuple[Run
     return SweepCell(gpu, workload, limits_w, epoch_s, power_w, known, max(needed))
 
 
-def _runs(folder: Path, workload: Workload) -> dict[int, tuple[Run, ...]]:
+def runs_of(folder: Path, workload: Workload) -> dict[int, tuple[Run, ...]]:
+    """Return the recorded seeds of a workload, by batch size."""
     sign = -1 if workload.less_is_better else 1
     epochs: dict[tuple[int, str], dict[float, int]] = defaultdict(dict)
     for row in _rows(folder / EPOCHS_FILE, workload):

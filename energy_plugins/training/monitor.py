@@ -28,7 +28,7 @@ from energy_plugins.training.watch import SumOverRanks, Watch
 from energy_plugins.tune.micro_batch.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
-    from energy_plugins.config import EnergyConfig, MicroBatchConfig
+    from energy_plugins.config import EnergyConfig, MicroBatchConfig, PowerLimitConfig
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.report import Report
     from energy_plugins.training.limits.timing import Timing
@@ -375,17 +375,26 @@ class Monitor:
 
     # The power limit.
 
-    def limit_power(self, who: Rank, sum_over_ranks: SumOverRanks, shape: Callable[[], str]) -> None:
+    def limit_power(
+        self,
+        who: Rank,
+        sum_over_ranks: SumOverRanks,
+        shape: Callable[[], str],
+        *,
+        asked: PowerLimitConfig | None = None,
+    ) -> None:
         """Begin to limit the power of a fit that has just been started, if that is asked for. All ranks call it.
 
-        ``shape`` tells what the model and its precision are known by (`shape_of`).
+        ``shape`` tells what the model and its precision are known by (`shape_of`); ``asked`` is what is asked of this
+        fit alone.
         """
         if self.limiter is not None:
             self.limiter.close()
             self.limiter = None
-        if self.config.power_limit.enabled and self.config.measure.enabled:
+        asked = self.config.power_limit if asked is None else asked
+        if asked.enabled and self.config.measure.enabled:
             self.limiter = Limiter(
-                self.config.power_limit,
+                asked,
                 self.run,
                 who=who,
                 sum_over_ranks=sum_over_ranks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from reporting import make_report, save_all
 
 from energy_plugins import EnergyMeter
 from energy_plugins.errors import ReportError
-from energy_plugins.measure.rank_part import Rank
+from energy_plugins.measure.rank_part import Rank, RankPart
+from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import Work
 from energy_plugins.report.comparison.compare import Comparison, Finding, Metric, compare, compare_folders
@@ -116,6 +118,52 @@ class TestDifferences:
         assert (run.energy_j, run.samples, run.place) == (1000.0, 200, "n0/GPU-of-n0 n1/GPU-of-n1")
         alone = make_report(rank=rank, ranks=Ranks.merge(parts[:1], 2))
         assert run_of(alone, Path("x")) == LeftOut(Path("x"), "not all of its ranks left a report")
+
+
+def of_ranks(*energies_j: float | None, samples: int = 100) -> Report:
+    """Return the report of rank 0 of a training of which each rank has a GPU of its own."""
+    ranks = [
+        make_report(rank=Rank(rank=n, world_size=len(energies_j)), node=f"n{n}", energy_j=joules, samples=samples)
+        for n, joules in enumerate(energies_j)
+    ]
+    return replace(ranks[0], ranks=Ranks.merge([RankPart.of(one) for one in ranks], len(ranks)))
+
+
+class TestMissingJoules:
+    """A sum that lacks a GPU would look like a saving."""
+
+    def test_a_rank_whose_gpu_was_lost(self) -> None:
+        assert isinstance(run_of(of_ranks(500.0, 500.0), Path("whole")), Run)
+        assert run_of(of_ranks(500.0, None), Path("lost")) == LeftOut(
+            Path("lost"), "its energy was not measured: joules of it are missing"
+        )
+
+    def test_a_gpu_of_several(self) -> None:
+        found = run_of(make_report(gpu_j={"GPU-1": 500.0, "GPU-2": None}), Path("lost"))
+        assert isinstance(found, LeftOut)
+
+    def test_a_gpu_that_another_rank_told_of(self) -> None:
+        shared = [
+            make_report(rank=Rank(rank=n, world_size=2), node="n", energy_j=joules)
+            for n, joules in enumerate((9.0, None))
+        ]
+        report = replace(shared[0], ranks=Ranks.merge([RankPart.of(one) for one in shared], 2))
+        assert isinstance(run_of(report, Path("shared")), Run)
+
+
+@pytest.mark.parametrize("sizes", [(5, 5), (2, 3), (5, 2), (1, 4)])
+def test_runs_that_are_all_alike_show_no_difference(sizes: tuple[int, int]) -> None:
+    for turn in range(40):
+        values = {"energy_j": 1000 / 7 + turn / 3, "duration_s": 10 + turn / 9, "samples": 77}
+        a, b = (runs(*(make_report(**values) for _ in range(size))) for size in sizes)  # type: ignore[arg-type]
+        assert not any(one.shown for one in compare({"A": a, "B": b}).findings)
+
+
+def test_a_small_difference_is_not_written_as_none() -> None:
+    small = [1 + (one - 1) / 100 for one in JITTER]
+    text = text_table(compare({"A": repeated(1000, times=small), "B": repeated(1000.3, times=small[::-1])}))
+    (line,) = (line for line in text.splitlines() if line.startswith("B") and "energy" in line)
+    assert line.split()[2:9] == ["+0.03", "%", "+0.03", "..", "+0.03", "%", "more:"]
 
 
 class TestReference:

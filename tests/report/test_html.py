@@ -24,6 +24,8 @@ from energy_plugins.report.carbon.footprint import footprint
 from energy_plugins.report.carbon.grid import Marginal, of_country, own
 from energy_plugins.report.carbon.run_place import kept
 from energy_plugins.report.html import page
+from energy_plugins.report.pictures.album import pictures_of
+from energy_plugins.report.pictures.picture import Picture
 
 EVIL = (
     """</script><script>alert(1)</script><img src="http://evil.example/x" onerror='alert(2)'>{{ 7*7 }}"""
@@ -222,6 +224,14 @@ def test_echarts_is_the_published_file() -> None:
     said = (folder / "echarts.md").read_text(encoding="utf-8")
     digest = hashlib.sha256((folder / "echarts.min.js").read_bytes()).hexdigest()
     assert digest in said
+
+
+def test_pictures_of_one_rank_of_several_say_so(training: Report) -> None:
+    for picture in pictures_of(training):
+        if isinstance(picture, Picture) and picture.name in {"where", "power", "steps"}:
+            assert picture.caption.endswith("This is rank 0 of 4 alone.")
+    alone = [picture for picture in pictures_of(made_report(Made(steps=50))) if isinstance(picture, Picture)]
+    assert not any("rank" in picture.caption for picture in alone)
 
 
 def carbon_of(text: str) -> dict[str, str]:

@@ -13,12 +13,11 @@ import numpy as np
 
 from energy_plugins.errors import ReportError
 from energy_plugins.report.comparison.contrasts import Design, Difference, difference
+from energy_plugins.report.comparison.notes import notes_of
 from energy_plugins.report.comparison.runs import LeftOut, Run, read_runs, refuse_twice
-from energy_plugins.report.comparison.same_work import WorkUnit, common_unit, counted_unit, work_of
+from energy_plugins.report.comparison.same_work import WorkUnit, common_unit, counted_unit
 
 CONFIDENCE: Final = 0.95
-_SHORT_S = 5.0
-_LEAST_COVERAGE = 0.95
 
 
 class Metric(Enum):
@@ -139,17 +138,8 @@ def compare(
         simulated=runs[0].simulated,
         sides=told,
         findings=findings,
-        notes=(*_notes(runs, told, unit, left_out), *_known(runs, reference)),
+        notes=tuple(notes_of(sides, unit, left_out, reference)),
     )
-
-
-def _known(runs: Sequence[Run], reference: Sequence[Run]) -> list[str]:
-    """Say by how many runs the offsets of how many places are known."""
-    places, known = {run.place for run in runs}, {run.place for run in reference}
-    if not reference:
-        return []
-    times = f"{len(reference)} reference runs tell the offsets of {len(places & known)} of {len(places)} places"
-    return [f"{times}, taken to be the same share for what the sides do"]
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -185,22 +175,3 @@ def _value(run: Run, metric: Metric, unit: WorkUnit) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values))
-
-
-def _notes(runs: Sequence[Run], sides: Sequence[Side], unit: WorkUnit, left_out: Sequence[LeftOut]) -> list[str]:
-    notes = [f"{one.folder} is left out: {one.reason}" for one in left_out]
-    if unit is WorkUnit.RUN and not any(work_of(run) != (0,) for run in runs):
-        notes.append("no run says how much work it did: each counts as one, and you vouch that they did the same")
-    if len({run.gpus for run in runs}) > 1:
-        models = sorted({name for run in runs for name in run.gpus})
-        notes.append(f"the GPUs differ ({', '.join(models)}), so a difference may be theirs")
-    if any(run.start_c is None for run in runs):
-        notes.append("start temperatures are not known of all runs, so nothing is corrected for them")
-    if short := [run for run in runs if run.duration_s < _SHORT_S]:
-        notes.append(f"{len(short)} of {len(runs)} runs are shorter than {_SHORT_S:g} s, over which sensors are noisy")
-    if gaps := [run for run in runs if run.coverage < _LEAST_COVERAGE]:
-        notes.append(f"{len(gaps)} of {len(runs)} runs, {gaps[0].folder} among them: readings cover too little of it")
-    once = [side.label for side in sides if len(side.runs) == 1]
-    if once:
-        notes.append(f"{', '.join(once)}: one run alone does not tell how much runs vary; repeat it")
-    return notes

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from energy_plugins.measure.report import Report
 from energy_plugins.report.pictures.trace import Array
 
 MOST_SHARES: Final = 300
@@ -89,3 +90,11 @@ def counted(count: int, noun: str) -> str:
 def listed(words: Sequence[str]) -> str:
     """Return ``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def of_one_rank(report: Report) -> str:
+    """Return what a caption adds where what is drawn is of this process alone, and there are others."""
+    rank = report.rank
+    if rank is None or rank.alone:
+        return ""
+    return f" This is rank {rank.rank} of {rank.world_size} alone."
