@@ -165,7 +165,7 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="Is a directory"):
+    with pytest.raises(ReportError, match="is a folder"):
         write_sweep_html(SWEEP, tmp_path)
 
 

@@ -52,7 +52,6 @@ function parametersView(picture, look, narrow) {
   const rows = Math.ceil(picture.panels.length / columns);
   const high = 230;
   const wide = 100 / columns;
-  const left = narrow ? 60 : 66;
   const of = (row, panel = 0) => {
     const { name, categories, trials } = picture.panels[panel];
     const trial = trials[row];
@@ -68,7 +67,7 @@ function parametersView(picture, look, narrow) {
   };
   const grid = (_, panel) => {
     const { column, row } = place(panel);
-    return { left: `${column * wide + (100 * left) / Math.max(innerWidth, 320) / (narrow ? 1 : 1.2)}%`, width: `${wide - (narrow ? 24 : 9)}%`, top: row * high + 34, height: high - 76, outerBoundsMode: "none" };
+    return { left: `${column * wide + 1}%`, width: `${wide - (narrow ? 7 : 3)}%`, top: row * high + 34, height: high - 56, containLabel: true };
   };
   const xAxis = ({ categories, logarithmic }, panel) => (categories.length
     ? { type: "category", data: categories, gridIndex: panel, ...axisStyle(look), axisLabel: { ...axisStyle(look).axisLabel, width: 80, overflow: "truncate" } }
@@ -80,7 +79,7 @@ function parametersView(picture, look, narrow) {
       xAxis: picture.panels.map(xAxis),
       yAxis: picture.panels.map((_, panel) => valueAxis(look, picture.logarithmic_energy, { gridIndex: panel, splitNumber: 3, axisLabel: inJoules(look) })),
       series: picture.panels.map((panel, number) => ({
-        type: "scatter", xAxisIndex: number, yAxisIndex: number, symbolSize: 7, color: "#0072b2", itemStyle: { opacity: 0.6 },
+        type: "scatter", xAxisIndex: number, yAxisIndex: number, symbolSize: 7, color: "#0072b2", itemStyle: { opacity: 0.75 },
         data: panel.trials.map((trial) => [trial.at, trial.energy_j]),
       })),
       tooltip: { ...tooltip(look, (param) => of(param.dataIndex, param.seriesIndex)), trigger: "item" },
