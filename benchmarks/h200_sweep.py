@@ -308,7 +308,7 @@ def main() -> int:
     gpus: AbstractContextManager[Simulation | None] = (
         simulated_gpus(Constant(_SIMULATED_W)) if options.dry else nullcontext()
     )
-    with gpus as simulation, tempfile.TemporaryDirectory() as scratch, own_ledger(Path(scratch)):
+    with gpus as simulation, tempfile.TemporaryDirectory() as scratch:
         environment = os.environ if simulation is None else simulation.environment()
         uuid = visible_gpus()[0].uuid
         with CounterReader(uuid, _READ_EVERY_S, environment) as reader:
@@ -338,9 +338,10 @@ def _measure(scratch: Path, options: argparse.Namespace, reader: CounterReader) 
     study.set_metric_names(["val_loss"])
     budget = StudyEnergyBudget(budget_kwh).begin(study)
     left_s = options.limit - (time.monotonic() - began_s)
-    study.optimize(sweep.objective, timeout=left_s, callbacks=[budget])
-    readings = reader.readings()
-    tried, runs = collect(study, sweep, readings)
+    with own_ledger(scratch):  # after the warm-up, which would be a run in it, too
+        study.optimize(sweep.objective, timeout=left_s, callbacks=[budget])
+        readings = reader.readings()
+        tried, runs = collect(study, sweep, readings)
     show(tried)
     found = figures_of(tried, runs, budget_kwh, sweep.ended)
     found |= {"warm_up_w": power_w, "seconds_in_all": time.monotonic() - began_s}

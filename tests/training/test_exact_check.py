@@ -53,7 +53,7 @@ def test_rounding_of_what_nearly_cancels_is_no_difference() -> None:
 
     found = both()
     assert found.agrees
-    assert found.limit == EXACT
+    assert EXACT[0] <= found.limit <= EXACT[1]
     assert found.difference < 1e-4
     model.register_parameter("of_less", nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)))
     assert both().difference > BFLOAT16  # what bfloat16 alone says of the same
@@ -65,7 +65,7 @@ def test_a_small_difference_is_found_that_bfloat16_would_hide() -> None:
         return (functional.cross_entropy(y, labels, reduction="none") * weights).sum() / weights.sum()
 
     found = check(deep(), loss)
-    assert EXACT < found.difference < BFLOAT16
+    assert EXACT[0] < found.difference < BFLOAT16
     assert not found.agrees
     assert "rounding explains 1e-03" in found.why_not
 
