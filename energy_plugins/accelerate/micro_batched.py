@@ -37,9 +37,9 @@ def micro_batched(  # noqa: PLR0913 - each is a separate wish of the user
     """Return what a loop calls instead of ``loss_of``, so that batches can be cut and joined on their way to the model.
 
     The rest of the loop stays: it gets a loss, gives it to ``accelerator.backward``, and steps. Which micro-batch draws
-    least energy is searched for while it trains, and before anything changes one optimizer step is run both ways: where
-    the gradients are not the same, but for rounding, nothing changes, and the report says by how much they differ
-    (`Report.micro_batch`). docs/micro_batch.md has the rest.
+    least energy is searched for while it trains. Before anything changes three optimizer steps are run both ways, and
+    later ones are looked at: where the gradients are not the same, but for rounding, nothing changes, and the report
+    says by how much they differ (`Report.micro_batch`). docs/micro_batch.md has the rest.
 
     A search needs the loop to be measured: if nothing measures it yet, this does, as `attach`. What is not given here
     is taken from the configuration (`energy_plugins.config`): the environment, or its file.
@@ -162,7 +162,7 @@ class _Tuned:
             return
         self._has_said = True
         why = self._batcher.part().why
-        if why and self._accelerator.is_main_process:
+        if why and not self._batcher.has_said and self._accelerator.is_main_process:
             warn(f"the micro-batch is left alone: {why}")
 
     def _compare(self, plan: MicroBatchPlan) -> GradientCheck | None:

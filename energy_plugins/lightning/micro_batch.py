@@ -38,9 +38,9 @@ class MicroBatchTuner(Callback):
     """Finds how many samples to send through the model at once, with the gradients that the fit has anyway.
 
     A batch is cut into parts, or batches that are accumulated run together; the samples of an optimizer step, their
-    order, the loader, schedules and counts stay as they are. Before anything changes the batches of one optimizer step
-    are run both ways, and if their gradients differ by more than rounding nothing is changed, and the report says why
-    (`Report.micro_batch`). docs/micro_batch.md has the rest.
+    order, the loader, schedules and counts stay as they are. Before anything changes the batches of three optimizer
+    steps are run both ways, and later ones are looked at: if their gradients differ by more than rounding nothing is
+    changed, and the report says why (`Report.micro_batch`). docs/micro_batch.md has the rest.
 
     A search uses the `EnergyMonitor` of the trainer, or adds one. What is not given here is taken from the
     configuration (`energy_plugins.config`): the environment, or its file.
@@ -210,6 +210,8 @@ class MicroBatchTuner(Callback):
             self._batches = None
         if self._monitor is not None:
             self._monitor.after_batch = None
+        elif self._batcher is not None:
+            self._batcher.close()
 
     def _at_window(self, trainer: Trainer) -> None:
         """Show the first batch of a window to the batcher before it runs, if all it could do is to cut it.

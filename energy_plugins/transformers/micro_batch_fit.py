@@ -92,7 +92,7 @@ class MicroBatchFit:
         if batcher.settled and not self._has_said:
             self._has_said = True
             why = batcher.part().why
-            if why and self._trainer.args.process_index == 0:
+            if why and not batcher.has_said and self._trainer.args.process_index == 0:
                 warn(f"the micro-batch is left alone: {why}")
 
     def _shape(self) -> str:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from micro_batching import STEPS, Contrastive, EvenAtFirst, Gradients, OfTokens, Reader, Tensors, apart, trained
-from outcomes import our_warnings
+from outcomes import load, our_warnings
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from energy_plugins.lightning import MicroBatchTuner
+from energy_plugins.lightning import EnergyMonitor, MicroBatchTuner, PowerLimitTuner
 from energy_plugins.measure.micro_batch_part import MicroBatchPart
+from energy_plugins.testing import simulated_gpus
 from energy_plugins.testing.ranks import in_ranks
 
 one_thread = outcomes.one_thread
@@ -262,3 +263,31 @@ def test_a_fit_that_is_resumed_in_the_middle_of_an_epoch_has_the_gradients_of_on
         assert set(model.sizes[-4:]) == {size if tuners else batch}
     assert furthest(*rests) <= 1e-9
     assert furthest(whole.gradients[7:], rests[1]) <= 1e-6  # Lightning reads momenta before parameters are doubles
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_search_ends_where_gradients_differ_and_a_limit_is_searched_for_all_the_same(
+    tmp_path: Path, limited: bool
+) -> None:
+    class Works(OfTokens):
+        """Whose passes cost something whatever their size."""
+
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+            simulation.gpus[0].launch(ops=1.2e13 * (4 + len(batch["labels"])), wait=True)
+            return super().training_step(batch, batch_idx)
+
+    with simulated_gpus(virtual=True, start_s=10) as simulation, our_warnings() as texts:
+        tuner, model = MicroBatchTuner(search_share=0.5), Works()
+        monitors = [EnergyMonitor(table=False, log=False, progress_bar=False)]
+        limits = [PowerLimitTuner(search_share=0.5)] if limited else []
+        fit(tmp_path, model, tuner, 4, 4, steps=120, even=40, callbacks=[*monitors, *limits])
+    report = load(tmp_path)
+    assert report.micro_batch is not None
+    assert report.micro_batch.chosen is None
+    assert "the gradients of optimizer step 41 would have differed" in report.micro_batch.why
+    assert set(model.sizes[-40:]) == {4}
+    assert len({*model.sizes[: 41 * 4]}) > 1
+    assert len([text for text in texts if "the micro-batch is left alone" in text]) == 1
+    if limited:
+        assert report.power_limit is not None
+        assert report.power_limit.tried

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energy_plugins.training.micro_batch.doubt import Doubt, first_of
@@ -73,6 +73,7 @@ class TestSampleCounts:
         assert SampleCounts([torch.ones(2, 3, dtype=torch.complex64)]).spreads([1, 1]) == []
         assert SampleCounts([{"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(2)}]).spreads([2, 2]) == []
 
+    @settings(max_examples=30)
     @given(kept=st.lists(st.integers(1, 20), min_size=2, max_size=8), times=st.integers(1, 4))
     def test_parts_have_means_over_their_samples(self, kept: list[int], times: int) -> None:
         """As many copies of each as you like, in parts of as many more samples, are as unequal."""
@@ -100,6 +101,7 @@ class TestAllow:
         assert not checks.allow([labels(9, 9, 9, 9)], CUT, asked, 8)
         assert checks.made == 1
 
+    @settings(max_examples=30)
     @given(kept=st.lists(st.lists(st.integers(1, 100), min_size=4, max_size=4), max_size=60))
     def test_where_all_agree_checks_are_few_and_none_runs_that_is_twice_as_unequal(self, kept: list[list[int]]) -> None:
         checks, asked, known = LaterChecks(), Asked(), 0.0

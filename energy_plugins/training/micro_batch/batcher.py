@@ -108,6 +108,8 @@ class MicroBatcher:
         """What all ranks have heard of."""
         self.undecided = True
         """Whether windows are still to be considered."""
+        self.has_said = False
+        """Whether it has said itself why the user's setting is in force."""
         self.grown = ""
         """What was changed in the training itself before it began, as a report says it first."""
         self._tell()
@@ -177,8 +179,6 @@ class MicroBatcher:
         if self._later.doubt is not None and self._rank.doubt is None:
             self._rank.doubt = self._later.doubt
             self._check = self._later.check or self._check
-            if self._ranks.who.world_size == 1:
-                self._leave(self._later.doubt)
         return allowed
 
     def after_step(self) -> None:
@@ -186,6 +186,8 @@ class MicroBatcher:
         self._rank.steps += 1
         if self._measured is not None:
             self._measured.stepped()
+        if self._rank.doubt is not None and self._doubt is None and self._ranks.who.world_size == 1:
+            self._leave(self._rank.doubt)  # of several ranks all do so together, when they have heard
         if self._script is not None and self._rank.steps >= self._next:
             was_settled = self.settled
             try:
@@ -226,6 +228,9 @@ class MicroBatcher:
 
     def close(self) -> None:
         """Have the report say what became of it."""
+        self._later.forget()
+        if self._later.doubt is not None and self._doubt is None:
+            self._leave(self._later.doubt)
         self._tell()
 
     # Deciding.
@@ -332,6 +337,7 @@ class MicroBatcher:
             self._course.searched.leave(doubt.why())
         self._tell()
         if self._ranks.who.rank == 0:
+            self.has_said = True
             warn(f"the micro-batch is left alone from now on: {doubt.why()}")
 
     def _decline(self, why: str) -> None:

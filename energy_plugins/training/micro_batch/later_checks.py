@@ -120,6 +120,10 @@ class LaterChecks:
     def _is_shut(self) -> bool:
         return self.doubt is not None
 
+    def forget(self) -> None:
+        """Let go of the last group."""
+        self._ran = None
+
     def _exceeds(self, group: _Ran) -> bool:
         """Tell whether it is too unequal to run unchecked. Waits for its counts."""
         spreads = group.counts.spreads(_parts(group.batches, group.plan))

@@ -35,9 +35,9 @@ class SampleCounts:
             self._rows = torch.cat(known)
         if self._rows is not None and self._rows.is_cuda:
             here = torch.empty(self._rows.shape, dtype=self._rows.dtype, pin_memory=True)
+            self._copied, stream = torch.cuda.Event(), torch.cuda.current_stream(self._rows.device)
             self._rows = here.copy_(self._rows, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied.record(stream)
 
     @property
     def is_here(self) -> bool:
@@ -58,7 +58,7 @@ class SampleCounts:
 def _counted(batch: object) -> torch.Tensor | None:
     """Return a row for each sample, on the device of the first tensor; None if nothing can be counted."""
     columns = [column for tensor in tensors(batch) for column in _of(tensor.detach())]
-    return torch.stack([one.to(columns[0].device, torch.float32) for one in columns], 1) if columns else None
+    return torch.stack([one.to(columns[0].device) for one in columns], 1) if columns else None
 
 
 def _of(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -69,9 +69,10 @@ def _of(tensor: torch.Tensor) -> list[torch.Tensor]:
     if tensor.dtype in _INTEGERS:
         found = [(rows >= 0) & (rows != _IGNORED), rows != 0]
         found += [rows != rows[:, -1:]] if rows.shape[1] > 1 else []  # sequences may be padded with anything
-        return [one.sum(1) for one in found]
+        return [one.sum(1, dtype=torch.float32) for one in found]
     if tensor.dtype is torch.bool:
-        return [rows.sum(1)]
+        return [rows.sum(1, dtype=torch.float32)]
     if tensor.dtype in _FLOATS and rows.shape[1] <= _LONG:
-        return [rows.isfinite().sum(1), (rows != 0).sum(1), rows.float().nan_to_num(0.0, 0.0, 0.0).abs().sum(1)]
+        found = [rows.isfinite(), rows != 0, rows.float().nan_to_num(0.0, 0.0, 0.0).abs()]
+        return [one.sum(1, dtype=torch.float32) for one in found]
     return []

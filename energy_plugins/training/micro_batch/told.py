@@ -34,7 +34,9 @@ class Known:
 
 def told(known: Known, searched: Searched | None) -> MicroBatchPart:
     """Return what a report says; ``searched`` is None as long as nothing is decided, or if it was declined."""
-    setting, check = known.setting, known.check
+    setting, check, doubt = known.setting, known.check, known.doubt
+    why = known.why if searched is None else searched.why
+    why = why or ("" if doubt is None else doubt.why())
     part = MicroBatchPart(
         asked="least energy" if known.fixed is None else f"{known.fixed} samples at once",
         batch=None if setting is None else setting.batch,
@@ -43,10 +45,10 @@ def told(known: Known, searched: Searched | None) -> MicroBatchPart:
         gradient_difference=None if check is None else check.difference,
         gradient_limit=None if check is None else check.limit,
         gradient_checks=known.checks,
-        steps_in_doubt=() if known.doubt is None else known.doubt.steps,
-        why=known.why if searched is None else searched.why,
+        steps_in_doubt=() if doubt is None else doubt.steps,
+        why=why,
     )
-    if searched is None or not searched.is_over or searched.why:
+    if searched is None or not searched.is_over or why:
         return part
     if known.fixed is not None:
         return replace(part, chosen=known.fixed, source="fixed")
