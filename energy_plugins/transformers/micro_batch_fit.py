@@ -84,6 +84,7 @@ class MicroBatchFit:
             # What the loader yields as a rule: a resumed epoch may begin with its last batch, which is cut short.
             batch = batch_of(self._trainer) if batches.window and samples_in(batches.window[0]) else None
             batcher.consider(batch, self._trainer.args.gradient_accumulation_steps, batches.compare)
+        batcher.probe(batches.try_pass)
         batches.plan = batcher.plan
         if batcher.settled and not self._has_said:
             self._has_said = True
