@@ -91,6 +91,8 @@ class MicroBatchCourse:
         self._remembered = remembered
         self._task: MicroBatchTask | None = None
         """Of the search, once there is one."""
+        self._turned = 0
+        """The size that all ranks turned to last, 0 if they have not."""
         self._spent_s = 0.0
         """Of its budget: windows, and the steps that changes, late figures and failures took; the same on all ranks."""
 
@@ -242,9 +244,11 @@ class MicroBatchCourse:
         """Run steps with a size for a while, and return what they tell."""
         windows, rank, size = self._windows, self._rank, action.size
         if (rank.size or task.start) != size:
-            if action.guarded and not (yield from self._fits(size)):
+            # Not by what is in force here: a rank may just have gone down by itself, and all must ask together.
+            if action.guarded and size > (self._turned or task.start) and not (yield from self._fits(size)):
                 return OutOfMemory(size)
             rank.turn(size)
+            self._turned = size
             yield _CHANGE_STEPS
         began_ns = rank.now_ns()
         yield _PACE_STEPS
@@ -258,6 +262,7 @@ class MicroBatchCourse:
             words = self._words()
         if self._failed(words):
             rank.turn(task.start)
+            self._turned = task.start
             return OutOfMemory(size)
         return measured or Refused(size, rank.trouble or "windows told nothing, one after another")
 
