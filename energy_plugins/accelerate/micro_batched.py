@@ -129,10 +129,12 @@ class _Tuned:
         batches, batcher = self._batches, self._batcher
         if self._begins:
             batches.plan = batcher.plan
-        if batcher.undecided or batches.plan is not None:  # else nobody needs it again, and it takes memory
+        if batcher.wants_windows or batches.plan is not None:  # else nobody needs it again, and it takes memory
             batches.window.append(batch)
         if batches.is_whole and batcher.undecided and self._windows:
             self._decide()
+        elif batches.is_whole:
+            batcher.probe(batches.try_pass)
         self._say()
         try:
             return batches.loss(batch, is_watched=batcher.undecided)

@@ -15,6 +15,7 @@ from energy_plugins.training.micro_batch.batch_tree import samples_in
 from energy_plugins.training.micro_batch.both_ways import both_ways
 from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_batch.passes import Pass, passes
+from energy_plugins.training.micro_batch.probe import one_pass
 from energy_plugins.training.working_set.followed import TrainingStep
 from energy_plugins.training.working_set.model_call import loss_in
 
@@ -128,6 +129,10 @@ class MicroBatches:
             adds_up=self._adds_up,
             precision={"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(self._accelerator.mixed_precision)),
         )
+
+    def try_pass(self, plan: MicroBatchPlan) -> bool:
+        """Run one micro-batch of ``plan`` on trial; False if the window has none."""
+        return one_pass(self.wrappers.models, self.window, plan, self._run, adds_up=self._adds_up)
 
     def training_step(self) -> TrainingStep:
         """Return what is known of the steps of this loop: of its model, which must be the only one, as it was called.

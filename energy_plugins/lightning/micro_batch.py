@@ -234,6 +234,9 @@ class MicroBatchTuner(Callback):
             return
         if batcher.undecided and not self._has_looked:
             self._consider(trainer, batches, batcher)
+        else:
+            batcher.probe(batches.try_pass)
+            batches.keeps = batcher.wants_windows
         batches.plan = batcher.plan or (batcher.setting if batches.smaller else None)
         batches.forget()
 

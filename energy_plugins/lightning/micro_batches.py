@@ -19,6 +19,7 @@ from energy_plugins.training.micro_batch.gradient_check import GradientCheck
 from energy_plugins.training.micro_batch.later_checks import CompareGroup
 from energy_plugins.training.micro_batch.passes import Pass, unheard
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
+from energy_plugins.training.micro_batch.probe import one_pass
 from energy_plugins.training.replaced import Replaced
 from energy_plugins.training.working_set.followed import TrainingStep
 
@@ -165,6 +166,13 @@ class MicroBatches:
                 adds_up=False,
                 precision=precision_of(self.trainer),
             )
+
+    def try_pass(self, plan: MicroBatchPlan) -> bool:
+        """Run one micro-batch of ``plan`` on trial; False if the window has none."""
+        silent = logging_to(self.module, lambda *_, **__: None)
+        with silent, unheard(self.trainer.strategy.model or self.module), metrics_kept(self.module):
+            batches = [one.kwargs["batch"] for one in self.window]
+            return one_pass([self.module], batches, plan, self._differentiate, adds_up=False)
 
     def training_step(self) -> TrainingStep:
         """Return what is known of the steps of this fit: of its last batch, of which ``training_step`` makes a loss."""

@@ -88,6 +88,7 @@ class MicroBatchFit:
             batch = batch_of(self._trainer) if batches.window and samples_in(batches.window[0]) else None
             accumulation = self._trainer.args.gradient_accumulation_steps
             batcher.consider(batch, accumulation, batches.compare, batches.window)
+        batcher.probe(batches.try_pass)
         batches.plan = batcher.plan
         if batcher.settled and not self._has_said:
             self._has_said = True

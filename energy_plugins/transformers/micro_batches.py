@@ -12,6 +12,7 @@ import torch
 from energy_plugins.training.micro_batch.both_ways import both_ways
 from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_batch.passes import Pass, passes
+from energy_plugins.training.micro_batch.probe import one_pass
 from energy_plugins.training.replaced import Replaced
 from energy_plugins.training.working_set.followed import TrainingStep
 
@@ -110,6 +111,14 @@ class MicroBatches:
             adds_up=self._adds_up(call),
             precision=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         )
+
+    def try_pass(self, plan: MicroBatchPlan) -> bool:
+        """Run one micro-batch of ``plan`` on trial; False if the window that begins has none."""
+        call = self._first
+        if call is None:
+            return False
+        run = partial(self._run, call)
+        return one_pass([call.model], self.window, plan, run, adds_up=self._adds_up(call))
 
     def training_step(self) -> TrainingStep:
         """Return what is known of the steps of this training: of its first batch, and of the model's own loss.

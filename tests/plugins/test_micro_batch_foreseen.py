@@ -36,12 +36,12 @@ SAMPLE_BYTES = 2 * 4 * WIDTH
 BATCH, ACCUMULATION, STEPS = 4, 16, 150
 
 
-def profile() -> Profile:
-    """Return a GPU with an L2 for 16 samples but not 32, and memory for 32 but not 64."""
+def profile(headroom: float = 1.25) -> Profile:
+    """Return a GPU with an L2 for 16 samples but not 32, and memory for 32 with so much headroom, but not 64."""
     model = Wide(None)
     sets = WorkingSet.of(model, {"rows": torch.zeros(4, 16)}, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
     small: dict[str, Any] = {"multiprocessors": 1.0, "compute_capability": 99.0, "shared_bytes": 2.5 * SAMPLE_BYTES}
-    return replace(H200, l2_bytes=20.0 * SAMPLE_BYTES, memory_bytes=1.25 * sets.peak_bytes(32), **small)
+    return replace(H200, l2_bytes=20.0 * SAMPLE_BYTES, memory_bytes=headroom * sets.peak_bytes(32), **small)
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):
@@ -60,6 +60,8 @@ class Passes:
 
     def __init__(self) -> None:
         self.sizes: set[int] = set()
+        self.made = 0
+        self.failed = 0
 
 
 class Wide(nn.Module):
@@ -87,6 +89,16 @@ class Wide(nn.Module):
 class Looks(Wide):
     def look(self, rows: torch.Tensor) -> None:
         assert float(rows.abs().max()) >= 0
+
+
+class Fills(Wide):
+    """Something takes memory once the training is under way."""
+
+    def look(self, rows: torch.Tensor) -> None:
+        self.passes.made += 1
+        if len(rows) > 16 and self.passes.made > 150:
+            self.passes.failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 class Module(LightningModule):
@@ -184,3 +196,17 @@ def test_a_model_that_cannot_be_followed_is_tuned_without(simulation: Simulation
     text = "\n".join(part.explanation)
     assert "how much memory other sizes need was not foreseen: without data the model cannot be followed: " in text
     assert max(model.passes.sizes) == 64
+
+
+@pytest.mark.parametrize("train", FRAMEWORKS)
+def test_what_may_not_fit_is_tried_by_a_pass_before_steps_depend_on_it(
+    tmp_path: Path, train: Callable[..., None]
+) -> None:
+    with simulated_gpus(virtual=True, start_s=10, profile=profile(1.0)) as simulation:
+        model = Fills(simulation)
+        train(tmp_path, model, tuned=True)
+    part = part_of(tmp_path)
+    assert (part.chosen, {one.size: one.why for one in part.tried}[32]) == (16, "out of memory")
+    assert "32 samples at once cannot be used: out of memory" in part.explanation
+    assert model.passes.failed == 1
+    assert load(tmp_path).steps.rows > 0

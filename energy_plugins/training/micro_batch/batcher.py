@@ -24,6 +24,7 @@ from energy_plugins.training.micro_batch.later_checks import CompareGroup, Later
 from energy_plugins.training.micro_batch.memory import kind_of, recall, remember
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
+from energy_plugins.training.micro_batch.probe import Probe
 from energy_plugins.training.micro_batch.told import Known, told
 from energy_plugins.training.watch import SumOverRanks
 from energy_plugins.tune import MicroBatchChoice, effective_batch_outlook, rule_to_try
@@ -136,6 +137,26 @@ class MicroBatcher:
         """Whether the micro-batch is to stay as it is."""
         searched = None if self._course is None else self._course.searched
         return not self.undecided and (searched is None or (searched.is_over and not searched.is_checking))
+
+    @property
+    def wants_windows(self) -> bool:
+        """Whether to keep the batches of the windows that begin, and hand them to `consider` or `probe`."""
+        return self.undecided or self._probe is not None
+
+    @property
+    def _probe(self) -> Probe | None:
+        return None if self._course is None else self._course.probe
+
+    def probe(self, try_pass: Callable[[MicroBatchPlan], bool]) -> None:
+        """Find out by this window whether a size fits, if that is asked. Collective as long as `wants_windows`.
+
+        Args:
+            try_pass: runs one pass of a plan on trial, on all ranks at the same time: `one_pass`.
+        """
+        probe, setting = self._probe, self._setting
+        if probe is not None and setting is not None:
+            plan = replace(setting, size=probe.size)
+            probe.look(lambda: try_pass(plan))
 
     def consider(self, batch: int | None, accumulation: int, compare: Compare, window: Sequence[Any] = ()) -> None:
         """Look at a window, and decide what may be done. Collective as long as it is `undecided`.

@@ -15,6 +15,7 @@ from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError, first_of
 from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, Foreseen
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
+from energy_plugins.training.micro_batch.probe import Probe
 from energy_plugins.tune import Measurement, MicroBatchChoice, MicroBatchTask, OutOfMemory, Refused
 from energy_plugins.tune.beside import Beside, best_beside, to_measure
 from energy_plugins.tune.micro_batch.search import WINDOW_S, Action, Done, begin, step
@@ -25,6 +26,8 @@ _CHANGE_STEPS = 3
 _PACE_STEPS = 2
 """After them, by which it is told how long a step takes now."""
 
+_MOST_PROBES = 20
+"""Optimizer steps to wait for one whose batches tell whether a size fits."""
 
 _FOR_EVER = 1 << 62
 """Optimizer steps."""
@@ -87,6 +90,8 @@ class MicroBatchCourse:
         self, windows: Windows, rank: OwnSizes, *, share: int, search_share: float, remembered: int = 0
     ) -> None:
         self.searched = Searched()
+        self.probe: Probe | None = None
+        """What is asked before a size is used that may not fit."""
         self._windows = windows
         self._rank = rank
         self._ranks = windows.ranks
@@ -96,6 +101,8 @@ class MicroBatchCourse:
         self._remembered = remembered
         self._task: MicroBatchTask | None = None
         """Of the search, once there is one."""
+        self._turned = 0
+        """The size that all ranks turned to last, 0 if they have not."""
         self._spent_s = 0.0
         """Of its budget: windows, and the steps that changes, late figures and failures took; the same on all ranks."""
 
@@ -247,7 +254,11 @@ class MicroBatchCourse:
         """Run steps with a size for a while, and return what they tell."""
         windows, rank, size = self._windows, self._rank, action.size
         if (rank.size or task.start) != size:
+            # Not by what is in force here: a rank may just have gone down by itself, and all must ask together.
+            if action.guarded and size > (self._turned or task.start) and not (yield from self._fits(size)):
+                return OutOfMemory(size)
             rank.turn(size)
+            self._turned = size
             yield _CHANGE_STEPS
         began_ns = rank.now_ns()
         yield _PACE_STEPS
@@ -261,8 +272,19 @@ class MicroBatchCourse:
             words = self._words()
         if self._failed(words):
             rank.turn(task.start)
+            self._turned = task.start
             return OutOfMemory(size)
         return measured or Refused(size, rank.trouble or "windows told nothing, one after another")
+
+    def _fits(self, size: int) -> Generator[int, None, bool]:
+        """Ask for one pass on trial, and wait for the answer; where nobody can tell, the steps themselves will."""
+        self.probe = probe = Probe(self._ranks, size)
+        for _ in range(_MOST_PROBES):
+            yield 1
+            if probe.fits is not None:
+                break
+        self.probe = None
+        return probe.fits is not False
 
     def _words(self) -> list[_Word]:
         rank, step_s = self._rank, self._windows.step_s
