@@ -184,6 +184,20 @@ def test_carbon_and_what_was_saved_together(chromium: Browser, tmp_path: Path, s
     assert seen.said == []
 
 
+def test_tips_fit_a_phone(chromium: Browser, pages: dict[str, Path]) -> None:
+    seen = visit(chromium, pages["plain"], PHONE)
+    seen.drawn()
+    for name in PICTURES:
+        box = seen.page.locator(f"#chart-{name}")
+        box.focus()
+        for key in ("Home", "ArrowRight", "End"):
+            box.press(key)
+            seen.page.wait_for_function("() => document.documentElement.scrollWidth <= innerWidth", timeout=3000)
+            tip = box.locator("> div").last.bounding_box()
+            assert tip is not None
+            assert 0 <= tip["x"] <= tip["x"] + tip["width"] <= PHONE[0], (name, key)
+
+
 def test_the_scheme_may_change_while_it_is_read(chromium: Browser, pages: dict[str, Path]) -> None:
     seen = visit(chromium, pages["plain"])
     seen.drawn()

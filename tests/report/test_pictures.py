@@ -201,6 +201,14 @@ def test_a_steady_drift_cancels(drift: float, ratios: list[float]) -> None:
         assert mean.time == pytest.approx(true[mean.setting - 1.0] - 1.0, abs=1e-6)
 
 
+def test_ranks_of_which_none_has_told_are_no_picture() -> None:
+    report = made_report(Made(steps=50, ranks=2))
+    assert report.ranks is not None
+    found = rank_picture(replace(report, ranks=replace(report.ranks, rows=())))
+    assert isinstance(found, Missing)
+    assert found.why == "no rank has told of itself"
+
+
 def test_limits_of_some_ranks_are_not_mixed_with_those_of_all(training: Report) -> None:
     part = training.power_limit
     assert part is not None

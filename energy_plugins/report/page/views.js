@@ -34,7 +34,7 @@ function zoom(axes, bottom) {
 function tooltip(look, lines) {
   return {
     trigger: "axis", confine: true, backgroundColor: look.card, borderColor: look.line,
-    textStyle: { color: look.ink, fontSize: 13 },
+    textStyle: { color: look.ink, fontSize: 13 }, transitionDuration: 0, extraCssText: "white-space: normal; max-width: calc(100vw - 3.5rem)",
     formatter: (params) => lines(Array.isArray(params) ? params[0] : params).map(escaped).join("<br>"),
   };
 }

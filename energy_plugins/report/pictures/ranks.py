@@ -52,6 +52,8 @@ def rank_picture(report: Report) -> RankPicture | Missing:
             else "one process has no ranks beside it"
         )
         return Missing(name=NAME, title=TITLE, why=why)
+    if not ranks.rows:
+        return Missing(name=NAME, title=TITLE, why="no rank has told of itself")
     chosen = [row for row in ranks.rows if row.part.who.rank < MOST_RANKS or row.part.who.rank in ranks.stragglers]
     left_out = len(ranks.rows) - len(chosen)
     caption = " ".join(
