@@ -88,9 +88,9 @@ def experiment(cluster: Simulation, tmp_path_factory: pytest.TempPathFactory) ->
     space = {
         "power_limit_w": tune.grid_search([400, 450, 500, 550]),
         "epochs": tune.sample_from(lambda config: 2 if config["power_limit_w"] < 500 else 100),
-        "killed_at": tune.sample_from(lambda config: 35 if config["power_limit_w"] == 550 else None),
+        "killed_at": tune.sample_from(lambda config: 32 if config["power_limit_w"] == 550 else None),
     }
-    budget = EnergyBudgetStopper(trial_kwh=j_to_kwh(800.0))
+    budget = EnergyBudgetStopper(trial_kwh=j_to_kwh(1500.0))
     results = fit(space, tmp_path_factory.mktemp("results"), stop=budget, callbacks=[budget])
     assert_put_back(cluster)
     assert budget.drawn_j == pytest.approx(experiment_energy_j(results.experiment_path))
@@ -119,7 +119,7 @@ def test_a_trial_that_draws_too_much_is_stopped_and_charged(experiment: Any) -> 
     stopped = experiment[2]
     assert stopped.error is None
     assert stopped.metrics["training_iteration"] < 50
-    assert 800 <= energy_of(stopped).total_j < 2000
+    assert 1500 <= energy_of(stopped).total_j < 4000
 
 
 def test_a_trial_that_is_killed_is_charged(experiment: Any) -> None:
