@@ -17,8 +17,6 @@ from energy_plugins.lightning import PowerLimitTuner
 from energy_plugins.ray import EnergyBudgetStopper, EnergyReportCallback, experiment_energy_j
 from energy_plugins.testing import simulated_gpus
 
-EPOCHS = 3
-
 
 class Digits(LightningModule):
     """A small network for images of 8 x 8 pixels."""
@@ -42,9 +40,9 @@ def train(config: dict[str, int]) -> None:
     """Train one configuration: a trial."""
     digits = load_digits()
     images = TensorDataset(torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target))
-    limit = PowerLimitTuner(fixed=config["power_limit_w"])
     report = EnergyReportCallback(save_checkpoints=False, on="train_epoch_end")  # the only line that joules need
-    trainer = Trainer(max_epochs=EPOCHS, devices=1, logger=False, enable_checkpointing=False, callbacks=[report, limit])
+    both = [report, PowerLimitTuner(fixed=config["power_limit_w"])]
+    trainer = Trainer(max_epochs=3, devices=1, logger=False, enable_checkpointing=False, callbacks=both)
     trainer.fit(Digits(config["width"]), DataLoader(images, batch_size=64, shuffle=True))
 
 
@@ -54,7 +52,8 @@ if __name__ == "__main__":
         space = {"width": tune.grid_search([16, 128]), "power_limit_w": 500}
         budget = EnergyBudgetStopper(energy_kwh=20.0)
         run = tune.RunConfig("digits", storage_path=str(Path.cwd()), stop=budget, callbacks=[budget])
-        found = tune.Tuner(tune.with_resources(train, {"gpu": 1}), param_space=space, run_config=run).fit()
+        one, reuse = tune.with_resources(train, {"gpu": 1}), tune.TuneConfig(reuse_actors=True)
+        found = tune.Tuner(one, param_space=space, tune_config=reuse, run_config=run).fit()
         energy_j = experiment_energy_j(found.experiment_path)
         whose = " (SIMULATED)" if "energy/simulated" in (found[0].metrics or {}) else ""
-    print(f"{energy_j:.0f} J for {len(found)} trials, {energy_j / len(found) / EPOCHS / 1797:.3g} J/sample{whose}")
+    print(f"{energy_j:.0f} J for {len(found)} trials, {energy_j / len(found) / 3 / 1797:.3g} J/sample{whose}")

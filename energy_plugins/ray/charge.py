@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.drivers import current_drivers
-from energy_plugins.measure.report_parts import Company as Known
 from energy_plugins.ray.charges import TrialEnergy, read_energy, write_energy
-from energy_plugins.training.company import Company
+from energy_plugins.ray.sharing import Sharing
 from energy_plugins.training.guard import warn
 
 if TYPE_CHECKING:
@@ -35,16 +33,14 @@ class Charge:
     """
 
     def __init__(self, trial: OwnTrial, meter: EnergyMeter) -> None:
+        measured = () if meter.run is None else meter.run.gpus
         self._trial = trial
         self._meter = meter
-        self._ended = threading.Event()
-        self._warned = False
-        self._stack = ExitStack()
-        self._company: Company | None = None
-        measured = () if meter.run is None else meter.run.gpus
         self._gpus = tuple(gpu.uuid for gpu in measured)
         self._simulated = any("SIMULATED" in gpu.name for gpu in measured)
-        self._shared = 0 if trial.has_whole_gpus else 1
+        self._sharing = Sharing(trial, self._gpus)
+        self._ended = threading.Event()
+        self._warned = False
         self._drawn_j = 0.0
         self._last: TrialEnergy | None = None
         earlier = self._read_earlier()
@@ -52,15 +48,9 @@ class Charge:
         self._thread = threading.Thread(target=self._beat_forever, name="energy-trial", daemon=True)
 
     def begin(self) -> Charge:
-        """Look who else is there, and begin to write."""
+        """Begin to write."""
         self._meter.after_stop(self._end)
-        self._say_what_is_shared()
-        try:
-            self._company = Company(self._gpus)
-            self._stack.callback(self._company.close)
-        except (OSError, RuntimeError) as error:
-            self._say(f"it cannot be seen whether other trials use the same GPU: {error}")
-        self._look_around()
+        self._sharing.look()
         self._thread.start()
         return self
 
@@ -94,7 +84,7 @@ class Charge:
             total_j=self._earlier_j + drawn_j,
             duration_s=self._earlier_s + duration_s,
             gpus=self._gpus,
-            shared_gpu=self._shared,
+            shared_gpu=self._sharing.others,
             simulated=self._simulated,
             ended=ended,
         )
@@ -107,29 +97,8 @@ class Charge:
         wait_s = _FIRST_BEAT_S
         while not self._ended.wait(wait_s):
             wait_s = _BEAT_S
-            self._look_around()
+            self._sharing.look()
             self._write(self.energy)
-
-    def _look_around(self) -> None:
-        if self._company is None:
-            return
-        try:
-            seen = self._company.look()
-        except OSError as error:
-            self._say(f"it cannot be seen whether other trials use the same GPU: {error}")
-            return
-        if seen and not self._shared:
-            warn(f"trial {self._trial.id} shares a GPU with another trial: {_MARKED}")
-        self._shared = max(self._shared, seen)
-
-    def _say_what_is_shared(self) -> None:
-        trial = self._trial
-        if not trial.has_whole_gpus:
-            asked = f"{trial.gpu_share:g} of a GPU" if trial.gpu_share else "no GPU"
-            warn(f"trial {trial.id} asked Ray for {asked}, so others may use what it measures: {_MARKED}")
-        elif strange := set(self._gpus) - set(trial.gpus):
-            self._shared = max(self._shared, 1)
-            warn(f"trial {trial.id} measures {', '.join(sorted(strange))}, which Ray did not give it: {_MARKED}")
 
     def _read_earlier(self) -> TrialEnergy | None:
         try:
@@ -152,15 +121,12 @@ class Charge:
     def _end(self, report: Report | None) -> None:
         """Write the last word, with what the meter's report says."""
         self._ended.set()
-        self._look_around()
-        self._stack.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(_BEAT_S)  # it may be waiting for the storage
+        self._sharing.close(report)
         drawn_j, elapsed_s = self._drawn_j, self._elapsed_s()
         if report is not None and report.total_j is not None:
             drawn_j, elapsed_s = report.total_j, report.duration_s
-        if report is not None and any(gpu.others.company is Known.SOME for gpu in report.devices):
-            self._shared = max(self._shared, 1)
         self._last = self._so_far(drawn_j, elapsed_s, ended=True)
         self._write(self._last)
 
@@ -168,9 +134,3 @@ class Charge:
         if not self._warned:
             self._warned = True
             warn(text)
-
-
-_MARKED: Final = (
-    "their joules cannot be told apart, so it is marked (energy/shared_gpu); "
-    'give each trial whole GPUs: tune.with_resources(train, {"gpu": 1})'
-)

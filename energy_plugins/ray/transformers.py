@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import ray.tune
@@ -33,6 +34,11 @@ class EnergyReportCallback(TrainerCallback):
     as it was: what computes it never sees the joules. In a function of one's own this reports each evaluation. A
     training outside of Ray Tune is measured, and reported to nobody.
 
+    Args:
+        energy_metric: such as ``eval_energy_j``: the metrics that a search's ``compute_objective`` gets have what the
+            trial has drawn until then (J) under that name, NaN if it is not known. Nothing is added unless this is
+            given, because the Trainer's default objective sums all metrics where there are others than the loss.
+
     Example::
 
         trainer = Trainer(model_init=make, args=args, callbacks=[EnergyReportCallback()])
@@ -40,7 +46,8 @@ class EnergyReportCallback(TrainerCallback):
 
     """
 
-    def __init__(self) -> None:
+    def __init__(self, energy_metric: str | None = None) -> None:
+        self._energy_metric = energy_metric
         self._energy: EnergyCallback | None = None
         self._trial: OwnTrial | None = None
         self._charge: Charge | None = None
@@ -85,8 +92,11 @@ class EnergyReportCallback(TrainerCallback):
 
     def _computed(self, compute: Callable[[dict[str, Any]], object], metrics: dict[str, Any]) -> object:
         """Compute the objective, and only then add the energy: the trainer reports the same dictionary."""
+        figures = self._figures()
+        if self._energy_metric is not None:
+            metrics[self._energy_metric] = figures.get("energy/total_j", math.nan)
         objective = compute(metrics)
-        metrics.update(self._figures())
+        metrics.update(figures)
         return objective
 
     def _figures(self) -> dict[str, float | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,9 @@ def own_trial() -> OwnTrial | None:
     if not ray.is_initialized():
         return None
     context = ray.tune.get_context()
-    trial_id = context.get_trial_id()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells a process without a trial that it has none
+        trial_id = context.get_trial_id()
     if trial_id is None:
         return None
     storage = context.get_storage()

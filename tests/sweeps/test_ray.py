@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import GradientState
 from sweeping import wait_until
 
 from energy_plugins.control.journal import Journal
@@ -88,9 +89,9 @@ def experiment(cluster: Simulation, tmp_path_factory: pytest.TempPathFactory) ->
     space = {
         "power_limit_w": tune.grid_search([400, 450, 500, 550]),
         "epochs": tune.sample_from(lambda config: 2 if config["power_limit_w"] < 500 else 100),
-        "killed_at": tune.sample_from(lambda config: 35 if config["power_limit_w"] == 550 else None),
+        "killed_at": tune.sample_from(lambda config: 32 if config["power_limit_w"] == 550 else None),
     }
-    budget = EnergyBudgetStopper(trial_kwh=j_to_kwh(800.0))
+    budget = EnergyBudgetStopper(trial_kwh=j_to_kwh(1500.0))
     results = fit(space, tmp_path_factory.mktemp("results"), stop=budget, callbacks=[budget])
     assert_put_back(cluster)
     assert budget.drawn_j == pytest.approx(experiment_energy_j(results.experiment_path))
@@ -119,7 +120,7 @@ def test_a_trial_that_draws_too_much_is_stopped_and_charged(experiment: Any) -> 
     stopped = experiment[2]
     assert stopped.error is None
     assert stopped.metrics["training_iteration"] < 50
-    assert 800 <= energy_of(stopped).total_j < 2000
+    assert 1500 <= energy_of(stopped).total_j < 4000
 
 
 def test_a_trial_that_is_killed_is_charged(experiment: Any) -> None:
@@ -152,6 +153,8 @@ def test_a_search_of_transformers_reports_joules_and_sets_the_limit_of_each_tria
     from energy_plugins.ray.transformers import EnergyReportCallback
     from energy_plugins.transformers import energy_hp_space
 
+    # A training that an exception ended, in a test before this, leaves weak references there, which cannot be pickled.
+    GradientState._reset_state()
     best: Any = make_trainer(tmp_path / "trainer", EnergyReportCallback()).hyperparameter_search(
         energy_hp_space(lambda _: {"learning_rate": tune.choice([1e-6])}, power_limits_w=[450]),
         objective,

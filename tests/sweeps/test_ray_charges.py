@@ -178,6 +178,21 @@ def test_trials_that_meet_on_a_gpu_are_marked(simulated: Simulated, tmp_path: Pa
     assert charge.energy.shared_gpu == 1
 
 
+def test_an_objective_has_the_energy_if_it_asks_for_it(simulated: Simulated, tmp_path: Path) -> None:
+    from energy_plugins.ray.transformers import EnergyReportCallback
+
+    trial, asked = trial_on(tmp_path, simulated(Constant(300.0))), EnergyReportCallback(energy_metric="eval_energy_j")
+    with EnergyMeter("trial", folder=None) as meter:
+        asked._charge = Charge(trial, meter).begin()
+        time.sleep(0.3)
+    metrics = {"eval_loss": 1.0}
+    assert asked._computed(lambda seen: seen["eval_energy_j"], metrics) == asked._charge.energy.total_j
+    assert metrics["eval_energy_j"] == metrics["energy/total_j"]
+
+    unasked = EnergyReportCallback()
+    assert unasked._computed(len, {"eval_loss": 1.0}) == 1
+
+
 def test_a_storage_that_is_gone_is_said_and_ends_nothing(simulated: Simulated, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     trial = trial_on(tmp_path / "file" / "trial", simulated(Constant(300.0)))
