@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 _ROOT = Path(__file__).parents[1]
 _Z95 = 1.96
 _MEASURED_CODE = ("energy_plugins", "csrc", "setup.py")
-_PACKAGES = ("numpy", "torch", "lightning", "transformers", "accelerate", "nvidia-ml-py")
+_PACKAGES = ("numpy", "torch", "lightning", "transformers", "accelerate", "optuna", "nvidia-ml-py")
 
 Figures = Mapping[str, object]
 Table = Mapping[str, ArrayLike]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +23,8 @@ _LEFT_OUT_S = 1.0
 """After a change: the caching allocator and cuDNN look for what suits them, and the power settles."""
 _LEFT_OUT_STEPS = 2
 _LEAST_STEPS = 2
-_HOPELESS = 1.2
-"""Times the user's joules, or twice the best's where that does not fit: such a size has no more turns."""
+_HOPELESS = 1.06
+"""Times the joules of the best size in the first round: the others have no more turns, but for the user's and ours."""
 _FLAT = 0.02
 """Sizes that cost at most so much more than the best lie before the knee."""
 
@@ -56,7 +57,7 @@ class Drawn:
 
 
 class Turns:
-    """Goes through sizes in rounds, up and down in turn, once a search is over; its owner says when a step has ended.
+    """Goes through sizes in rounds, in random order, once a search is over; its owner says when a step has ended.
 
     Args:
         sizes: to measure; the user's own is the ``start``.
@@ -117,8 +118,8 @@ class Turns:
         if not self._todo and not self.stopped:
             self._round += 1
             if self._round > 1:
-                self._leave_out_hopeless(self._write(self.windows))
-            self._todo = self._sizes[:: 1 if self._round % 2 else -1]
+                self._leave_out_hopeless(self._write(self.windows), batcher.part().chosen)
+            self._todo = random.Random(self._round).sample(self._sizes, len(self._sizes))
         if self.stopped or self._round > ROUNDS or not self._todo:
             self.is_over = True
             return
@@ -126,10 +127,10 @@ class Turns:
         self._since_s, self._steps = now_s, 0
         batcher._rank.turn(self._size)  # noqa: SLF001 - what a search does between its windows
 
-    def _leave_out_hopeless(self, drawn: Sequence[Drawn]) -> None:
+    def _leave_out_hopeless(self, drawn: Sequence[Drawn], chosen: int | None) -> None:
         joules = sample_joules(drawn)
-        users_j = joules.get(self._start) or 2 * min(joules.values(), default=math.inf)
-        self._sizes = [one for one in self._sizes if joules.get(one, 0.0) <= _HOPELESS * users_j]
+        most_j = _HOPELESS * min(joules.values(), default=math.inf)
+        self._sizes = [one for one in self._sizes if one in {self._start, chosen} or joules.get(one, 0.0) <= most_j]
 
 
 def drawn_in(folder: Path, windows: Sequence[Window]) -> list[Drawn]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -48,6 +48,8 @@ class Plan:
 
     nodes: tuple[Sequence[int], Sequence[int]]
     in_rounds: bool
+    reference: Sequence[int] = ()
+    """On which node each run of the reference is made."""
 
 
 def one_node(_rng: Rng) -> Plan:
@@ -77,27 +79,45 @@ def apart(_rng: Rng) -> Plan:
     return Plan(([0] * REPEATS, [1] * REPEATS), in_rounds=False)
 
 
+def any_known_nodes(rng: Rng) -> Plan:
+    """The same with two runs of another program on each of the nodes."""
+    return replace(any_nodes(rng), reference=[0, 0, 1, 1, 2, 2, 3, 3])
+
+
+def known_apart(rng: Rng) -> Plan:
+    """Each side on a node of its own, with as many runs of another program on each."""
+    return replace(apart(rng), reference=[0] * REPEATS + [1] * REPEATS)
+
+
 DESIGNS: Mapping[str, Callable[[Rng], Plan]] = {
     "interleaved, one node": one_node,
     "interleaved, a node a round": a_node_a_round,
     "both sides on two nodes": two_nodes,
     "each run on any of four nodes": any_nodes,
     "each side on its own node": apart,
+    "each run on any of four nodes, two reference runs on each": any_known_nodes,
+    "each side on its own node, five reference runs on each": known_apart,
 }
-INTERLEAVED = ("interleaved, one node", "interleaved, a node a round")
+FIND = (
+    "interleaved, one node",
+    "interleaved, a node a round",
+    "each run on any of four nodes, two reference runs on each",
+)
 
 
-def draw(rng: Rng, plan: Plan, effect: float) -> tuple[list[Run], list[Run]]:
-    """Return the runs of both sides of one comparison, B drawing ``effect`` more than A."""
+def draw(rng: Rng, plan: Plan, effect: float) -> tuple[list[Run], list[Run], list[Run]]:
+    """Return the runs of both sides of one comparison, B drawing ``effect`` more than A, and of the reference."""
     offsets = rng.uniform(-MOST_OFFSET, MOST_OFFSET, NODES)
     ambient_c = rng.uniform(35.0, 45.0, NODES)
     slope = rng.uniform(0.0, MOST_SLOPE)
-    drift = rng.normal(0.0, DRIFT if plan.in_rounds else 0.0, REPEATS)
-    sides: tuple[list[Run], list[Run]] = ([], [])
-    for number, nodes in enumerate(plan.nodes):
+    drift = rng.normal(0.0, DRIFT, REPEATS)
+    draws_more = (0.0, math.log1p(effect), math.log(0.7))
+    sides: tuple[list[Run], list[Run], list[Run]] = ([], [], [])
+    for number, nodes in enumerate((*plan.nodes, plan.reference)):
         for turn, node in enumerate(nodes):
             start_c = float(round(ambient_c[node] + rng.normal(0.0, WARMTH_C)))
-            more = drift[turn] + slope * (start_c - 40.0) + rng.normal(0.0, NOISE) + number * math.log1p(effect)
+            more = slope * (start_c - 40.0) + rng.normal(0.0, NOISE) + draws_more[number]
+            more += drift[turn] if plan.in_rounds else 0.0
             report = made(
                 f"{number}-{turn}",
                 node,
@@ -152,11 +172,11 @@ def shares(name: str, seed: int) -> dict[str, float]:
     rng, counts = np.random.default_rng(seed), dict.fromkeys(("false", "found", "false_by_t_test"), 0)
     for _ in progress(name, COMPARISONS):
         plan = DESIGNS[name](rng)
-        a, b = draw(rng, plan, 0.0)
-        counts["false"] += shown(compare({"A": a, "B": b}))
+        a, b, known = draw(rng, plan, 0.0)
+        counts["false"] += shown(compare({"A": a, "B": b}, reference=known))
         counts["false_by_t_test"] += shown_by_t_test(a, b)
-        a, b = draw(rng, plan, EFFECT)
-        counts["found"] += shown(compare({"A": a, "B": b}))
+        a, b, known = draw(rng, plan, EFFECT)
+        counts["found"] += shown(compare({"A": a, "B": b}, reference=known))
     return {key: count / COMPARISONS for key, count in counts.items()}
 
 
@@ -174,7 +194,7 @@ def main() -> int:
     )
     bars = [
         *(Bar(f"false differences, {name}", one["false"], at_most=0.05) for name, one in found.items()),
-        *(Bar(f"3 % found, {name}", found[name]["found"], at_least=0.8) for name in INTERLEAVED),
+        *(Bar(f"3 % found, {name}", found[name]["found"], at_least=0.8) for name in FIND),
     ]
     figures = {
         "assumed": {

@@ -1,11 +1,11 @@
 """What `MicroBatchTuner` and `MicroBatchCallback` choose on a real GPU, against every other size in the same training.
 
 First the tuner searches, as it does for anybody. Then, in the same training, each possible size has its turn in
-windows of 5 s or more, up and down in rounds; one that draws over 1.2 times what the user's setting does has only one
-window. After it, what Lightning's `BatchSizeFinder` or transformers' `auto_find_batch_size` finds, and what a sample
-costs then.
+windows of 5 s or more, in rounds of random order; one that draws over 1.06 times what the best does has only one,
+unless it is the user's or ours. After it, unless --alone, what Lightning's `BatchSizeFinder` or transformers'
+`auto_find_batch_size` finds, and what a sample costs then.
 
-    python benchmarks/h200_micro_batch.py --only resnet [--limit 540] [--seconds 5] [--dry]
+    python benchmarks/h200_micro_batch.py --only resnet [--limit 540] [--seconds 5] [--alone] [--dry]
 
 | name         | framework    | model                     | the user's setting |
 |--------------|--------------|---------------------------|--------------------|
@@ -63,8 +63,8 @@ _MOST_PARTS = 64
 _NOISE = 0.005
 _SIMULATED_FITS = 8
 _FOREVER = 10**6
-_LEAST_LEFT_S = 60.0
-"""Another tool is not begun with less."""
+_BESIDE_S = 40.0
+"""Of the time for a row, what is kept for another tool: it is not begun with less."""
 
 Write = Callable[["Found"], int]
 
@@ -141,6 +141,8 @@ class Bench:
     folder: Path
     seconds: float
     deadline_s: float
+    alone: bool
+    """Whether no other tool has its turn."""
     simulation: Simulation | None
 
     @property
@@ -163,7 +165,13 @@ class Bench:
 
     def turns(self, start: int, each: Sequence[int], write: Callable[[Sequence[Window]], Sequence[Drawn]]) -> Turns:
         """Return turns of sizes that end in time."""
-        return Turns(each, start=start, seconds=self.seconds, deadline_s=self.deadline_s, write=write)
+        return Turns(
+            each,
+            start=start,
+            seconds=self.seconds,
+            deadline_s=self.deadline_s - (0.0 if self.alone else _BESIDE_S),
+            write=write,
+        )
 
 
 def now_s() -> float:
@@ -172,9 +180,12 @@ def now_s() -> float:
 
 
 def sizes_of(row: Row) -> list[int]:
-    """Return what has a turn, from the smallest."""
-    possible = sizes(row.batch, row.accumulation)
-    return [one for one in possible if one * _MOST_PARTS >= row.batch and one & (one - 1) == 0]
+    """Return what has a turn, from the smallest.
+
+    Of those below the user's one is enough where there are larger ones: each half as large cost more by half or more.
+    """
+    possible = [one for one in sizes(row.batch, row.accumulation) if one & (one - 1) == 0]
+    return [one for one in possible if one * (_MOST_PARTS if row.accumulation == 1 else 2) >= row.batch]
 
 
 # Lightning.
@@ -385,7 +396,7 @@ def beside(bench: Bench, found: Found) -> None:
     """Have the other tool look for its size, and measure that in a training of its own."""
     row = bench.row
     found.other = "BatchSizeFinder" if row.shape else "auto_find_batch_size"
-    if bench.left_s < _LEAST_LEFT_S:
+    if bench.left_s < _BESIDE_S / 2:
         found.other_why = f"only {max(bench.left_s, 0):.0f} s were left"
         return
     clear()
@@ -523,8 +534,9 @@ def measure(name: str, bench: Bench) -> int:
         found = in_lightning(bench, Learner(bench), row.accumulation, each, write, **asked)
     else:
         found = in_trainer(bench, row.batch, row.accumulation, each, write, **asked)
-    write(found)
-    beside(bench, found)
+    if not bench.alone:
+        write(found)
+        beside(bench, found)
     return write(found)
 
 
@@ -534,6 +546,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--limit", type=float, default=540.0, help="seconds for each")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a window, at least")
+    parser.add_argument("--alone", action="store_true", help="without another tool's size")
     parser.add_argument("--dry", action="store_true", help="on the CPU and a simulated GPU; writes nothing")
     options = parser.parse_args()
     if not options.dry and not torch.cuda.is_available():
@@ -547,7 +560,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch, gpus as simulation:
             os.environ["XDG_CACHE_HOME"] = str(Path(scratch) / "cache")  # what was chosen before is not remembered
             row = small(ROWS[name]) if options.dry else ROWS[name]
-            bench = Bench(row, Path(scratch), options.seconds, now_s() + options.limit, simulation)
+            bench = Bench(row, Path(scratch), options.seconds, now_s() + options.limit, options.alone, simulation)
             failed |= measure(name, bench)
             clear()
     if options.dry:

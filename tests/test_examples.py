@@ -29,6 +29,8 @@ def test_is_short(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_runs_and_prints_joules(example: str, simulated: Callable[..., Simulation], tmp_path: Path) -> None:
+    if example == "ray_tune.py":
+        pytest.importorskip("ray", reason="needs Ray Tune: pip install energy-plugins[ray]")
     around = simulated().environment() if example in LAUNCHED and not torch.cuda.is_available() else os.environ
     ended = subprocess.run(
         [sys.executable, *LAUNCHED.get(example, []), EXAMPLES / example, *QUICK.get(example, [])],

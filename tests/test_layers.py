@@ -39,6 +39,7 @@ LEVELS = {
     "accelerate": 6,
     # Trials are trainings of any framework.
     "optuna": 7,
+    "ray": 7,
     # They find the plugin of whatever framework a program uses.
     "lightning_factory": 7,
     "run": 7,
@@ -53,6 +54,7 @@ LEVELS = {
 UPWARD = {
     "measure/meter.py": {"energy_plugins.distributed.RankExchange"},
     "measure/report.py": {"energy_plugins.report.html.write_html", "energy_plugins.report.png.write_png"},
+    "transformers/hp_space.py": {"energy_plugins.ray.domains.choice", "energy_plugins.ray.domains.quotient"},
     "tune/memory_hierarchy.py": {"energy_plugins.measure.memory_levels.memory_levels"},
     "tune/working_set.py": {"energy_plugins.training.working_set.traced.traced"},
 }
@@ -62,14 +64,14 @@ RESERVED = {"testing": {"testing", "demo"}}
 
 FRAMEWORK_ROOMS = {
     # Who may import a framework. Whatever is not listed here is no framework.
-    "lightning": {"lightning", "optuna", "demo"},
+    "lightning": {"lightning", "optuna", "ray", "demo"},
     "pytorch_lightning": {"lightning"},
     "torch": {"training", "lightning", "transformers", "accelerate", "rank_mail", "demo"},
-    "transformers": {"transformers", "optuna"},
+    "transformers": {"transformers", "optuna", "ray"},
     # "cli" for its launcher, which `energy-launch` extends.
     "accelerate": {"transformers", "accelerate", "cli"},
     "optuna": {"optuna"},
-    "ray": set[str](),
+    "ray": {"ray"},
     "jax": set[str](),
     "tensorflow": set[str](),
 }

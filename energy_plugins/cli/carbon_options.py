@@ -67,15 +67,16 @@ class CarbonWishes:
             raise click.UsageError(str(error)) from error
 
     def _footprint(self, report: Report) -> Footprint | None:
-        from energy_plugins.config import effective  # noqa: PLC0415 - a report alone needs none of it
         from energy_plugins.report.carbon.circumstances import Circumstances, Embodied  # noqa: PLC0415
-        from energy_plugins.report.carbon.footprint import footprint  # noqa: PLC0415
+        from energy_plugins.report.carbon.footprint import footprint  # noqa: PLC0415 - a report alone needs none of it
         from energy_plugins.report.carbon.grid import Marginal, own, placed  # noqa: PLC0415
+        from energy_plugins.report.carbon.run_place import settings_of  # noqa: PLC0415
 
-        configured = effective(arguments={"report.country": self.country, "report.pue": self.pue}).config.report
+        configured = settings_of(report)
         # A country that is named here is meant, whatever intensity is configured for all runs.
         usual = None if self.country is not None else configured.carbon_intensity_g_per_kwh
-        intensity = placed(configured.country, self.intensity if self.intensity is not None else usual)
+        country = configured.country if self.country is None else self.country
+        intensity = placed(country, self.intensity if self.intensity is not None else usual)
         if not self.any_given and intensity is None:
             return None
         if self.lifetime_years is not None and self.embodied_kg is None:
@@ -84,7 +85,7 @@ class CarbonWishes:
         asked = Circumstances(
             location=intensity,
             marginal=None if self.marginal is None else own(Marginal, self.marginal),
-            pue=configured.pue,
+            pue=configured.pue if self.pue is None else self.pue,
             price_per_kwh=self.price,
             embodied=None if self.embodied_kg is None else Embodied(kg=self.embodied_kg, **life),
             epochs=self.epochs,

@@ -33,6 +33,12 @@ _MOST = len(string.ascii_uppercase)
     type=click.Choice(["sample", "token", "step", "run"]),
     help="What energy and time are divided by; needed where runs did different work.",
 )
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Runs of one program on the nodes of the others, by which the nodes' offsets are known.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The comparison as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write it as a page of HTML, too.")
 def command(  # noqa: PLR0913, PLR0917 - an option each
@@ -41,6 +47,7 @@ def command(  # noqa: PLR0913, PLR0917 - an option each
     repeats: int | None,
     output: Path | None,
     unit: str | None,
+    reference: Path | None,
     html: Path | None,
     *,
     as_json: bool,
@@ -55,6 +62,7 @@ def command(  # noqa: PLR0913, PLR0917 - an option each
     Examples:
       energy-plugins compare energy/before energy/after
       energy-plugins compare --run 'python a.py' --run 'python b.py' --repeats 5
+      energy-plugins compare on-node-1 on-node-2 --reference calibration
       energy-plugins compare small-batch large-batch --unit token --json | jq '.differences[]'
 
     Exit codes: 0 compared, 1 the runs cannot be compared or a command of --run failed, 2 wrong use; 128+N if signal N
@@ -74,7 +82,7 @@ def command(  # noqa: PLR0913, PLR0917 - an option each
     from energy_plugins.report.comparison.text import as_json as in_json  # noqa: PLC0415
     from energy_plugins.report.comparison.text import text_table  # noqa: PLC0415
 
-    comparison = compare_folders(folders, None if unit is None else WorkUnit(unit))
+    comparison = compare_folders(folders, None if unit is None else WorkUnit(unit), reference)
     click.echo(json.dumps(in_json(comparison), indent=1) if as_json else text_table(comparison))
     if html is not None:
         _write(html, html_page(comparison))

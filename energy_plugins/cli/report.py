@@ -59,7 +59,7 @@ def command(  # noqa: PLR0913 - one parameter an option
       energy-plugins report energy-reports/20261122-081500-train
       energy-plugins report FOLDER --steps --limit 20
       energy-plugins report FOLDER --steps --json | jq .energy_j
-      energy-plugins report FOLDER --html run.html --png pictures
+      energy-plugins report FOLDER --html run.html --png pictures --country FR
       energy-plugins report FOLDER --country FR --pue 1.2 --price 0.25
 
     Exit codes: 0 shown, 1 there is no report that can be read, 2 wrong use.
@@ -68,16 +68,13 @@ def command(  # noqa: PLR0913 - one parameter an option
         raise click.UsageError("--limit is about steps: give --steps as well")
     if (html or png) and (steps or as_json):
         raise click.UsageError("--html and --png write files instead of a table: leave --steps and --json out")
-    if carbon.any_given and (steps or html or png):
-        raise click.UsageError("carbon and price are shown below the table: leave --steps, --html and --png out")
+    if carbon.any_given and (steps or (png and not html)):
+        raise click.UsageError("carbon and price stand below the table and on the page: leave --steps and --png out")
     if folder.is_dir() and not header_path(folder).exists():
         raise ReportError(f"{folder} holds no report.json: is it the folder of a run, half a minute after its start?")
     report = completed_from_disk(Report.load(folder), header_path(folder).parent)
     if html is not None or png is not None:
-        written = [] if html is None else [report.to_html(html)]
-        written += [] if png is None else report.to_png(png)
-        for path in written:
-            click.echo(path)
+        _write(report, carbon, html, png)
         return
     if not steps:
         _show(report, carbon, as_json=as_json)
@@ -90,6 +87,18 @@ def command(  # noqa: PLR0913 - one parameter an option
     lines = _json_lines(rows) if as_json else _table(report.steps, rows)
     sys.stdout.writelines(f"{line}\n" for line in lines)
     sys.stdout.flush()  # a reader that has gone, as head does, is noticed here and not at exit
+
+
+def _write(report: Report, carbon: CarbonWishes, html: Path | None, png: Path | None) -> None:
+    if html is not None:
+        from energy_plugins.report.html import write_html  # noqa: PLC0415 - a table alone does not need it
+
+        found = carbon.footprint(report)
+        click.echo(write_html(report, html, found))
+        if found is not None:
+            carbon.write_card(report, found)
+    for path in () if png is None else report.to_png(png):
+        click.echo(path)
 
 
 def _show(report: Report, carbon: CarbonWishes, *, as_json: bool) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
     from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
     from lightning.pytorch.strategies import ParallelStrategy
+    from lightning.pytorch.utilities import CombinedLoader
 else:
 
     def _installed() -> ModuleType:
@@ -29,10 +30,12 @@ else:
     GradientAccumulationScheduler = _lightning.callbacks.GradientAccumulationScheduler
     ParallelStrategy = _lightning.strategies.ParallelStrategy
     Timer = _lightning.callbacks.Timer
+    CombinedLoader = _lightning.utilities.CombinedLoader
     MisconfigurationException = _lightning.utilities.exceptions.MisconfigurationException
 
 __all__ = [
     "Callback",
+    "CombinedLoader",
     "GradientAccumulationScheduler",
     "LightningModule",
     "MisconfigurationException",

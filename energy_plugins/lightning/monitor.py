@@ -21,6 +21,7 @@ from energy_plugins.lightning.trainer import (
     folder_of,
     is_logging_step,
     limits_of,
+    loader_facts_of,
     metric,
     position_of,
     set_minima,
@@ -205,9 +206,14 @@ class EnergyMonitor(Callback):
                 self._end_fit(trainer, watch, "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to watch the budget, when a resumed trainer knows its steps."""
+        """Note the loaders; begin to watch the budget, when a resumed trainer knows its steps."""
+        self._note_loaders(trainer)
         if self._monitor.watch is not None:
             self._monitor.watch.begin(trainer.global_step)
+
+    @_guarded
+    def _note_loaders(self, trainer: Trainer) -> None:
+        self._monitor.carry(loader_facts_of(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open a span for validating; the sanity check before training is none."""
@@ -371,8 +377,8 @@ class EnergyMonitor(Callback):
             return
         run.replaced.replace(trainer, "save_checkpoint", partial(self._saving, trainer.save_checkpoint))
         if bracket is not None:
-            run.replaced.replace(loop, BEFORE_FETCH, partial(self._before_fetch, bracket[0]))
-            run.replaced.replace(loop, AFTER_FETCH, partial(self._after_fetch, bracket[1]))
+            run.replaced.replace(loop, BEFORE_FETCH, partial(self._before_fetch, trainer, bracket[0]))
+            run.replaced.replace(loop, AFTER_FETCH, partial(self._after_fetch, trainer, bracket[1]))
         bar = trainer.progress_bar_callback
         if run.fitting and self._monitor.config.report.progress_bar and bar is not None:
             run.replaced.replace(bar, "get_metrics", partial(self._in_bar, bar.get_metrics))
@@ -393,13 +399,19 @@ class EnergyMonitor(Callback):
             earlier_j = self._monitor.earlier_j if trainer.state.fn == "fit" else report.total_j
             trainer.callback_metrics["energy/total_j"] = metric(earlier_j)
 
-    def _before_fetch(self, original: Callable[[], None]) -> None:
+    def _before_fetch(self, trainer: Trainer, original: Callable[[], None]) -> None:
         original()
-        self._monitor.fetch_begins()
+        if self._is_called(trainer):
+            self._monitor.fetch_begins()
 
-    def _after_fetch(self, original: Callable[[], None]) -> None:
-        self._monitor.fetch_ends()
+    def _after_fetch(self, trainer: Trainer, original: Callable[[], None]) -> None:
+        if self._is_called(trainer):
+            self._monitor.fetch_ends()
         original()
+
+    def _is_called(self, trainer: Trainer) -> bool:
+        """Tell whether a step may follow: Lightning's finders try batches with all callbacks taken away."""
+        return any(callback is self for callback in vars(trainer)["callbacks"])
 
     def _saving(self, save: Callable[..., None], /, *args: object, **kwargs: object) -> None:
         self._monitor.begin(Kind.CHECKPOINT)

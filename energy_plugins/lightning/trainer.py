@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data import DataLoader
 
-from energy_plugins.lightning.installed import Timer
+from energy_plugins.lightning.installed import CombinedLoader, Timer
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.json_section import JSON
 from energy_plugins.training.place import rank_of
@@ -105,3 +106,13 @@ def facts_of(trainer: Trainer) -> dict[str, JSON]:
         "world_size": trainer.world_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
+
+
+def loader_facts_of(trainer: Trainer) -> dict[str, JSON]:
+    """Return how many workers the training's loaders have: a number, or one for each where there are several.
+
+    None for a loader that is no DataLoader. It is known only once the training begins.
+    """
+    loaders = CombinedLoader(trainer.train_dataloader).flattened
+    workers = [loader.num_workers if isinstance(loader, DataLoader) else None for loader in loaders]
+    return {"num_workers": workers[0] if len(workers) == 1 else workers}

@@ -23,12 +23,18 @@ def joint_lines(
     batch: MicroBatchPart | None, limit: LimitPart | None, entry: Callable[[str, str], list[str]]
 ) -> list[str]:
     """Return lines, none unless both were searched for; ``entry`` makes them of a label and a text."""
+    text = joint_text(batch, limit)
+    return entry("together", text) if text else []
+
+
+def joint_text(batch: MicroBatchPart | None, limit: LimitPart | None) -> str:
+    """Return the same as one text, empty unless both were searched for."""
     saving = joint_saving(batch, limit)
     if saving is None or batch is None or limit is None:
-        return []
+        return ""
     each = f"{percent(batch.expected_saving or 0.0)} by the micro-batch"
     rest = f"{percent(limit.expected_saving or 0.0)} of the rest by the power limit"
-    return entry("together", f"{percent(saving)} less energy expected of both: {each}, {rest}{_checked(batch)}")
+    return f"{percent(saving)} less energy expected of both: {each}, {rest}{_checked(batch)}"
 
 
 def _checked(batch: MicroBatchPart) -> str:

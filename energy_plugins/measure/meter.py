@@ -268,6 +268,11 @@ class EnergyMeter:
         if self.run is not None:
             self.run.stopped = reason
 
+    def carry(self, config: Mapping[str, JSON]) -> None:
+        """Have the report carry along what was not known yet when the window opened."""
+        if self.run is not None:
+            self.run.carry(config)
+
     def leave_no_entry(self) -> None:
         """Have the ledger not count this window: another meter measures the same joules."""
         if self.run is not None:

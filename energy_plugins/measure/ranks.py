@@ -73,6 +73,14 @@ class Ranks(Part):
     """What was left out so that nothing counts twice, and whatever else limits the sums."""
 
     @property
+    def whole(self) -> bool:
+        """Whether each rank told its end, and of each GPU somebody the joules; if not, more was drawn than the sums."""
+        users = [(row.part.machine, gpu) for row in self.rows for gpu in row.part.gpus]
+        told = {(machine, gpu.uuid) for machine, gpu in users if gpu.energy_j is not None}
+        silent = [row for row in self.rows if row.part.energy_j is None and not row.part.gpus]
+        return self.complete and not silent and all((machine, gpu.uuid) in told for machine, gpu in users)
+
+    @property
     def nodes(self) -> int:
         """On how many machines the ranks ran."""
         return len({row.part.machine for row in self.rows})

@@ -228,6 +228,8 @@ class Report:
     def to_html(self, path: str | Path) -> Path:
         """Write this report as one page that opens anywhere and asks no network; return its path.
 
+        It has grams of carbon where the report's ``config`` or the configuration (``report.country``) names a place.
+
         Raises:
             ReportError: the extra ``report`` is not installed, or the file cannot be written.
             ColumnError: the columns may not be read.

@@ -8,6 +8,7 @@ import platform
 import threading
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +24,7 @@ from energy_plugins.measure.devices import Gpu
 from energy_plugins.measure.drivers import current_drivers
 from energy_plugins.measure.folders import report_folder
 from energy_plugins.measure.heartbeat import SoFar
+from energy_plugins.measure.json_section import JSON
 from energy_plugins.measure.lanes import Lanes
 from energy_plugins.measure.ledger_entry import Status
 from energy_plugins.measure.ledger_start import begin_heartbeat
@@ -124,6 +126,10 @@ class Run:
         self._drains = 0
         self._slept_ns = self._clock.suspended_ns()
         self._begin_collecting()
+
+    def carry(self, config: Mapping[str, JSON]) -> None:
+        """Add to what the report carries along."""
+        self._facts = replace(self._facts, config={**self._facts.config, **config})
 
     def end_step(self, samples: int | None, tokens: int | None) -> None:
         """Mark the end of a step, and what it worked on. Kept short: it runs in every step of a training."""

@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from energy_plugins.optuna.constraints import constrain_energy, energy_constraints
+    from energy_plugins.optuna.halving import EnergySuccessiveHalvingPruner
     from energy_plugins.optuna.lightning import EnergyPruningCallback
     from energy_plugins.optuna.objective import charged, energy_objective
     from energy_plugins.optuna.pruner import EnergyBudgetPruner
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EnergyBudgetPruner",
     "EnergyPruningCallback",
+    "EnergySuccessiveHalvingPruner",
     "StudyEnergyBudget",
     "charged",
     "constrain_energy",
@@ -46,6 +48,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "constraints": ("constrain_energy", "energy_constraints"),
+            "halving": ("EnergySuccessiveHalvingPruner",),
             "lightning": ("EnergyPruningCallback",),
             "objective": ("charged", "energy_objective"),
             "pruner": ("EnergyBudgetPruner",),

@@ -22,8 +22,8 @@ from energy_plugins.optuna.attributes import (
     charged_j,
     own_float,
 )
-from energy_plugins.optuna.company import Company
 from energy_plugins.optuna.study_budget import budget_of, spent_sentence
+from energy_plugins.training.company import Company
 from energy_plugins.training.guard import warn
 
 if TYPE_CHECKING:

@@ -55,6 +55,7 @@ class Pruning:
         self._direction = _checked_direction(direction)
         self.trial: optuna.Trial | None = None
         self.charge: Charge | None = None
+        self._unheard = False
         if trial is not None:
             self.of(trial)
 
@@ -71,7 +72,7 @@ class Pruning:
                 f"{self.monitor!r} is to {self._direction}, and the study is to {' and '.join(names)}: "
                 f'make it with direction="{self._direction}"'
             )
-        self.trial = trial
+        self.trial, self.charge = trial, None
         self._missing = self._nan = 0
 
     def begin(self, meter: EnergyMeter | None, *, ranks: int = 1) -> None:
@@ -102,10 +103,23 @@ class Pruning:
             self._nan += 1
             self._write({METRIC_NAN: float(self._nan)})
         self._note_target(value)
-        if not report:
+        return self._reported(self.trial, value, step) if report else ""
+
+    def _reported(self, trial: optuna.Trial, value: float, step: int) -> str:
+        """Tell Optuna of a value, and return why it ends the trial; nothing if it does not, or cannot be asked."""
+        try:
+            trial.report(value, step)
+            return f"pruned at {self.monitor} = {value:g}" if trial.should_prune() else ""
+        except RuntimeError as error:  # Optuna's, of a trial that has ended
+            return f"trial {trial.number} has ended elsewhere: {error}"
+        except Exception as error:  # noqa: BLE001 - a storage raises what its database or network does
+            if not self._unheard:
+                warn(
+                    f"the study could not be asked whether trial {trial.number} is to be pruned ({error!r:.200}): "
+                    "it goes on, and the next evaluation asks again"
+                )
+            self._unheard = True
             return ""
-        self.trial.report(value, step)
-        return f"pruned at {self.monitor} = {value:g}" if self.trial.should_prune() else ""
 
     def over(self, left_j: float | None) -> str:
         """Return why the trial has to end for its energy; nothing if it has not.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from energy_plugins.control.nvml import Nvml
-from energy_plugins.errors import BatchError, DeviceError
-from energy_plugins.measure.devices import visible_gpus
-from energy_plugins.measure.drivers import current_drivers
+from energy_plugins.control.allowed import STEP_W, allowed_limits_w
+from energy_plugins.errors import BatchError
+from energy_plugins.training.divisors import divisors
 
 if TYPE_CHECKING:
     import optuna
@@ -15,12 +14,9 @@ if TYPE_CHECKING:
     from energy_plugins.measure.devices import Gpu
     from energy_plugins.tune.micro_batch.sizes import Memory
 
-_STEP_W: Final = 10
-"""Limits closer than that differ by less than runs do."""
-
 
 def suggest_power_limit(
-    trial: optuna.Trial, gpu: Gpu | int = 0, *, name: str = "power_limit_w", step_w: int = _STEP_W
+    trial: optuna.Trial, gpu: Gpu | int = 0, *, name: str = "power_limit_w", step_w: int = STEP_W
 ) -> int:
     """Suggest a power limit (W) from the lowest that the GPU takes to the one that it has now.
 
@@ -32,20 +28,8 @@ def suggest_power_limit(
         DeviceError: there is no such GPU.
         NvmlError, LibraryError: the driver fails, or has no power limit for this GPU.
     """
-    if not isinstance(gpu, int):
-        chosen = gpu
-    else:
-        gpus = visible_gpus()
-        if not 0 <= gpu < len(gpus):
-            raise DeviceError(f"there is no GPU {gpu}: {len(gpus)} are visible here")
-        chosen = gpus[gpu]
-    with Nvml(current_drivers().nvml) as nvml:
-        card = nvml.card(chosen.uuid)
-        lowest_w, highest_w = card.range_w()
-        highest_w = min(highest_w, card.limit_w())
-    low, high = round(lowest_w), int(highest_w)
-    low = min(high - (high - low) // step_w * step_w, high)  # steps from the limit found, which is worth trying, down
-    return trial.suggest_int(name, low, high, step=step_w)
+    limits_w = allowed_limits_w(gpu, step_w)
+    return trial.suggest_int(name, limits_w[0], limits_w[-1], step=step_w)
 
 
 def suggest_micro_batch(
@@ -70,13 +54,11 @@ def suggest_micro_batch(
     Raises:
         BatchError: the batch is no positive number of samples, or no micro-batch fits.
     """
-    if isinstance(effective_batch, bool) or effective_batch < 1:
-        raise BatchError(f"an effective batch of {effective_batch!r} cannot be cut: give 1 sample or more")
-    sizes = [size for size in range(1, effective_batch + 1) if effective_batch % size == 0]
+    sizes = divisors(effective_batch)
     fitting = [
         size for size in sizes if (most is None or size <= most) and (memory is None or memory.need(size) <= 1.0)
     ]
     if not fitting:
         raise BatchError(f"no micro-batch of {effective_batch} samples fits: not even {sizes[0]} (most={most})")
-    bound = "" if fitting == sizes else f"_up_to_{fitting[-1]}"
+    bound = "" if len(fitting) == len(sizes) else f"_up_to_{fitting[-1]}"
     return int(trial.suggest_categorical(name or f"micro_batch_of_{effective_batch}{bound}", fitting))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -39,12 +40,16 @@ class EnergyPruningCallback(TrainerCallback):
         budget_j: the most that a trial may draw on the GPUs (J); None for no such bound.
         target: a value of the metric: ``energy/to_target_j`` and ``energy/to_target_s`` of the trial are what it took.
         direction: "minimize" or "maximize", if it is to be checked that the study does so.
+        energy_metric: such as ``eval_energy_j``: each evaluation's metrics get what the trial has drawn until then (J)
+            under that name, for a ``compute_objective`` that asks for it. The Trainer's default objective sums all
+            metrics where there are others than the loss, so nothing is added unless this is given. It is NaN, which
+            fails a trial, if it is not known, such as in the first second.
 
     Raises:
         ConfigError: a value is not allowed, or the study does not go with it. It is a ValueError.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a separate wish of the user
         self,
         trial: optuna.Trial | None = None,
         monitor: str | None = None,
@@ -52,8 +57,10 @@ class EnergyPruningCallback(TrainerCallback):
         *,
         target: float | None = None,
         direction: str | None = None,
+        energy_metric: str | None = None,
     ) -> None:
         self._pruning = Pruning(trial, monitor, budget_j, target=target, direction=direction)
+        self._energy_metric = energy_metric
         self._given = trial
         self._energy: EnergyCallback | None = None
         self._charged = False
@@ -100,7 +107,11 @@ class EnergyPruningCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        """Look at metric and energy; one that is made outside of a training is none of ours."""
+        """Look at metric and energy; one that is made outside of a training prunes nothing."""
+        if self._energy_metric is not None and metrics is not None:
+            charge = self._pruning.charge
+            drawn_j = charge.drawn_j if charge is not None and charge.known else 0.0
+            metrics[self._energy_metric] = drawn_j or math.nan  # nothing is known of the first second
         if not self._charged:
             return
         left_j, trainer = self._left_j(), trainer_above()

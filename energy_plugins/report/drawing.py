@@ -119,7 +119,8 @@ def _ranks(picture: RankPicture, figure: Figure) -> None:
         "data wait": [bar.data_wait_j or 0.0 for bar in picture.bars],
         "stall": [bar.stall_j or 0.0 for bar in picture.bars],
     }
-    bottom = np.array([bar.energy_j or 0.0 for bar in picture.bars]) - np.sum([*waits.values()], axis=0)
+    worked = np.array([bar.energy_j or 0.0 for bar in picture.bars]) - np.sum([*waits.values()], axis=0)
+    bottom = np.maximum(worked, 0.0)  # waits are estimates
     above.bar(place, bottom, color="#0072b2", label="at work")
     for name, joules in waits.items():
         if any(joules):

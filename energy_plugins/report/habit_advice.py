@@ -41,7 +41,8 @@ def outside(sums: Sums) -> Iterator[Advice]:
     outside_j = _sum_j(kind for kind in report.kinds if kind.kind in ("unattributed", Kind.RUN.value, Kind.FIT.value))
     if outside_j is None:
         return
-    joules = outside_j - (report.stall_j or 0.0)
+    between_j = max((report.stall_j or 0.0) - (report.data_wait_j or 0.0), 0.0)  # waiting for data is a kind of its own
+    joules = outside_j - between_j
     if not _own_worth(report, joules, _OUTSIDE):
         return
     share = joules / (report.total_j or math.nan)

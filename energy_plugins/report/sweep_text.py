@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from energy_plugins.measure.aligned import aligned
 from energy_plugins.measure.quantity import quantity
+from energy_plugins.report.pictures.sweep_front import params_text
 from energy_plugins.units import j_to_kwh
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def sweep_lines(sweep: Sweep) -> list[str]:
     if (best := sweep.to_target()) is not None and best.to_target_j is not None:
         seconds = "" if best.to_target_s is None else f" in {best.to_target_s:.4g} s"
         lines += ["", f"least energy to the target: trial {best.number}, {quantity(best.to_target_j, 'J')}{seconds}"]
-    return [line.rstrip() for line in [*lines, *_doubts(sweep)]]
+    return [line.rstrip() for line in [*lines, *_below(doubts(sweep))]]
 
 
 def sweep_values(sweep: Sweep) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def _front(sweep: Sweep) -> list[str]:
             f"trial {trial.number}{' <- knee' if trial is knee else ''}",
             f"{trial.value:.6g}",
             _joules(trial),
-            _params(trial),
+            params_text(trial.params.items()),
         ]
         for trial in front
     ]
@@ -77,7 +78,8 @@ def _importance(sweep: Sweep) -> list[str]:
     return aligned(rows + [[name, f"{share:.1%}"] for name, share in sweep.importance.items()], "<>")
 
 
-def _doubts(sweep: Sweep) -> list[str]:
+def doubts(sweep: Sweep) -> list[str]:
+    """Return what is wrong with the joules of some trials."""
     shared = sum(trial.shared for trial in sweep.trials)
     unknown = sum(trial.energy_j is None and trial.state != "waiting" for trial in sweep.trials)
     said = []
@@ -88,14 +90,12 @@ def _doubts(sweep: Sweep) -> list[str]:
         )
     if unknown:
         said.append(f"{unknown} trials have no joules, and are in no sum")
-    return ["", *said] if said else []
+    return said
+
+
+def _below(lines: list[str]) -> list[str]:
+    return ["", *lines] if lines else []
 
 
 def _joules(trial: SweepTrial) -> str:
     return "" if trial.energy_j is None else quantity(trial.energy_j, "J")
-
-
-def _params(trial: SweepTrial) -> str:
-    return ", ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()
-    )

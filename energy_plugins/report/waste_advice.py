@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from energy_plugins.measure.quantity import percent, quantity
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.spans import Kind
 from energy_plugins.report.advice_item import WORTH_SAYING, Advice, Sums
+from energy_plugins.report.worker_advice import more_workers
 
 
 def data_wait(sums: Sums) -> Iterator[Advice]:
@@ -17,14 +17,11 @@ def data_wait(sums: Sums) -> Iterator[Advice]:
     if joules is None or not sums.worth(joules):
         return
     wait_s, work_s = _wait_and_work_s(sums.report)
-    workers = sums.report.config.get("num_workers")
     remedy, evidence = "let more loader workers (num_workers) prepare batches ahead", ""
     if wait_s is not None and work_s is not None:
         evidence = f"; a step waited {quantity(wait_s, 's')} for its batch and worked {quantity(work_s, 's')}"
-        if isinstance(workers, int) and work_s > 0:
-            # What makes a batch in each period has to make one in the time that a step works.
-            needed = max(workers + 1, math.ceil(max(workers, 1) * (wait_s + work_s) / work_s))
-            remedy = f"num_workers {workers} -> {min(needed, 64)}"
+        if work_s > 0 and "num_workers" in sums.report.config:
+            remedy = more_workers(sums.report.config["num_workers"], wait_s, work_s)
         elif work_s > 0:
             remedy += f" until one is ready every {quantity(work_s, 's')}"
     yield sums.about(

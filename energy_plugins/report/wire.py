@@ -16,6 +16,8 @@ from energy_plugins.report.pictures.power import PowerPicture
 from energy_plugins.report.pictures.ranks import RankPicture
 from energy_plugins.report.pictures.search import SearchPicture
 from energy_plugins.report.pictures.steps import StepPicture
+from energy_plugins.report.pictures.sweep_front import FrontPicture
+from energy_plugins.report.pictures.sweep_parameters import ParametersPicture
 from energy_plugins.report.pictures.where import Slice, WherePicture
 from energy_plugins.report.readable import readable
 
@@ -28,6 +30,8 @@ VIEWS: Final[Mapping[type[Picture], str]] = {
     WherePicture: "where",
     RankPicture: "ranks",
     SearchPicture: "search",
+    FrontPicture: "front",
+    ParametersPicture: "parameters",
 }
 """Which function of the script draws a picture."""
 _DIGITS: Final = 5

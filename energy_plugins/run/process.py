@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.rank_part import Rank
+from energy_plugins.report.carbon.run_place import kept
 from energy_plugins.training.exports import export_if_asked
 from energy_plugins.training.folder import new_folder
 from energy_plugins.training.guard import guarded, warn
@@ -50,7 +51,7 @@ class Process:
         meter = EnergyMeter(
             self._config.report.name,
             devices,
-            config={"stage": "process", "command": list(self._command)},
+            config={"stage": "process", "command": list(self._command), **kept(self._config.report)},
             power_sensor=measure.power_sensor,
             activity=measure.activity,
             rank=None if exchange is None else exchange.who,

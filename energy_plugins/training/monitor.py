@@ -16,6 +16,7 @@ from energy_plugins.measure.budget import Budget
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.measure.spans import Kind
+from energy_plugins.report.carbon.run_place import kept
 from energy_plugins.training.exports import export_if_asked
 from energy_plugins.training.figures import TOTALS
 from energy_plugins.training.guard import FAILURES, guarded, warn
@@ -27,7 +28,7 @@ from energy_plugins.training.watch import SumOverRanks, Watch
 from energy_plugins.tune.micro_batch.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
-    from energy_plugins.config import EnergyConfig, MicroBatchConfig
+    from energy_plugins.config import EnergyConfig, MicroBatchConfig, PowerLimitConfig
     from energy_plugins.measure.json_section import JSON
     from energy_plugins.measure.report import Report
     from energy_plugins.training.limits.timing import Timing
@@ -120,7 +121,7 @@ class Monitor:
                 report.name,
                 place.devices,
                 folder=place.folder,
-                config={**facts, "earlier_j": self.earlier_j},
+                config={**facts, **kept(report), "earlier_j": self.earlier_j},
                 power_sensor=measure.power_sensor,
                 activity=measure.activity,
                 rank=place.who,
@@ -319,6 +320,12 @@ class Monitor:
             self.run.drawn_j = self.run.meter.drawn_j()
 
     @guarded
+    def carry(self, facts: Mapping[str, JSON]) -> None:
+        """Have the report say what a trainer knew only after the run had begun."""
+        if self.run is not None:
+            self.run.meter.carry(facts)
+
+    @guarded
     def note_stop(self, reason: str) -> None:
         """Have the report say why the training was ended early."""
         if self.run is not None:
@@ -369,17 +376,26 @@ class Monitor:
 
     # The power limit.
 
-    def limit_power(self, who: Rank, sum_over_ranks: SumOverRanks, shape: Callable[[], str]) -> None:
+    def limit_power(
+        self,
+        who: Rank,
+        sum_over_ranks: SumOverRanks,
+        shape: Callable[[], str],
+        *,
+        asked: PowerLimitConfig | None = None,
+    ) -> None:
         """Begin to limit the power of a fit that has just been started, if that is asked for. All ranks call it.
 
-        ``shape`` tells what the model and its precision are known by (`shape_of`).
+        ``shape`` tells what the model and its precision are known by (`shape_of`); ``asked`` is what is asked of this
+        fit alone.
         """
         if self.limiter is not None:
             self.limiter.close()
             self.limiter = None
-        if self.config.power_limit.enabled and self.config.measure.enabled:
+        asked = self.config.power_limit if asked is None else asked
+        if asked.enabled and self.config.measure.enabled:
             self.limiter = Limiter(
-                self.config.power_limit,
+                asked,
                 self.run,
                 who=who,
                 sum_over_ranks=sum_over_ranks,

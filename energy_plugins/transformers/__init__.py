@@ -22,8 +22,16 @@ from energy_plugins.transformers.power_limit import PowerLimitCallback
 
 if TYPE_CHECKING:
     from energy_plugins.config import EnergyArguments
+    from energy_plugins.transformers.hp_space import energy_hp_space
 
-__all__ = ["EnergyArguments", "EnergyCallback", "MicroBatchCallback", "PowerLimitCallback", "attach"]
+__all__ = [
+    "EnergyArguments",
+    "EnergyCallback",
+    "MicroBatchCallback",
+    "PowerLimitCallback",
+    "attach",
+    "energy_hp_space",
+]
 
 # What `report_to` may name; transformers has no public way to add to it.
 INTEGRATION_TO_CALLBACK.setdefault("energy", EnergyCallback)
@@ -32,9 +40,13 @@ INTEGRATION_TO_CALLBACK.setdefault("energy", EnergyCallback)
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Import `EnergyArguments` when it is asked for: not every training is configured by it."""
-        if name != "EnergyArguments":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from energy_plugins.config import EnergyArguments  # noqa: PLC0415 - see above
+        """Import what not every training needs when it is asked for."""
+        if name == "EnergyArguments":
+            from energy_plugins.config import EnergyArguments  # noqa: PLC0415 - see above
 
-        return EnergyArguments
+            return EnergyArguments
+        if name == "energy_hp_space":
+            from energy_plugins.transformers.hp_space import energy_hp_space  # noqa: PLC0415 - see above
+
+            return energy_hp_space
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ from transformers.trainer_callback import ProgressCallback
 from energy_plugins.config import EnergyConfig
 from energy_plugins.measure.forecast import Limits, Position
 from energy_plugins.measure.spans import Kind
+from energy_plugins.report.carbon.run_place import circumstances_of
 from energy_plugins.training.guard import guarded, warn
 from energy_plugins.training.model_shape import shape_of
 from energy_plugins.training.monitor import Monitor
@@ -22,9 +23,10 @@ from energy_plugins.training.place import rank_of
 from energy_plugins.training.watch import Watch
 from energy_plugins.transformers.attempts import Attempts
 from energy_plugins.transformers.effective_batch import grow_effective_batch
+from energy_plugins.transformers.hp_space import limit_of_trial
 from energy_plugins.transformers.inside import Inside
 from energy_plugins.transformers.micro_batch_fit import MicroBatchFit
-from energy_plugins.transformers.model_card import circumstances_of, put_over
+from energy_plugins.transformers.model_card import put_over
 from energy_plugins.transformers.trainers import (
     DEEPSPEED,
     facts_of,
@@ -64,6 +66,7 @@ class Fits:
         self._attempts = Attempts(self.monitor)
         self._has_optimizer_phase = True
         self._micro_batch: MicroBatchFit | None = None
+        self._trial_limit: PowerLimitConfig | None = None
         self._in_training = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,6 +91,7 @@ class Fits:
     ) -> None:
         """Start measuring, from the joules that a checkpoint has ``saved``; end the training if its budget is spent."""
         self._in_training = True
+        self._trial_limit = limit_of_trial(state.trial_params)
         self._take_micro_batch(trainer)
         self._start(trainer, args, state, saved)
         budget = self.monitor.budget
@@ -143,7 +147,8 @@ class Fits:
 
     def _limit_power(self, trainer: Trainer | None, args: TrainingArguments) -> None:
         who = rank_of(args.process_index, args.world_size, args.local_process_index)
-        self.monitor.limit_power(who, partial(sum_over_ranks, args), partial(_shape, trainer, args))
+        shape = partial(_shape, trainer, args)
+        self.monitor.limit_power(who, partial(sum_over_ranks, args), shape, asked=self._trial_limit)
 
     @guarded
     def _start(

@@ -8,24 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from energy_plugins.report.carbon.circumstances import Circumstances
 from energy_plugins.report.carbon.footprint import footprint
-from energy_plugins.report.carbon.grid import placed
 from energy_plugins.report.carbon.model_card import block, write_into
 from energy_plugins.training.guard import guarded, warn
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
 
-    from energy_plugins.config import ReportConfig
     from energy_plugins.measure.report import Report
     from energy_plugins.training.monitor import Monitor
 
 _NAME = "create_model_card"
-
-
-def circumstances_of(config: ReportConfig) -> Circumstances | None:
-    """Return where trainings run, None if that is not configured. Raises ConfigError, for an unknown country say."""
-    place = placed(config.country, config.carbon_intensity_g_per_kwh)
-    return None if place is None else Circumstances(location=place, pue=config.pue)
 
 
 class CardMaker:
@@ -38,7 +30,7 @@ class CardMaker:
         self._original = original
         self._trainer = trainer
         self.monitor: Monitor | None = None
-        self.circumstances: Circumstances | None = None
+        self.circumstances = Circumstances()
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever a Trainer takes
         """Make the card, and add the block to it."""
@@ -52,18 +44,18 @@ class CardMaker:
     @guarded
     def _add(self) -> None:
         report = None if self.monitor is None or self.monitor.run is not None else self.monitor.report
-        if report is None or self.circumstances is None or not self._trainer.is_world_process_zero():
+        if report is None or self.circumstances.location is None or not self._trainer.is_world_process_zero():
             return
         earlier_j, note = _earlier(report)
         found = footprint(report, self.circumstances, earlier_j=earlier_j)
         write_into(Path(self._trainer.args.output_dir or ".") / "README.md", block(report, found, note=note))
 
 
-def put_over(trainer: Trainer, monitor: Monitor, circumstances: Circumstances | None) -> None:
+def put_over(trainer: Trainer, monitor: Monitor, circumstances: Circumstances) -> None:
     """Have the cards of a trainer say what ``monitor`` has measured; of several, the last one counts."""
     maker = vars(trainer).get(_NAME)
     if not isinstance(maker, CardMaker):
-        if circumstances is None:
+        if circumstances.location is None:
             return
         maker = CardMaker(trainer.create_model_card, trainer)
         vars(trainer)[_NAME] = maker

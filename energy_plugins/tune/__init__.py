@@ -22,15 +22,20 @@ from energy_plugins.tune.micro_batch.search import (
     candidates,
     search_micro_batch,
 )
+from energy_plugins.tune.sweep.batch_walk import BatchWalk
+from energy_plugins.tune.sweep.energy_to_target import Evaluation, SweepTraining, search_energy_to_target
+from energy_plugins.tune.sweep.trials import Sweep, SweepTrial
 from energy_plugins.tune.working_set import Part, WorkingSet
 
 __all__ = [
     "Action",
+    "BatchWalk",
     "Clocks",
     "Done",
     "EffectiveBatchOutlook",
     "Energy",
     "EnergyDelay",
+    "Evaluation",
     "FixedCost",
     "GrowthPlan",
     "JointChoice",
@@ -49,6 +54,9 @@ __all__ = [
     "Part",
     "PowerLimitChoice",
     "Refused",
+    "Sweep",
+    "SweepTraining",
+    "SweepTrial",
     "Task",
     "TriedSize",
     "Window",
@@ -63,6 +71,7 @@ __all__ = [
     "rule_of",
     "rule_to_try",
     "search",
+    "search_energy_to_target",
     "search_jointly",
     "search_micro_batch",
     "search_power_limit",

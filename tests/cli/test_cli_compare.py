@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import Simulated, call, started
+from reporting import make_report
 
 from energy_plugins.measure.report import Report
 from energy_plugins.testing import Constant
@@ -103,6 +104,13 @@ class TestRefused:
         done = call("compare", *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert said in done.stderr
+
+    def test_a_reference_without_reports(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            make_report().save(tmp_path / name)
+        done = call("compare", tmp_path / "a", tmp_path / "b", "--reference", tmp_path / "nowhere")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"cannot read {tmp_path / 'nowhere'}" in done.stderr
 
     def test_folders_without_reports(self, tmp_path: Path) -> None:
         done = call("compare", tmp_path, tmp_path / "nowhere")

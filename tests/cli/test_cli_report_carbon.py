@@ -74,6 +74,20 @@ def test_a_model_card(tmp_path: Path) -> None:
     assert "  training_type: fine-tuning\n" in after
 
 
+def test_the_page_has_what_the_table_has(tmp_path: Path) -> None:
+    page = tmp_path / "run.html"
+    done = report("--html", page, "--country", "FR", "--pue", "1.2", "--price", "0.25", "--marginal", "400")
+    assert (done.returncode, done.stdout) == (0, f"{page}\n"), done.stderr
+    text = page.read_text()
+    assert "<dd>11.67 Wh = (GPUs 9.724 Wh) x PUE 1.2</dd>" in text
+    assert "<dd>653.9 mg CO2e, location-based, at 56.04 g/kWh (France, 2023, Our World in Data" in text
+    assert " g CO2e, marginal, at 400 g/kWh (your own figure)" in text
+    assert "<dd>0.002917 at 0.25 per kWh</dd>" in text
+    report("--html", page)
+    assert "energy only, no grams: the place is not known" in page.read_text()
+    assert "CO2e" not in page.read_text()
+
+
 def test_a_model_card_needs_grams(tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     card.write_text("# Model\n")
@@ -96,8 +110,9 @@ def test_a_model_card_needs_grams(tmp_path: Path) -> None:
         (["--epochs", "0"], "epochs"),
         (["--embodied-kg", "-1"], "embodied"),
         (["--lifetime-years", "4"], "give that as well"),
-        (["--country", "FR", "--steps"], "leave --steps, --html and --png out"),
-        (["--price", "1", "--html", "page.html"], "leave --steps, --html and --png out"),
+        (["--country", "FR", "--steps"], "leave --steps and --png out"),
+        (["--price", "1", "--png", "pictures"], "leave --steps and --png out"),
+        (["--country", "Frence", "--html", "page.html"], "the nearest: France (FR)"),
         (["--training-type", "guessing"], "guessing"),
     ],
 )

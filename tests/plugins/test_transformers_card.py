@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, Trainer
 from transformers_training import Model, make_trainer
 
 from energy_plugins.errors import ConfigError
+from energy_plugins.measure.report import Report
 from energy_plugins.testing import Simulation
 from energy_plugins.transformers import EnergyArguments, EnergyCallback
 from energy_plugins.units import j_to_kwh
@@ -90,6 +91,8 @@ def test_an_intensity_of_ones_own(simulation: Simulation, tmp_path: Path) -> Non
     trainer.create_model_card()
     assert card_of(tmp_path)[KEY]["geographical_location"] == "my roof"
     assert "your own figure" in card_of(tmp_path)[KEY]["source"]
+    (report,) = (Report.load(folder) for folder in (tmp_path / "energy").iterdir())
+    assert report.config["place"] == {"country": "my roof", "carbon_intensity_g_per_kwh": 1000.0, "pue": 1.0}
 
 
 def test_a_country_that_does_not_exist_is_found_at_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,14 @@ class TestGrams:
     def test_joules_that_are_missing_make_it_a_least(self, changes: dict[str, Any]) -> None:
         assert "at least" in text_block(footprint(make_report(**changes), Circumstances()))
 
+    def test_a_rank_that_was_not_measured_makes_it_a_least(self) -> None:
+        reports = [
+            make_report(rank=Rank(rank=n, world_size=2), node=f"n{n}", energy_j=joules)
+            for n, joules in enumerate((KWH_J, None))
+        ]
+        half = replace(reports[0], ranks=Ranks.merge([RankPart.of(report) for report in reports], 2))
+        assert text_block(footprint(half, Circumstances())).startswith("electricity   at least 1.000 kWh")
+
     def test_location_based_and_marginal_stand_apart(self) -> None:
         both = Circumstances(location=of_country("FR"), marginal=own(Marginal, 500))
         found = footprint(make_report(energy_j=KWH_J), both)
@@ -161,6 +170,12 @@ class TestSeries:
 
     def test_is_weighed_by_time_where_the_power_was_not_kept(self, tmp_path: Path) -> None:
         assert self.series(tmp_path, HOURS).mean_g_per_kwh(make_report()) == pytest.approx(200)
+
+    def test_a_run_that_was_killed_as_it_began(self, tmp_path: Path) -> None:
+        series = self.series(tmp_path, HOURS)
+        for at, value in (("08:00:00", 100), ("08:00:05", 300), ("09:00:01", 50)):
+            report = make_report(duration_s=0.0, energy_j=0.0, started=f"2026-11-22T{at}.000+00:00")
+            assert series.mean_g_per_kwh(report) == value
 
     def test_zones_are_heard(self, tmp_path: Path) -> None:
         text = "time,g_per_kwh\n2026-11-22T09:00:00+01:00,70\n2026-11-22T04:00:00-05:00,90\n"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reporting import make_report, save_all
 
 from energy_plugins import EnergyMeter
 from energy_plugins.errors import ReportError
-from energy_plugins.measure.rank_part import Rank
+from energy_plugins.measure.rank_part import Rank, RankPart
+from energy_plugins.measure.ranks import Ranks
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_parts import Work
 from energy_plugins.report.comparison.compare import Comparison, Finding, Metric, compare, compare_folders
@@ -115,6 +118,110 @@ class TestDifferences:
         assert (run.energy_j, run.samples, run.place) == (1000.0, 200, "n0/GPU-of-n0 n1/GPU-of-n1")
         alone = make_report(rank=rank, ranks=Ranks.merge(parts[:1], 2))
         assert run_of(alone, Path("x")) == LeftOut(Path("x"), "not all of its ranks left a report")
+
+
+def of_ranks(*energies_j: float | None, samples: int = 100) -> Report:
+    """Return the report of rank 0 of a training of which each rank has a GPU of its own."""
+    ranks = [
+        make_report(rank=Rank(rank=n, world_size=len(energies_j)), node=f"n{n}", energy_j=joules, samples=samples)
+        for n, joules in enumerate(energies_j)
+    ]
+    return replace(ranks[0], ranks=Ranks.merge([RankPart.of(one) for one in ranks], len(ranks)))
+
+
+class TestMissingJoules:
+    """A sum that lacks a GPU would look like a saving."""
+
+    def test_a_rank_whose_gpu_was_lost(self) -> None:
+        assert isinstance(run_of(of_ranks(500.0, 500.0), Path("whole")), Run)
+        assert run_of(of_ranks(500.0, None), Path("lost")) == LeftOut(
+            Path("lost"), "its energy was not measured: joules of it are missing"
+        )
+
+    def test_a_gpu_of_several(self) -> None:
+        found = run_of(make_report(gpu_j={"GPU-1": 500.0, "GPU-2": None}), Path("lost"))
+        assert isinstance(found, LeftOut)
+
+    def test_a_gpu_that_another_rank_told_of(self) -> None:
+        shared = [
+            make_report(rank=Rank(rank=n, world_size=2), node="n", energy_j=joules)
+            for n, joules in enumerate((9.0, None))
+        ]
+        report = replace(shared[0], ranks=Ranks.merge([RankPart.of(one) for one in shared], 2))
+        assert isinstance(run_of(report, Path("shared")), Run)
+
+
+@pytest.mark.parametrize("sizes", [(5, 5), (2, 3), (5, 2), (1, 4)])
+def test_runs_that_are_all_alike_show_no_difference(sizes: tuple[int, int]) -> None:
+    for turn in range(40):
+        values = {"energy_j": 1000 / 7 + turn / 3, "duration_s": 10 + turn / 9, "samples": 77}
+        a, b = (runs(*(make_report(**values) for _ in range(size))) for size in sizes)  # type: ignore[arg-type]
+        assert not any(one.shown for one in compare({"A": a, "B": b}).findings)
+
+
+def test_a_small_difference_is_not_written_as_none() -> None:
+    small = [1 + (one - 1) / 100 for one in JITTER]
+    text = text_table(compare({"A": repeated(1000, times=small), "B": repeated(1000.3, times=small[::-1])}))
+    (line,) = (line for line in text.splitlines() if line.startswith("B") and "energy" in line)
+    assert line.split()[2:9] == ["+0.03", "%", "+0.03", "..", "+0.03", "%", "more:"]
+
+
+class TestReference:
+    """Runs of one program on the nodes of the sides: by them it is known by how much the nodes differ."""
+
+    A, B = repeated(1000, node="cool"), repeated(1100 * 0.95, times=JITTER[::-1], node="hot")
+
+    def known(self, **others: Any) -> list[Run]:
+        return repeated(400, node="cool", **others) + repeated(440, node="hot", times=JITTER[::-1], **others)
+
+    def test_tells_sides_on_nodes_of_their_own_apart(self) -> None:
+        alone = finding(compare({"A": self.A, "B": self.B}))
+        assert alone.places_confounded
+        assert not alone.shown
+        comparison = compare({"A": self.A, "B": self.B}, reference=self.known(samples=7))
+        found = finding(comparison)
+        assert found.relative == pytest.approx(-0.05)
+        assert found.shown
+        assert not found.places_confounded
+        assert [side.label for side in comparison.sides] == ["A", "B"]
+        said = " ".join(text_table(comparison).split())
+        assert "10 reference runs tell the offsets of 2 of 2 places, taken to be the same share" in said
+
+    def test_its_own_noise_counts(self) -> None:
+        def width(*times: float) -> float:
+            known = repeated(400, times=times, node="cool") + repeated(440, times=times[::-1], node="hot")
+            found = finding(compare({"A": self.A, "B": self.B}, reference=known))
+            assert found.low is not None
+            assert found.high is not None
+            return found.high - found.low
+
+        assert width(*(1 + 10 * (one - 1) for one in JITTER)) > 3 * width(*JITTER)
+
+    def test_on_other_nodes_it_tells_nothing(self) -> None:
+        elsewhere = repeated(400, node="cool") + repeated(400, node="third", times=JITTER[::-1])
+        comparison = compare({"A": self.A, "B": self.B}, reference=elsewhere)
+        assert finding(comparison).places_confounded
+        assert "offsets of 1 of 2 places" in text_table(comparison)
+
+    def test_what_is_refused(self) -> None:
+        with pytest.raises(ReportError, match="hold the same run"):
+            compare({"A": self.A, "B": self.B}, reference=self.A)
+        with pytest.raises(ReportError, match="SIMULATED"):
+            compare({"A": self.A, "B": self.B}, reference=self.known(simulated=True))
+        with pytest.raises(ReportError, match="different work"):
+            compare({"A": self.A, "B": self.B}, reference=self.known() + repeated(400, samples=7))
+
+    def test_in_folders(self, tmp_path: Path) -> None:
+        def saved(name: str, energy_j: float, node: str, times: Sequence[float] = JITTER) -> Path:
+            reports = (make_report(energy_j=energy_j * one, node=node) for one in times)
+            return save_all(tmp_path / name, *reports)
+
+        sides = [saved("a", 1000, "cool"), saved("b", 1045, "hot", JITTER[::-1])]
+        saved("known/cool", 400, "cool")
+        saved("known/hot", 440, "hot", JITTER[::-1])
+        found = finding(compare_folders(sides, reference=tmp_path / "known"), label="b")
+        assert found.relative == pytest.approx(-0.05)
+        assert found.shown
 
 
 def measured(folder: Path, power_w: float, seed: int) -> None:

@@ -14,9 +14,18 @@ from pathlib import Path
 import pytest
 from _made_report import Made, made_report
 
+from energy_plugins.config import ReportConfig
 from energy_plugins.errors import ReportError
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
+from energy_plugins.measure.quantity import quantity
 from energy_plugins.measure.report import Report
+from energy_plugins.report.carbon.circumstances import Circumstances
+from energy_plugins.report.carbon.footprint import footprint
+from energy_plugins.report.carbon.grid import Marginal, of_country, own
+from energy_plugins.report.carbon.run_place import kept
 from energy_plugins.report.html import page
+from energy_plugins.report.pictures.album import pictures_of
+from energy_plugins.report.pictures.picture import Picture
 
 EVIL = (
     """</script><script>alert(1)</script><img src="http://evil.example/x" onerror='alert(2)'>{{ 7*7 }}"""
@@ -215,3 +224,82 @@ def test_echarts_is_the_published_file() -> None:
     said = (folder / "echarts.md").read_text(encoding="utf-8")
     digest = hashlib.sha256((folder / "echarts.min.js").read_bytes()).hexdigest()
     assert digest in said
+
+
+def test_pictures_of_one_rank_of_several_say_so(training: Report) -> None:
+    for picture in pictures_of(training):
+        if isinstance(picture, Picture) and picture.name in {"where", "power", "steps"}:
+            assert picture.caption.endswith("This is rank 0 of 4 alone.")
+    alone = [picture for picture in pictures_of(made_report(Made(steps=50))) if isinstance(picture, Picture)]
+    assert not any("rank" in picture.caption for picture in alone)
+
+
+def carbon_of(text: str) -> dict[str, str]:
+    """Return the lines of the page's part on carbon, by their labels."""
+    part = text.partition('<section id="carbon"')[2].partition("</section>")[0]
+    return dict(re.findall(r"<dt>(.*)</dt><dd>(.*)</dd>", part))
+
+
+class TestCarbon:
+    def test_where_the_place_is_known(self, training: Report) -> None:
+        asked = Circumstances(location=of_country("FR"), marginal=own(Marginal, 400), pue=1.5, price_per_kwh=0.25)
+        found = footprint(training, asked)
+        lines = carbon_of(page(training, found))
+        assert list(lines) == ["electricity", "cost", "carbon", "marginal", "SCI", "as much as"]
+        assert found.location is not None
+        assert lines["carbon"].startswith(f"{quantity(found.location.grams, 'g')} CO2e, location-based, at 56.04 g/kWh")
+        assert lines["marginal"].endswith("in no sum with it")
+        assert "location-based" not in lines["marginal"]
+        assert f"{quantity(found.scores['sample'], 'g')} CO2e per sample" in lines["SCI"]
+        assert "litres of water" in lines["as much as"]
+
+    def test_where_it_is_not_there_is_energy_only(self, training: Report) -> None:
+        lines = carbon_of(page(training))
+        assert lines.keys() == {"electricity", "carbon", "as much as"}
+        assert lines["carbon"].startswith("energy only, no grams: the place is not known: give a country")
+        assert "CO2e" not in page(training)
+
+    def test_the_place_that_the_report_has(self, training: Report, tmp_path: Path) -> None:
+        settings = ReportConfig(country="DE", carbon_intensity_g_per_kwh=100.0, pue=2.0)
+        placed = replace(training, config={**training.config, **kept(settings)})
+        text = placed.to_html(tmp_path / "run.html").read_text()
+        assert "x PUE 2" in carbon_of(text)["electricity"]
+        assert "at 100 g/kWh (Germany, your own figure)" in carbon_of(text)["carbon"]
+
+    def test_the_place_that_is_configured(self, training: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ENERGY_REPORT_COUNTRY", "FR")
+        monkeypatch.setenv("ENERGY_REPORT_PUE", "1.25")
+        assert "(France, 2023, " in carbon_of(page(training))["carbon"]
+        elsewhere = replace(training, config={"place": {"country": "DE"}})
+        lines = carbon_of(page(elsewhere))
+        assert "(Germany, 2023, " in lines["carbon"]
+        assert "x PUE 1" in lines["electricity"].replace("1.25", "of another place")
+
+    @pytest.mark.parametrize(
+        ("place", "why"),
+        [
+            ({"country": "Frence"}, "the nearest: France (FR)"),
+            ({"carbon_intensity_g_per_kwh": -4}, "carbon_intensity_g_per_kwh is -4; expected"),
+            ({"country": EVIL}, "expected one line of text"),
+        ],
+    )
+    def test_a_place_that_cannot_be_is_the_reason(self, place: dict[str, str], why: str, training: Report) -> None:
+        text = page(replace(training, config={"place": place}))
+        assert carbon_of(text)["carbon"].startswith("energy only, no grams: ")
+        assert why in carbon_of(text)["carbon"]
+
+    def test_energy_that_was_not_measured(self, training: Report) -> None:
+        lost = replace(training, total_j=None, ranks=None, missing={"total_j": "the GPU was lost"})
+        assert carbon_of(page(lost)) == {"carbon": "no grams: the energy was not measured: the GPU was lost"}
+
+
+def test_what_both_searches_save_together(training: Report) -> None:
+    assert 'id="together"' not in page(training)
+    assert training.power_limit is not None
+    limit = replace(training.power_limit, expected_saving=0.1)
+    batch = MicroBatchPart(asked="least energy", expected_saving=0.2, checked_beside=(4, 8), saving_beside=0.0)
+    text = page(replace(training, power_limit=limit, micro_batch=batch))
+    together = text.partition('<section id="together"')[2].partition("</section>")[0]
+    assert "28.0 % less energy expected of both: 20.0 % by the micro-batch, 10.0 % of the rest by the power" in together
+    assert "(4, 8 at once compared once more under the limit: none is better)" in together
+    assert '<a href="#together">' in text

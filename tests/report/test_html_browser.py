@@ -14,6 +14,10 @@ from _browser import browser, no_browser_because
 from _made_report import Made, made_report
 from PIL import Image
 
+from energy_plugins.config import ReportConfig
+from energy_plugins.measure.micro_batch_part import MicroBatchPart
+from energy_plugins.report.carbon.run_place import kept
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -157,6 +161,27 @@ def test_numbers_of_each_picture_are_a_table(chromium: Browser, pages: dict[str,
         seen.page.locator(f"#{name} summary").press("Enter")
         assert seen.page.locator(f"#{name} tbody tr").first.is_visible()
     assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_carbon_and_what_was_saved_together(chromium: Browser, tmp_path: Path, size: tuple[int, int]) -> None:
+    training = made_report(Made(steps=50))
+    assert training.power_limit is not None
+    limit = replace(training.power_limit, expected_saving=0.1)
+    batch = MicroBatchPart(asked="least energy", expected_saving=0.2)
+    place = kept(ReportConfig(country="FR", pue=1.2))
+    both = replace(training, config=place, power_limit=limit, micro_batch=batch)
+    seen = visit(chromium, both.to_html(tmp_path / "run.html"), size)
+    seen.drawn()
+    seen.page.locator('nav a[href="#carbon"]').click()
+    carbon = seen.page.locator("#carbon dl")
+    assert "CO2e, location-based, at 56.04 g/kWh (France, 2023, Our World in Data" in carbon.inner_text()
+    labels = [box["x"] for box in (one.bounding_box() for one in carbon.locator("dt").all()) if box]
+    texts = [box["x"] for box in (one.bounding_box() for one in carbon.locator("dd").all()) if box]
+    assert len(set(labels)) == len(set(texts)) == 1
+    assert "28.0 % less energy expected of both" in seen.page.locator("#together").inner_text()
+    assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert seen.said == []
 
 
 def test_the_scheme_may_change_while_it_is_read(chromium: Browser, pages: dict[str, Path]) -> None:

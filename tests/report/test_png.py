@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _made_report import Made, made_report
+from matplotlib.figure import Figure
 from PIL import Image
 
 from energy_plugins.errors import ReportError
 from energy_plugins.measure.report import Report
+from energy_plugins.report.drawing import draw
+from energy_plugins.report.pictures.ranks import RankPicture, rank_picture
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +74,12 @@ def test_a_place_that_cannot_be_written_is_named(training: Report, tmp_path: Pat
     with pytest.raises(ReportError, match=f"cannot write pictures to {tmp_path}/file{os.sep}below: Not a directory"):
         training.to_png(tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_waits_that_are_more_than_a_rank_drew_make_no_bar_below_nothing(training: Report) -> None:
+    picture = rank_picture(training)
+    assert isinstance(picture, RankPicture)
+    bars = tuple(replace(bar, energy_j=1.0, peer_wait_j=5.0) for bar in picture.bars)
+    figure = Figure()
+    draw(replace(picture, bars=bars), figure)
+    assert all(bar.get_extents().y0 >= figure.axes[0].transData.transform((0, 0))[1] for bar in figure.axes[0].patches)

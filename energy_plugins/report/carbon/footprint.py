@@ -90,7 +90,7 @@ def footprint(report: Report, circumstances: Circumstances, *, earlier_j: float 
     asked, missing = circumstances, whole.missing.get("total_j", "no reason was recorded")
     found = Footprint(
         simulated=report.simulated,
-        whole="avg_power_w" not in report.missing and report.complete and (not report.ranks or report.ranks.complete),
+        whole=is_whole(report),
         gpu_j=gpu_j,
         host_j=math.fsum(host) if host else None,
         pue=asked.pue,
@@ -108,6 +108,13 @@ def footprint(report: Report, circumstances: Circumstances, *, earlier_j: float 
         location=None if asked.location is None else _emissions(found.kwh, asked.location, report),
         marginal=None if asked.marginal is None else _emissions(found.kwh, asked.marginal, report),
     )
+
+
+def is_whole(report: Report) -> bool:
+    """Tell whether no joules are known to be missing from the total, of all ranks where there are several."""
+    if report.ranks is not None and not report.ranks.whole:
+        return False
+    return report.complete and "avg_power_w" not in report.missing and None not in report.gpu_j.values()
 
 
 def _emissions(kwh: float, intensity: _I, report: Report) -> Emissions[_I]:

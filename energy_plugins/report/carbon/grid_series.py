@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from bisect import bisect
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -76,6 +77,8 @@ class Series:
             )
         edges_s = np.clip(np.array([*self.from_s, self.until_s]) - start_s, 0.0, report.duration_s)
         drawn = np.diff(_drawn_until(report, edges_s))
+        if not drawn.sum() > 0:  # it was killed as it began
+            return self.g_per_kwh[bisect(self.from_s[1:], start_s)]
         return float(drawn @ np.array(self.g_per_kwh) / drawn.sum())
 
 

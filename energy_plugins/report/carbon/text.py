@@ -17,14 +17,15 @@ _LABEL = 14
 
 def text_block(footprint: Footprint) -> str:
     """Return the footprint as lines, without a trailing newline."""
-    entries = [
-        *_electricity(footprint),
-        ("carbon", _carbon(footprint)),
-        *_others(footprint),
-    ]
+    found = entries(footprint)
     if footprint.simulated:
-        entries.insert(0, ("", "SIMULATED: what follows is of a simulated GPU"))
-    return "\n".join(line for label, text in entries for line in _entry(label, text))
+        found.insert(0, ("", "SIMULATED: what follows is of a simulated GPU"))
+    return "\n".join(line for label, text in found for line in _entry(label, text))
+
+
+def entries(footprint: Footprint) -> list[tuple[str, str]]:
+    """Return what is known, a label and a sentence each; where there are no grams it says why."""
+    return [*_electricity(footprint), ("carbon", _carbon(footprint)), *_others(footprint)]
 
 
 def stamp(intensity: Intensity) -> str:
@@ -48,7 +49,8 @@ def _electricity(footprint: Footprint) -> list[tuple[str, str]]:
 
 def _carbon(footprint: Footprint) -> str:
     if footprint.location is None:
-        return f"no grams: {footprint.reason or 'only a marginal intensity is known'}"
+        energy = "energy only, " if footprint.kwh is not None and footprint.marginal is None else ""
+        return f"{energy}no grams: {footprint.reason or 'only a marginal intensity is known'}"
     return _grams(footprint.location)
 
 

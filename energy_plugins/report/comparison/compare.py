@@ -13,12 +13,11 @@ import numpy as np
 
 from energy_plugins.errors import ReportError
 from energy_plugins.report.comparison.contrasts import Design, Difference, difference
+from energy_plugins.report.comparison.notes import notes_of
 from energy_plugins.report.comparison.runs import LeftOut, Run, read_runs, refuse_twice
-from energy_plugins.report.comparison.same_work import WorkUnit, common_unit, counted_unit, work_of
+from energy_plugins.report.comparison.same_work import WorkUnit, common_unit, counted_unit
 
 CONFIDENCE: Final = 0.95
-_SHORT_S = 5.0
-_LEAST_COVERAGE = 0.95
 
 
 class Metric(Enum):
@@ -73,19 +72,25 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare_folders(paths: Sequence[Path], unit: WorkUnit | None = None) -> Comparison:
-    """Compare what lies in ``paths``, each the folder of a run or of repeated runs.
+def compare_folders(paths: Sequence[Path], unit: WorkUnit | None = None, reference: Path | None = None) -> Comparison:
+    """Compare what lies in ``paths``, each the folder of a run or of repeated runs; ``reference`` holds such, too.
 
     Raises:
         ReportError: see `compare`; or a folder holds no run that can be compared.
     """
     found = [read_runs(path) for path in paths]
-    left_out = [one for _, some in found for one in some]
-    return compare(dict(zip(labels(paths), [runs for runs, _ in found], strict=True)), unit, left_out)
+    known, known_out = ([], []) if reference is None else read_runs(reference)
+    left_out = [one for some in (*(out for _, out in found), known_out) for one in some]
+    sides = dict(zip(labels(paths), [runs for runs, _ in found], strict=True))
+    return compare(sides, unit, left_out, reference=known)
 
 
 def compare(
-    sides: Mapping[str, Sequence[Run]], unit: WorkUnit | None = None, left_out: Sequence[LeftOut] = ()
+    sides: Mapping[str, Sequence[Run]],
+    unit: WorkUnit | None = None,
+    left_out: Sequence[LeftOut] = (),
+    *,
+    reference: Sequence[Run] = (),
 ) -> Comparison:
     """Hold each side against the first.
 
@@ -93,24 +98,29 @@ def compare(
         sides: runs by label; at least two sides, each with runs.
         unit: what to divide by. Without it all runs must have done the same work.
         left_out: what the reader of the comparison should know to be missing.
+        reference: runs of one program on the places of the sides, by which the offsets of these are known; what it
+            does may be something else than what the sides do.
 
     Raises:
         ReportError: there are fewer than two sides, the runs did different work and no unit is named, nobody counted
-            that unit, one run is there twice, or some runs are simulated and others are not.
+            that unit, one run is there twice, some runs are simulated and others are not, or runs of the reference did
+            different work.
     """
     if len(sides) < 2:
         raise ReportError(f"{len(sides)} side cannot be compared: name two folders or more")
     runs = [run for some in sides.values() for run in some]
-    refuse_twice(runs)
-    if len({run.simulated for run in runs}) > 1:
+    refuse_twice([*runs, *reference])
+    if len({run.simulated for run in (*runs, *reference)}) > 1:
         raise ReportError("SIMULATED runs cannot be compared with measured ones")
     unit = common_unit(runs) if unit is None else counted_unit(runs, unit)
-    values = {metric: [_value(run, metric, unit) for run in runs] for metric in Metric}
+    own = common_unit(reference) if reference else unit
+    measured = [*((run, unit) for run in runs), *((run, own) for run in reference)]
+    values = {metric: [_value(run, metric, of) for run, of in measured] for metric in Metric}
     design = Design(
-        side=[number for number, some in enumerate(sides.values()) for _ in some],
-        place=[run.place for run in runs],
-        round=[run.round for run in runs],
-        start_c=[run.start_c for run in runs],
+        side=[number for number, some in enumerate((*sides.values(), reference)) for _ in some],
+        place=[run.place for run, _ in measured],
+        round=[run.round for run in runs] + [""] * len(reference),
+        start_c=[run.start_c for run, _ in measured],
     )
     names = list(sides)
     told = tuple(
@@ -128,7 +138,7 @@ def compare(
         simulated=runs[0].simulated,
         sides=told,
         findings=findings,
-        notes=tuple(_notes(runs, told, unit, left_out)),
+        notes=tuple(notes_of(sides, unit, left_out, reference)),
     )
 
 
@@ -165,22 +175,3 @@ def _value(run: Run, metric: Metric, unit: WorkUnit) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values))
-
-
-def _notes(runs: Sequence[Run], sides: Sequence[Side], unit: WorkUnit, left_out: Sequence[LeftOut]) -> list[str]:
-    notes = [f"{one.folder} is left out: {one.reason}" for one in left_out]
-    if unit is WorkUnit.RUN and not any(work_of(run) != (0,) for run in runs):
-        notes.append("no run says how much work it did: each counts as one, and you vouch that they did the same")
-    if len({run.gpus for run in runs}) > 1:
-        models = sorted({name for run in runs for name in run.gpus})
-        notes.append(f"the GPUs differ ({', '.join(models)}), so a difference may be theirs")
-    if any(run.start_c is None for run in runs):
-        notes.append("start temperatures are not known of all runs, so nothing is corrected for them")
-    if short := [run for run in runs if run.duration_s < _SHORT_S]:
-        notes.append(f"{len(short)} of {len(runs)} runs are shorter than {_SHORT_S:g} s, over which sensors are noisy")
-    if gaps := [run for run in runs if run.coverage < _LEAST_COVERAGE]:
-        notes.append(f"{len(gaps)} of {len(runs)} runs, {gaps[0].folder} among them: readings cover too little of it")
-    once = [side.label for side in sides if len(side.runs) == 1]
-    if once:
-        notes.append(f"{', '.join(once)}: one run alone does not tell how much runs vary; repeat it")
-    return notes

@@ -28,6 +28,8 @@ USUAL_SPREAD: Final = 0.01
 """By how much runs of one kind usually differ, to weigh them; the intervals rest on how they do differ."""
 _SEEN = 1e-6
 _TINY = 1e-9
+_ROUNDING = 1e-9
+"""Half the width of an interval of runs that are all alike: what their logarithms differ by is rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ class Model:
         half = t_quantile(confidence, self.degrees) * pooled
         if not self.equal:
             half = max(half, _robust_half(weights, maker, residuals, confidence))
+        half = max(half, _ROUNDING)
         return math.hypot(
             half, NormalDist().inv_cdf((1 + confidence) / 2) * float(np.linalg.norm(weights @ self.random))
         )

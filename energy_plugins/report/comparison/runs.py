@@ -13,6 +13,7 @@ from energy_plugins.errors import ReportError
 from energy_plugins.measure.rank_folders import completed_from_disk
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.report_files import HEADER, folder_errors, header_path
+from energy_plugins.report.carbon.footprint import is_whole
 
 SERIES = "interleaved"
 """Key of `Report.config` under which a run of an interleaved comparison has its round."""
@@ -107,7 +108,7 @@ def run_of(report: Report, folder: Path) -> Run | LeftOut:
         return LeftOut(folder, "the run has not ended, or was killed")
     if ranks is not None and not ranks.complete:
         return LeftOut(folder, "not all of its ranks left a report")
-    if energy_j is None or "total_j" in missing or "avg_power_w" in report.missing:
+    if energy_j is None or "total_j" in missing or not is_whole(report):
         return LeftOut(folder, f"its energy was not measured: {missing.get('total_j', 'joules of it are missing')}")
     if not (energy_j > 0 and duration_s > 0):
         return LeftOut(folder, f"it drew {energy_j:g} J in {duration_s:g} s, of which there is no ratio")

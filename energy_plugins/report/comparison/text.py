@@ -12,6 +12,8 @@ from energy_plugins.report.comparison.compare import CONFIDENCE, Comparison, Fin
 WIDTH = 100
 SIMULATED = "SIMULATED: joules of simulated GPUs, no measurement of hardware"
 _WORDS = {Metric.ENERGY: ("less", "more"), Metric.TIME: ("faster", "slower"), Metric.POWER: ("less", "more")}
+_LEAST = 1e-6
+"""What is less is rounding."""
 _UNITS = {Metric.ENERGY: "J", Metric.TIME: "s", Metric.POWER: "W"}
 
 
@@ -51,12 +53,17 @@ def interval(finding: Finding) -> str:
     """Return the interval of a difference as text, a dash if there is none."""
     if finding.low is None or finding.high is None:
         return "-"
-    return f"{100 * finding.low:+.1f} .. {100 * finding.high:+.1f} %"
+    return f"{_per_cent(finding.low)} .. {_per_cent(finding.high)} %"
 
 
 def signed(fraction: float) -> str:
     """Return a relative difference in per cent, with its sign."""
-    return f"{100 * fraction:+.1f} %"
+    return f"{_per_cent(fraction)} %"
+
+
+def _per_cent(fraction: float) -> str:
+    """Return it with one digit behind the point, and of what is too small for that the first that is not 0."""
+    return f"{100 * fraction:+.1f}" if abs(fraction) >= 0.0005 or abs(fraction) < _LEAST else f"{100 * fraction:+.1g}"
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -77,7 +84,7 @@ def _how(finding: Finding) -> list[str]:
     if finding.places_confounded:
         said.append(
             "the sides did not run on the same GPUs, and identical nodes may differ by up to 10 % either way: the "
-            "interval allows for that; run both on one node, or a third side on all, to do better"
+            "interval allows for that; run both on one node, or one program on all (--reference), to do better"
         )
     return said
 

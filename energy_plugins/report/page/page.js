@@ -15,7 +15,7 @@
       chart ??= echarts.init(box, null, { renderer: "svg" });
       chart.resize();
       const graphic = data.simulated
-        ? [{ type: "text", left: "center", top: 150, silent: true, z: -1, style: { text: "SIMULATED", fontSize: narrow ? 26 : 40, fontWeight: 700, fill: look.banner, opacity: 0.16 } }]
+        ? [{ type: "text", left: "center", top: Math.min(150, view.height / 2 - 24), silent: true, z: -1, style: { text: "SIMULATED", fontSize: narrow ? 26 : 40, fontWeight: 700, fill: look.banner, opacity: 0.16 } }]
         : [];
       chart.setOption({ ...view.option, graphic }, { notMerge: true });
     };

@@ -176,7 +176,7 @@ function whereView(picture, look, narrow) {
   return {
     height: 40 + bars.length * 30 + 30, count: bars.length, series: 0, say,
     option: {
-      ...common(look, narrow), legend: { show: false }, grid: { left: narrow ? 104 : 140, right: narrow ? 98 : 120, top: 10, bottom: 30 },
+      ...common(look, narrow), legend: { show: false }, grid: { left: narrow ? 104 : 140, right: narrow ? 112 : 120, top: 10, bottom: 30 },
       xAxis: { type: "value", min: 0, ...style, splitNumber: narrow ? 2 : 5, axisLabel: { ...style.axisLabel, formatter: (value) => quantity(value, "J") } },
       yAxis: {
         type: "category", inverse: true, data: bars.map((bar, row) => (row === waste && picture.waste.length ? "of these:" : bar.name)), ...style,

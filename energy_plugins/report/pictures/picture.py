@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from energy_plugins.measure.report import Report
 from energy_plugins.report.pictures.trace import Array
 
 MOST_SHARES: Final = 300
@@ -32,6 +33,10 @@ COLOURS: Final = {
     "power limit": "#9aa83a",
     "heat": "#c0392b",
     "another reason": "#8f6bb3",
+    "complete": "#009e73",
+    "pruned": "#e69f00",
+    "failed": "#d55e00",
+    "running": "#56b4e9",
 }
 """By what is drawn, after Okabe and Ito's palette, which people who see few colours can tell apart."""
 GPU_COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8f6bb3", "#c9a227")
@@ -85,3 +90,11 @@ def counted(count: int, noun: str) -> str:
 def listed(words: Sequence[str]) -> str:
     """Return ``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def of_one_rank(report: Report) -> str:
+    """Return what a caption adds where what is drawn is of this process alone, and there are others."""
+    rank = report.rank
+    if rank is None or rank.alone:
+        return ""
+    return f" This is rank {rank.rank} of {rank.world_size} alone."

@@ -12,7 +12,7 @@ from energy_plugins.measure.quantity import duration
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.state import NO_THROTTLING, REASONS
 from energy_plugins.report.pictures.doing import doing
-from energy_plugins.report.pictures.picture import MOST_SHARES, Missing, Picture, Shares, edges
+from energy_plugins.report.pictures.picture import MOST_SHARES, Missing, Picture, Shares, edges, of_one_rank
 from energy_plugins.report.pictures.trace import MOST, ROWS_A_TIME, Array, Stretches, Trace, trace_of
 
 NAME: Final = "power"
@@ -81,7 +81,7 @@ def power_picture(report: Report) -> PowerPicture | Missing:
     return PowerPicture(
         name=NAME,
         title=TITLE,
-        caption=f"{caption}. {strips}{more}",
+        caption=f"{caption}. {strips}{more}{of_one_rank(report)}",
         duration_s=report.duration_s,
         gpus=gpus,
         doing=doing(report),

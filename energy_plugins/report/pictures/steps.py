@@ -9,7 +9,7 @@ import numpy as np
 
 from energy_plugins.measure.quantity import quantity
 from energy_plugins.measure.report import Report
-from energy_plugins.report.pictures.picture import Missing, Picture, counted
+from energy_plugins.report.pictures.picture import Missing, Picture, counted, of_one_rank
 from energy_plugins.report.pictures.trace import MOST_POINTS, MOST_ROWS, ROWS_A_TIME, Array, Stretches, Trace
 
 NAME: Final = "steps"
@@ -56,7 +56,7 @@ def step_picture(report: Report) -> StepPicture | Missing:
     return StepPicture(
         name=NAME,
         title=TITLE,
-        caption=f"{what} {_spread(report)}",
+        caption=f"{what} {_spread(report)}{of_one_rank(report)}",
         energy_j=Trace(np.arange(count, dtype=np.float64), line.mean) if single else line,
         error_bound_j=bound.mean,
         rows=steps.rows,

@@ -10,7 +10,7 @@ from typing import Final
 from energy_plugins.measure.report import Report
 from energy_plugins.measure.spans import Kind
 from energy_plugins.report.pictures.marked import PHASES, marked_steps
-from energy_plugins.report.pictures.picture import Missing, Picture, counted
+from energy_plugins.report.pictures.picture import Missing, Picture, counted, of_one_rank
 from energy_plugins.report.pictures.trace import MOST
 
 NAME: Final = "where"
@@ -94,7 +94,7 @@ def where_picture(report: Report) -> WherePicture | Missing:
         name=NAME,
         title=TITLE,
         caption="Above, what training was doing, which adds up to the total; below, what of it was waste, which lies "
-        f"inside those bars and may overlap.{estimate}",
+        f"inside those bars and may overlap.{estimate}{of_one_rank(report)}",
         work=tuple(work),
         waste=waste,
     )
