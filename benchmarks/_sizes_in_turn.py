@@ -89,6 +89,8 @@ class Turns:
         self._since_s = 0.0
         self._steps = 0
         self._first: int | None = None
+        self._checks = 0
+        """Of gradients, made before the window began."""
 
     def after_step(self, batcher: MicroBatcher, rows: int) -> None:
         """Do what is due after an optimizer step, which was the last of so many ``rows`` of the report."""
@@ -105,6 +107,10 @@ class Turns:
         elif self._first is None:
             if now_s - self._since_s >= _LEFT_OUT_S and self._steps >= _LEFT_OUT_STEPS:
                 self._first, self._since_s, self._steps = rows, now_s, 0
+                self._checks = batcher.part().gradient_checks
+            return
+        elif batcher.part().gradient_checks != self._checks:  # what they draw is none of the size's: begin anew
+            self._first, self._since_s, self._steps = None, now_s, 0
             return
         elif now_s - self._since_s < self._seconds or self._steps < _LEAST_STEPS:
             return
