@@ -68,6 +68,12 @@ class TestSampleCounts:
         assert max(SampleCounts([rows]).spreads([1, 1])) == pytest.approx(expected)
         assert max(SampleCounts([rows[:1], {"x": rows[1:]}]).spreads([1, 1])) == pytest.approx(expected)
 
+    def test_many_numbers_in_floating_point_are_data(self) -> None:
+        half = torch.zeros(1025, 1024)
+        half[:512] = 1
+        assert SampleCounts([half[:1024]]).spreads([512, 512])[1] == 1
+        assert SampleCounts([half]).spreads([512, 513]) == []
+
     def test_what_cannot_be_counted_has_no_spread(self) -> None:
         assert SampleCounts([torch.ones(2, 5000)]).spreads([1, 1]) == []
         assert SampleCounts([torch.ones(2, 3, dtype=torch.complex64)]).spreads([1, 1]) == []
