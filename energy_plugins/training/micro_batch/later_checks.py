@@ -61,7 +61,8 @@ class LaterChecks:
         """The check that found it."""
         self.made = 0
         """Checks so far."""
-        self._is_on = is_on
+        self.is_on = is_on
+        """Whether gradients have to be the same."""
         self._count = count
         self._known: dict[int, list[float]] = {}
         """The largest spread of each count in groups whose gradients agreed; by how many counts they have."""
@@ -75,7 +76,7 @@ class LaterChecks:
 
     def learn(self, window: Sequence[Any], plan: MicroBatchPlan, check: GradientCheck, step: int) -> None:
         """Hear of a window that was run both ways and agreed."""
-        if not self._is_on:
+        if not self.is_on:
             return
         self._agreed = step
         for first in range(0, len(window), plan.together):
@@ -97,7 +98,7 @@ class LaterChecks:
             due: whether it is to be checked whatever its counts.
         """
         samples = [samples_in(batch) for batch in group]
-        if not self._is_on or None in samples:  # what cannot be cut or joined runs as it came
+        if not self.is_on or None in samples:  # what cannot be cut or joined runs as it came
             return True
         ran, self._ran = self._ran, None
         if ran is not None and not self._is_shut and self._exceeds(ran):
