@@ -25,6 +25,9 @@ def collectives() -> int:
 def _begun(group: distributed.ProcessGroup) -> int:
     try:
         backends = {id(one): one for one in map(group._get_backend, group._device_types)}  # noqa: SLF001
-        return sum(one._get_sequence_number_for_group() for one in backends.values())  # noqa: SLF001
+        return sum(
+            one._get_sequence_number_for_group()  # type: ignore[attr-defined] # noqa: SLF001
+            for one in backends.values()
+        )
     except (AttributeError, RuntimeError):
         return 0
