@@ -24,9 +24,9 @@ _GROWTH = "growth"
 class EffectiveBatch:
     """Has one fit accumulate more batches, from before its optimizers are made until `close`.
 
-    ``max_steps`` and ``min_steps`` count optimizer steps, so they are divided, but for those that a checkpoint has made:
-    as many samples as before take fewer.
-    What the module asks the trainer for in ``configure_optimizers`` (``estimated_stepping_batches``) is right already.
+    ``max_steps`` and ``min_steps`` count optimizer steps, so they are divided, but for those that a checkpoint has
+    made: as many samples as before take fewer. What the module asks the trainer for in ``configure_optimizers``
+    (``estimated_stepping_batches``) is right already.
 
     Args:
         trainer: whose fit is being set up.

@@ -83,7 +83,7 @@ class LaterChecks:
             group = window[first : first + plan.together]
             if check.samples is not None:
                 group = [cut(batch, check.samples)[0] for batch in group]
-            self._widen(self._count(group).spreads(_parts(group, plan)))
+            self._widen(self._counted(group).spreads(_parts(group, plan)))
 
     def allow(
         self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup, step: int, *, due: bool = False
@@ -105,7 +105,7 @@ class LaterChecks:
             self._check(ran, compare, is_unequal=True, has_run=True)
         if self._is_shut:
             return False
-        this, is_whole = _Ran(group, plan, self._count(group), step), samples == [plan.batch] * len(group)
+        this, is_whole = _Ran(group, plan, self._counted(group), step), samples == [plan.batch] * len(group)
         due = due and is_whole and self._looked != step
         if not due and not this.counts.is_here and is_whole and not self._unknown:
             self._ran = this
@@ -160,6 +160,13 @@ class LaterChecks:
         if too_large:
             free_caches()
         return None
+
+    def _counted(self, batches: Sequence[Any]) -> SampleCounts:
+        """Return the counts of batches: none of those that nobody can count, or where there is no memory to do so."""
+        try:
+            return self._count(batches)
+        except (RuntimeError, MemoryError, TypeError):
+            return SampleCounts(())
 
     def _widen(self, spreads: Sequence[float]) -> None:
         known = self._known.get(len(spreads), [0.0] * len(spreads))
