@@ -82,6 +82,11 @@ class ModelSizes(OwnSizes):
         start_ns, end_ns = (starts * 1e9).astype(np.int64), (ends * 1e9).astype(np.int64)
         return Told.of(StepBatch(start_ns, end_ns, joules[np.newaxis], np.full(len(starts), math.nan)), least)
 
+    def begins_to_be_limited(self) -> None:
+        self.training.is_limited = True
+        if self.rank == self.training.lost:
+            self.lose("its GPU is gone")
+
     def works(self) -> tuple[int, float, float]:
         """Return the size of a step, its seconds and its joules."""
         training, size = self.training, self.size or START
@@ -165,9 +170,7 @@ def trained(training: Training) -> list[tuple[Searched, list[int]]]:
         try:
             follow(rank, courses[rank].searching(START, SIZES), SEARCHING)
             barrier.wait()
-            training.is_limited = True
-            if rank == training.lost:
-                members[rank].lose("its GPU is gone")
+            members[rank].begins_to_be_limited()
             barrier.wait()
             if training.doubts < 0:
                 follow(rank, courses[rank].checking(SLACK), CHECKING)
