@@ -192,7 +192,7 @@ def test_who_resumed_without_growing_in_between_has_learning_rates_scaled_once(t
         trainer = trained(tmp_path, Scheduled(schedule="none"), MicroBatchTuner(2), max_epochs=2, resume=path, **how)
     trainer.save_checkpoint(path)
     rates = Rates()
-    grown_again = {"accumulate_grad_batches": 2, "max_epochs": 3, "resume": path}
+    grown_again: dict[str, Any] = {"accumulate_grad_batches": 2, "max_epochs": 3, "resume": path}
     trained(tmp_path, Scheduled(schedule="none"), grown(), rates, **grown_again, **how)
     assert set(rates.seen) == {trainer.optimizers[0].param_groups[0]["lr"]}
 
@@ -202,5 +202,6 @@ def test_a_module_may_be_copied_meanwhile(tmp_path: Path) -> None:
     averaging, model = StochasticWeightAveraging(0.01), Scheduled(schedule="none")
     trained(tmp_path, model, grown(), averaging, rows=160, batch=2, accumulate_grad_batches=2, max_epochs=3)
     copied = averaging._average_model
+    assert copied is not None
     assert copied is not model
     assert vars(copied).get("configure_optimizers", copied.configure_optimizers).__self__ is copied

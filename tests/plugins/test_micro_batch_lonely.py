@@ -9,6 +9,7 @@ import outcomes
 import pytest
 import torch
 from micro_batching import EvenAtFirst, Gradients, OfTokens, apart, trained
+from outcomes import our_warnings
 from torch.utils.data import DataLoader, DistributedSampler
 
 from energy_plugins.lightning import MicroBatchTuner
@@ -56,7 +57,8 @@ def test_what_the_model_says_to_other_ranks_is_heard_by_them(tmp_path: Path, kin
     def train(rank: int) -> None:
         torch.set_num_threads(1)
         tuner, model = MicroBatchTuner(size=8), kind()
-        tuned = fit(tmp_path, model, tuner, rank)
+        with our_warnings() as texts:
+            tuned = fit(tmp_path, model, tuner, rank)
         plain = fit(tmp_path, kind(), None, rank)
         assert len(plain) == len(tuned) == STEPS
         assert max(map(apart, plain, tuned)) <= 1e-9
@@ -66,6 +68,7 @@ def test_what_the_model_says_to_other_ranks_is_heard_by_them(tmp_path: Path, kin
             assert set(model.sizes[-STEPS * 4 :]) == {2}
         elif rank == 1:
             assert "step 11 would have differed" in tuner.found.why
+            assert any(tuner.found.why in text for text in texts)  # nobody else knows
             assert set(model.sizes[-16:]) == {2}
         else:  # it has not heard of it yet, and its own gradients are right
             assert tuner.found.chosen == 8

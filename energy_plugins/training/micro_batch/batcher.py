@@ -249,7 +249,7 @@ class MicroBatcher:
         """Have the report say what became of it."""
         self._later.forget()
         if self._later.doubt is not None and self._doubt is None:
-            self._leave(self._later.doubt)
+            self._leave(self._later.doubt, is_heard=False)
         self._tell()
 
     # Deciding.
@@ -359,14 +359,14 @@ class MicroBatcher:
         except GradientsDifferError as error:
             self._leave(error.doubt)
 
-    def _leave(self, doubt: Doubt) -> None:
-        """Go back to the user's setting for good, on all ranks."""
+    def _leave(self, doubt: Doubt, *, is_heard: bool = True) -> None:
+        """Go back to the user's setting for good, on all ranks that have heard of it: one of them says so."""
         self._doubt, self._script, self._rank.size = doubt, None, None
         if self._course is not None:
             self._course.searched.leave(doubt.why())
             self._course.probe = None  # nobody waits for its answer
         self._tell()
-        if self._ranks.who.rank == 0:
+        if self._ranks.who.rank == 0 or not is_heard:
             self.has_said = True
             warn(f"the micro-batch is left alone from now on: {doubt.why()}")
 
