@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import distributed
-from torch.distributed import distributed_c10d
 
 SPEAKS = (
     "in their passes ranks tell each other something (torch.distributed, all_gather), so none may run other passes "
@@ -18,6 +17,8 @@ def collectives() -> int:
     """
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return 0
+    from torch.distributed import distributed_c10d  # noqa: PLC0415 - a torch without it is built, too
+
     groups = list(distributed_c10d._world.pg_map)  # noqa: SLF001
     return sum(_begun(group) for group in groups)
 
