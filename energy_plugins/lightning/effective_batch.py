@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from energy_plugins.config import MicroBatchConfig
 
 _KEY = "learning_rate_factor"
+_GROWTH = "growth"
 
 
 class EffectiveBatch:
     """Has one fit accumulate more batches, from before its optimizers are made until `close`.
 
-    ``max_steps`` and ``min_steps`` count optimizer steps, so they are divided: as many samples as before take fewer.
-    What the module asks the trainer for in ``configure_optimizers`` (``estimated_stepping_batches``) is right already.
+    ``max_steps`` and ``min_steps`` count optimizer steps, so they are divided, but for those that a checkpoint has
+    made: as many samples as before take fewer. What the module asks the trainer for in ``configure_optimizers``
+    (``estimated_stepping_batches``) is right already.
 
     Args:
         trainer: whose fit is being set up.
@@ -43,8 +45,12 @@ class EffectiveBatch:
         self._why_not = why_not
         self._factor = 1.0
         """Of the learning rates."""
+        self._growth = 1
+        """How many optimizer steps of the user's one has become."""
         self._restored: float | None = None
-        """The same of the training that a checkpoint is of, None without one."""
+        """The factor of the training that a checkpoint is of, None without one."""
+        self._made = (0, 1)
+        """Its optimizer steps, and its growth."""
         self._changed = Replaced()
         self._changed.cover(module, "configure_optimizers", self._configuring)
 
@@ -61,13 +67,14 @@ class EffectiveBatch:
         if self._restored is not None:
             self._scale(self._factor / self._restored)
 
-    def load(self, state: Mapping[str, Any] | None) -> None:
-        """Take note of what a checkpoint holds of us, None if nothing."""
+    def load(self, state: Mapping[str, Any] | None, steps: int) -> None:
+        """Take note of what a checkpoint holds of us, None if nothing, and of how many optimizer steps it has made."""
         self._restored = float((state or {}).get(_KEY, 1.0))
+        self._made = steps, int((state or {}).get(_GROWTH, 1))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint is to hold."""
-        return {_KEY: self._factor, "grown": self.sentence} if self.sentence else {}
+        return {_KEY: self._factor, _GROWTH: self._growth, "grown": self.sentence} if self.sentence else {}
 
     def _scale(self, factor: float) -> None:
         schedulers = [config.scheduler for config in self._trainer.lr_scheduler_configs]
@@ -96,13 +103,18 @@ class EffectiveBatch:
         )
         if plan is None:
             return
-        growth = plan.after // plan.before
+        self._growth = plan.after // plan.before
         loop = trainer.fit_loop.epoch_loop
         self._set(trainer, "accumulate_grad_batches", plan.accumulation)
         for name, steps in (("max_steps", loop.max_steps), ("min_steps", loop.min_steps)):
             if steps is not None and steps > 0:
-                self._set(loop, name, math.ceil(steps / growth))
+                self._set(loop, name, self._in_larger(steps))
         self._factor, self.sentence = plan.learning_rate_factor, plan.sentence
+
+    def _in_larger(self, steps: int) -> int:
+        """Return at which optimizer step there have been as many samples as in so many of the user's."""
+        made, growth = self._made
+        return made + max(math.ceil((steps - made * growth) / self._growth), 0)
 
     def _set(self, owner: object, name: str, value: int) -> None:
         before = getattr(owner, name)

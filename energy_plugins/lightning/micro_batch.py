@@ -85,6 +85,8 @@ class MicroBatchTuner(Callback):
         )
         check(self._asked)
         self._growing: EffectiveBatch | None = None
+        self._loaded: dict[str, Any] = {}
+        """What a checkpoint holds of an effective batch that was grown, where this fit does not grow it."""
         self._monitor: EnergyMonitor | None = None
         self._batches: MicroBatches | None = None
         self._batcher: MicroBatcher | None = None
@@ -114,6 +116,7 @@ class MicroBatchTuner(Callback):
         needed = self._asked.size is None or bool(measuring)
         self._monitor = monitor_of(trainer, pl_module) if needed else None
         self._give_back()
+        self._loaded = {}
         if self._asked.effective_batch == "grow":
             self._growing = EffectiveBatch(
                 trainer, pl_module, self._asked, partial(_why_not_at_all, trainer, pl_module)
@@ -126,14 +129,15 @@ class MicroBatchTuner(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: whether learning rates follow a larger effective batch."""
-        return {} if self._growing is None else self._growing.state()
+        return self._loaded if self._growing is None else self._growing.state()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """See whether the training of a checkpoint had its effective batch grown."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if self._growing is not None:
-            self._growing.load(state)
+            self._growing.load(state, checkpoint.get("global_step", 0))
         elif state and state.get("grown"):
+            self._loaded = state  # its learning rates stay as they are, so who resumes this fit must know
             warn("the checkpoint is of a training with a larger effective batch, and so are its learning rates")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

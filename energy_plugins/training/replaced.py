@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from copy import deepcopy
 from typing import Any
 
 
@@ -57,6 +58,10 @@ class _Cover:
 
     def __call__(self, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401 - the method's own
         return self._function(self.below, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> object:
+        """Return the copy's own method: nobody lies over that of a copied object."""
+        return deepcopy(self.below, memo)
 
     def lift(self) -> None:
         """Take it away from wherever it lies; what a stranger has put over it is left, and it does nothing there."""

@@ -10,6 +10,7 @@ import outcomes
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from micro_batching import Gradients, Reader, apart, trained
 from outcomes import load, our_warnings
 from torch.optim import lr_scheduler
@@ -171,3 +172,36 @@ def test_what_cannot_grow_says_why(tmp_path: Path) -> None:
 def test_nobody_says_how_far() -> None:
     with pytest.raises(ConfigError, match="max_effective_batch is not given"):
         MicroBatchTuner(effective_batch="grow")
+
+
+@pytest.mark.parametrize("was_grown", [True, False])
+def test_a_resumed_training_sees_the_samples_that_are_left(tmp_path: Path, was_grown: bool) -> None:
+    """Of 100 optimizer steps of 4 samples 40 have been made before: by 10 of 16, or as the user counts them."""
+    path = saved(tmp_path, *([grown()] if was_grown else []), accumulation=2)
+    how: dict[str, Any] = {"rows": 160, "batch": 2, "max_epochs": -1, "max_steps": 100}
+    model = Scheduled()
+    trainer = trained(tmp_path, model, grown(), accumulate_grad_batches=2, resume=path, **how)
+    assert trainer.global_step == (10 if was_grown else 40) + 15
+    assert trainer.max_steps == 100
+
+
+def test_who_resumed_without_growing_in_between_has_learning_rates_scaled_once(tmp_path: Path) -> None:
+    path = saved(tmp_path, grown(), accumulation=2)
+    how: dict[str, Any] = {"rows": 160, "batch": 2}
+    with our_warnings():
+        trainer = trained(tmp_path, Scheduled(schedule="none"), MicroBatchTuner(2), max_epochs=2, resume=path, **how)
+    trainer.save_checkpoint(path)
+    rates = Rates()
+    grown_again: dict[str, Any] = {"accumulate_grad_batches": 2, "max_epochs": 3, "resume": path}
+    trained(tmp_path, Scheduled(schedule="none"), grown(), rates, **grown_again, **how)
+    assert set(rates.seen) == {trainer.optimizers[0].param_groups[0]["lr"]}
+
+
+def test_a_module_may_be_copied_meanwhile(tmp_path: Path) -> None:
+    """As by those who average weights; the copy is the module without us."""
+    averaging, model = StochasticWeightAveraging(0.01), Scheduled(schedule="none")
+    trained(tmp_path, model, grown(), averaging, rows=160, batch=2, accumulate_grad_batches=2, max_epochs=3)
+    copied = averaging._average_model
+    assert copied is not None
+    assert copied is not model
+    assert vars(copied).get("configure_optimizers", copied.configure_optimizers).__self__ is copied

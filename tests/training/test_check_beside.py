@@ -11,14 +11,18 @@ from functools import partial
 import numpy as np
 import pytest
 
+from energy_plugins.config import MicroBatchConfig
 from energy_plugins.measure.live import StepBatch
 from energy_plugins.measure.rank_part import Rank
 from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.limits.timing import Timing
 from energy_plugins.training.limits.windows import Windows
+from energy_plugins.training.micro_batch.batcher import MicroBatcher
 from energy_plugins.training.micro_batch.course import MicroBatchCourse, Searched
+from energy_plugins.training.micro_batch.doubt import Doubt
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.step_window import Told, WindowNs
+from energy_plugins.training.watch import SumOverRanks
 
 RANKS, START, SHARE, SIZES = 2, 4, 16, (2, 4, 8, 16)
 SEARCHING, CHECKING = 1200, 600
@@ -37,6 +41,8 @@ class Training:
     """A rank, and the size that it has no memory for under the limit."""
     lost: int = -1
     """A rank that measures nothing under the limit."""
+    doubts: int = -1
+    """A rank whose gradients would have differed in the last step of the search for a limit."""
     search_share: float = 0.5
     now_s: float = 0.0
     is_limited: bool = False
@@ -76,6 +82,11 @@ class ModelSizes(OwnSizes):
         start_ns, end_ns = (starts * 1e9).astype(np.int64), (ends * 1e9).astype(np.int64)
         return Told.of(StepBatch(start_ns, end_ns, joules[np.newaxis], np.full(len(starts), math.nan)), least)
 
+    def begins_to_be_limited(self) -> None:
+        self.training.is_limited = True
+        if self.rank == self.training.lost:
+            self.lose("its GPU is gone")
+
     def works(self) -> tuple[int, float, float]:
         """Return the size of a step, its seconds and its joules."""
         training, size = self.training, self.size or START
@@ -113,6 +124,18 @@ def make(members: Sequence[ModelSizes]) -> None:
         one.ran.append(size)
 
 
+def hear_of_doubt(member: ModelSizes, course: MicroBatchCourse, together: SumOverRanks) -> None:
+    """Begin to check on one rank, when one of them has a doubt."""
+    who = Rank(rank=member.rank, world_size=RANKS)
+    batcher = MicroBatcher(MicroBatchConfig(), None, who=who, sum_over_ranks=together)
+    batcher._rank, batcher._course = member, course
+    if member.rank == member.training.doubts:
+        member.doubt = Doubt(1200, 0.5, 0, 0)
+    batcher.check_beside(SLACK)
+    assert batcher.part().chosen is None
+    make([member])
+
+
 def trained(training: Training) -> list[tuple[Searched, list[int]]]:
     """Search on all ranks, each on a thread; then check, and return what became of it and which sizes ran at last."""
     members = [ModelSizes(training, rank) for rank in range(RANKS)]
@@ -147,11 +170,12 @@ def trained(training: Training) -> list[tuple[Searched, list[int]]]:
         try:
             follow(rank, courses[rank].searching(START, SIZES), SEARCHING)
             barrier.wait()
-            training.is_limited = True
-            if rank == training.lost:
-                members[rank].lose("its GPU is gone")
+            members[rank].begins_to_be_limited()
             barrier.wait()
-            follow(rank, courses[rank].checking(SLACK), CHECKING)
+            if training.doubts < 0:
+                follow(rank, courses[rank].checking(SLACK), CHECKING)
+            else:
+                hear_of_doubt(members[rank], courses[rank], partial(together, rank))
         except BaseException as error:
             failures.append(error)
             barrier.abort()
@@ -204,3 +228,12 @@ def test_without_time_left_for_it_nothing_is_compared() -> None:
     for searched, ran in trained(Training(limited_j={8: 0.7}, search_share=0.013)):
         assert searched.beside is None
         assert set(ran) == {16}
+
+
+def test_a_doubt_that_is_heard_of_then_ends_no_training() -> None:
+    with pytest.warns(RuntimeWarning, match="step 1200 would have differed"):
+        each = trained(Training(doubts=1))
+    for searched, ran in each:
+        assert "step 1200 would have differed" in searched.why
+        assert searched.is_over
+        assert ran[-1] == START

@@ -231,3 +231,15 @@ def test_all_ranks_say_the_same_of_what_some_have_found() -> None:
     assert first_of([nothing, nothing]) is None
     assert first_of([nothing, Doubt(9, 0.2, 0, 0)]) == Doubt(9, 0.2, 0, 0)
     assert first_of([Doubt(9, 0.2, 7, 8), Doubt(8, 0.3, 0, 0)]) == Doubt(8, 0.3, 7, 8)
+
+
+class TestWhatCannotBeCounted:
+    def test_batches_that_nobody_can_count_run_all_the_same(self) -> None:
+        def fails(_batches: Sequence[Any]) -> SampleCounts:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        checks, asked = LaterChecks(count=fails), Asked()
+        checks.learn([labels(9, 9, 9, 9)], CUT, SAME, 1)
+        assert checks.allow([labels(9, 9, 9, 8)], CUT, asked, 2)
+        assert checks.allow([labels(9, 9, 9, 8)], CUT, asked, 10, due=True)
+        assert (checks.made, checks.doubt) == (1, None)

@@ -15,6 +15,7 @@ from energy_plugins.training.guard import warn
 from energy_plugins.training.limits.timing import Timing
 from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.measured import Measured
+from energy_plugins.training.micro_batch.collectives import SPEAKS
 from energy_plugins.training.micro_batch.course import MicroBatchCourse
 from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError
 from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, foresee
@@ -118,7 +119,7 @@ class MicroBatcher:
     @property
     def plan(self) -> MicroBatchPlan | None:
         """What to do with the batches of the next optimizer step; None is what the user does."""
-        setting, size = self._setting, None if self._later.doubt is not None else self._rank.size
+        setting, size = self._setting, self._rank.size
         return None if setting is None or size is None or size == setting.batch else replace(setting, size=size)
 
     @property
@@ -211,10 +212,7 @@ class MicroBatcher:
             self._leave(self._rank.doubt)  # of several ranks all do so together, when they have heard
         if self._script is not None and self._rank.steps >= self._next:
             was_settled = self.settled
-            try:
-                self._next = self._rank.steps + next(self._script)
-            except GradientsDifferError as error:
-                self._leave(error.doubt)
+            self._follow(self._script)
             if self.settled and not was_settled:
                 self._remember()
             self._tell()
@@ -230,7 +228,7 @@ class MicroBatcher:
             return
         self._has_checked = True
         self._script = course.checking(slack)
-        self._next = self._rank.steps + next(self._script)
+        self._follow(self._script)
 
     def out_of_memory(self, size: int) -> None:
         """Hear that a size did not fit after all; this rank goes on with a smaller one, and the others will hear.
@@ -251,7 +249,7 @@ class MicroBatcher:
         """Have the report say what became of it."""
         self._later.forget()
         if self._later.doubt is not None and self._doubt is None:
-            self._leave(self._later.doubt)
+            self._leave(self._later.doubt, is_heard=False)
         self._tell()
 
     # Deciding.
@@ -297,6 +295,9 @@ class MicroBatcher:
     def _compared(self, compare: Compare, plan: MicroBatchPlan, window: Sequence[Any]) -> GradientCheck | None:
         check = compare(plan)
         self._later.made += 1
+        if check is not None and check.speaks and self._later.is_on and self._gate is not None:
+            self._gate.why_not = SPEAKS
+            return None
         if check is None or not check.is_known:
             return check
         if check.agrees:
@@ -351,13 +352,21 @@ class MicroBatcher:
         if choice is not None and self._setting is not None and choice.size != self._setting.batch:
             remember(self._kind, choice.size)
 
-    def _leave(self, doubt: Doubt) -> None:
-        """Go back to the user's setting for good, on all ranks."""
+    def _follow(self, script: Iterator[int]) -> None:
+        """Hear until when to go on as things are, or that a rank has a doubt. Collective now and then."""
+        try:
+            self._next = self._rank.steps + next(script)
+        except GradientsDifferError as error:
+            self._leave(error.doubt)
+
+    def _leave(self, doubt: Doubt, *, is_heard: bool = True) -> None:
+        """Go back to the user's setting for good, on all ranks that have heard of it: one of them says so."""
         self._doubt, self._script, self._rank.size = doubt, None, None
         if self._course is not None:
             self._course.searched.leave(doubt.why())
+            self._course.probe = None  # nobody waits for its answer
         self._tell()
-        if self._ranks.who.rank == 0:
+        if self._ranks.who.rank == 0 or not is_heard:
             self.has_said = True
             warn(f"the micro-batch is left alone from now on: {doubt.why()}")
 

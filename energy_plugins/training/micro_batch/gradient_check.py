@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from energy_plugins.training.micro_batch.as_it_was import clear_gradients, left_as_it_was
+from energy_plugins.training.micro_batch.collectives import collectives
 from energy_plugins.training.micro_batch.in_float32 import can_be_exact, in_float32
 from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_batch.stilled import Stilled, without_batch_statistics
@@ -54,6 +55,8 @@ class GradientCheck:
     None if it is about as long, or if more differs."""
     samples: int | None = None
     """So many of each batch were compared, because more do not fit into memory; None for all."""
+    speaks: bool = False
+    """Whether the passes spoke with other ranks."""
 
     @property
     def agrees(self) -> bool:
@@ -96,6 +99,8 @@ def compare(model: torch.nn.Module, usual: Way, other: Way, *, limit: float) -> 
     with left_as_it_was(model), uncompiled(), Stilled():
         began_s = time.monotonic()
         found = _judged(model, parameters, usual, other, limit)
+        if found.speaks:  # ranks decide for themselves whether to run it in float32: some would wait for others
+            return found
         is_cheap = time.monotonic() - began_s <= _CHEAP_S
         if limit > EXACT[0] and found.is_known and (is_cheap or not found.agrees) and can_be_exact(parameters):
             return _exactly(model, parameters, usual, other, found.difference) or found
@@ -139,9 +144,10 @@ def _compared(parameters: Sequence[torch.nn.Parameter], usual: Way, other: Way, 
     usual()
     expected = [None if one.grad is None else one.grad.detach().to("cpu", copy=True) for one in parameters]
     clear_gradients(parameters)
+    begun = collectives()  # not before the first pass: DistributedDataParallel may arrange its buckets anew in that
     other()
     difference, factor = _difference(parameters, expected, limit)
-    return GradientCheck(difference, limit, factor)
+    return GradientCheck(difference, limit, factor, speaks=collectives() != begun)
 
 
 def limit_of(model: torch.nn.Module, precision: torch.dtype | None = None) -> float:

@@ -61,7 +61,8 @@ class LaterChecks:
         """The check that found it."""
         self.made = 0
         """Checks so far."""
-        self._is_on = is_on
+        self.is_on = is_on
+        """Whether gradients have to be the same."""
         self._count = count
         self._known: dict[int, list[float]] = {}
         """The largest spread of each count in groups whose gradients agreed; by how many counts they have."""
@@ -75,14 +76,14 @@ class LaterChecks:
 
     def learn(self, window: Sequence[Any], plan: MicroBatchPlan, check: GradientCheck, step: int) -> None:
         """Hear of a window that was run both ways and agreed."""
-        if not self._is_on:
+        if not self.is_on:
             return
         self._agreed = step
         for first in range(0, len(window), plan.together):
             group = window[first : first + plan.together]
             if check.samples is not None:
                 group = [cut(batch, check.samples)[0] for batch in group]
-            self._widen(self._count(group).spreads(_parts(group, plan)))
+            self._widen(self._counted(group).spreads(_parts(group, plan)))
 
     def allow(
         self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup, step: int, *, due: bool = False
@@ -97,14 +98,14 @@ class LaterChecks:
             due: whether it is to be checked whatever its counts.
         """
         samples = [samples_in(batch) for batch in group]
-        if not self._is_on or None in samples:  # what cannot be cut or joined runs as it came
+        if not self.is_on or None in samples:  # what cannot be cut or joined runs as it came
             return True
         ran, self._ran = self._ran, None
         if ran is not None and not self._is_shut and self._exceeds(ran):
             self._check(ran, compare, is_unequal=True, has_run=True)
         if self._is_shut:
             return False
-        this, is_whole = _Ran(group, plan, self._count(group), step), samples == [plan.batch] * len(group)
+        this, is_whole = _Ran(group, plan, self._counted(group), step), samples == [plan.batch] * len(group)
         due = due and is_whole and self._looked != step
         if not due and not this.counts.is_here and is_whole and not self._unknown:
             self._ran = this
@@ -159,6 +160,13 @@ class LaterChecks:
         if too_large:
             free_caches()
         return None
+
+    def _counted(self, batches: Sequence[Any]) -> SampleCounts:
+        """Return the counts of batches: none of those that nobody can count, or where there is no memory to do so."""
+        try:
+            return self._count(batches)
+        except (RuntimeError, MemoryError, TypeError):
+            return SampleCounts(())
 
     def _widen(self, spreads: Sequence[float]) -> None:
         known = self._known.get(len(spreads), [0.0] * len(spreads))

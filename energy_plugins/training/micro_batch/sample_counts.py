@@ -58,9 +58,12 @@ class SampleCounts:
 
 
 def _counted(batch: object) -> torch.Tensor | None:
-    """Return a row for each sample, on the device of the first tensor; None if nothing can be counted."""
+    """Return a row for each sample, on the GPU if any tensor is there; None if nothing can be counted."""
     columns = [column for tensor in tensors(batch) for column in _of(tensor.detach())]
-    return torch.stack([one.to(columns[0].device) for one in columns], 1) if columns else None
+    if not columns:
+        return None
+    device = next((one.device for one in columns if one.is_cuda), columns[0].device)  # else this would wait for the GPU
+    return torch.stack([one.to(device, non_blocking=device.type == "cuda") for one in columns], 1)
 
 
 def _of(tensor: torch.Tensor) -> list[torch.Tensor]:
