@@ -40,6 +40,8 @@ class Charge:
         self._simulated = any("SIMULATED" in gpu.name for gpu in measured)
         self._sharing = Sharing(trial, self._gpus)
         self._ended = threading.Event()
+        self._file_lock = threading.Lock()
+        """Guards the trial's file: reports and beats write it from two threads."""
         self._warned = False
         self._drawn_j = 0.0
         self._last: TrialEnergy | None = None
@@ -111,7 +113,9 @@ class Charge:
         if not energy.total_j:
             return  # nobody knows yet
         try:
-            write_energy(self._trial.files, self._trial.folder, energy)
+            with self._file_lock:
+                if energy.ended or self._last is None:  # the last word stays the last
+                    write_energy(self._trial.files, self._trial.folder, energy)
         except OSError as error:
             self._say(
                 f"what trial {self._trial.id} draws could not be written ({error!r:.200}): "

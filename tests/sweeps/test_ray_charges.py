@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,6 +155,23 @@ def test_attempts_at_a_trial_add_up(simulated: Simulated, tmp_path: Path) -> Non
     assert second.total_j == pytest.approx(300 * second.duration_s, rel=0.05)
     assert read_energy(LOCAL, str(tmp_path)) == second
     assert (second.shared_gpu, second.ended, second.simulated) == (0, True, True)
+
+
+def test_reports_and_beats_at_once_leave_a_whole_file(
+    simulated: Simulated, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    trial = trial_on(tmp_path, simulated(Constant(300.0)))
+    write_energy(LOCAL, str(tmp_path), DRAWN)  # of an earlier attempt
+    with EnergyMeter("trial", folder=None) as meter:
+        charge = Charge(trial, meter).begin()
+
+        def report(_: int) -> TrialEnergy | None:
+            charge.figures()
+            return read_energy(LOCAL, str(tmp_path))
+
+        with ThreadPoolExecutor(4) as threads:
+            assert None not in list(threads.map(report, range(200)))
+    assert [str(told.message) for told in recwarn] == []
 
 
 def test_a_gpu_that_ray_did_not_give_is_marked(simulated: Simulated, tmp_path: Path) -> None:
