@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ BATCHES = 6
 TRIED = 20
 EPOCHS = 4
 STEP_S = 0.02
+LIGHTNING = tuple(int(part) for part in version("lightning").split(".")[:2])
 
 
 class Tuned(Model):
@@ -65,7 +67,8 @@ def test_what_the_tuner_tries_is_in_no_report(simulation: Simulation, tmp_path: 
             assert found is not None
             assert len(found.results["loss"]) == BATCHES  # the trainer has one epoch
         else:
-            assert tuner.scale_batch_size(model, mode="power", steps_per_trial=2, max_trials=3) == 8
+            size = tuner.scale_batch_size(model, mode="power", steps_per_trial=2, max_trials=3)
+            assert size in {8, 16}  # the last that was tried, or with Lightning 2.5 the next
         assert monitor.report is None
         assert not (tmp_path / "energy").exists()
         assert monitor in vars(trainer)["callbacks"]
@@ -93,6 +96,8 @@ def test_a_finder_among_the_callbacks_is_in_no_report_either(
     simulation: Simulation, tmp_path: Path, kind: type[LearningRateFinder | BatchSizeFinder], place: str
 ) -> None:
     """Lightning calls it first, wherever it stands, and the fit begins for the others when it is done."""
+    if kind is LearningRateFinder and LIGHTNING < (2, 6):
+        pytest.skip("Lightning before 2.6 takes the finder's steps for steps of the fit, which then makes fewer")
     finder = kind(**({"max_trials": 3} if kind is BatchSizeFinder else {"early_stop_threshold": None}))
     monitor = EnergyMonitor(table=False, progress_bar=False)
     trainer = make_trainer(tmp_path, *([finder, monitor] if place == "before" else [monitor, finder]))
