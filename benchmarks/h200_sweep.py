@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning
 import numpy as np
@@ -187,16 +188,8 @@ def own_ledger(folder: Path) -> Iterator[None]:
         "ENERGY_REPORT_LEDGER": "1",
         "ENERGY_REPORT_PROJECT": _PROJECT,
     }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
+    with patch.dict(os.environ, wanted):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def window(report: Report) -> tuple[float, float]:
