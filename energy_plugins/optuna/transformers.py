@@ -110,8 +110,8 @@ class EnergyPruningCallback(TrainerCallback):
         """Look at metric and energy; one that is made outside of a training prunes nothing."""
         if self._energy_metric is not None and metrics is not None:
             charge = self._pruning.charge
-            drawn_j = charge.drawn_j if charge is not None and charge.known else 0.0
-            metrics[self._energy_metric] = drawn_j or math.nan  # nothing is known of the first second
+            known = charge if charge is not None and charge.known and charge.drawn_j > 0 else None
+            metrics[self._energy_metric] = math.nan if known is None else known.drawn_j  # as in the first second
         if not self._charged:
             return
         left_j, trainer = self._left_j(), trainer_above()
