@@ -442,7 +442,8 @@ def bars_of(row: Row, found: Found) -> list[Bar]:
     joules, part = sample_joules(found.drawn), found.part
     if part is None or not joules:
         return [Bar("sizes that were measured", float(len(joules)), at_least=2, show=".0f")]
-    bars = [Bar("seconds of training in which the search ran", part.search_s, at_most=60.0, show=".1f")]
+    what = "seconds of training in which the search ran, and gradients were compared"
+    bars = [Bar(what, part.search_s + part.check_s, at_most=60.0, show=".1f")]
     each = [
         sum(one.size == size for one in found.drawn)
         for size in (part.chosen or row.batch, min(joules, key=joules.__getitem__))
@@ -476,6 +477,7 @@ def figures_of(row: Row, found: Found) -> dict[str, Any]:
         "setting": {"batch": row.batch, "accumulation": row.accumulation},
         "tuner": None if part is None else {
             "chosen": part.chosen, "source": part.source, "why": part.why, "search_s": part.search_s,
+            "check_s": part.check_s, "gradient_checks": part.gradient_checks,
             "expected_saving": part.expected_saving, "confidence": part.confidence,
             "gradient_difference": part.gradient_difference, "gradient_limit": part.gradient_limit,
             "tried": [vars(one) for one in part.tried], "explanation": list(part.explanation),

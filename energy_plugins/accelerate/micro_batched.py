@@ -14,6 +14,8 @@ from energy_plugins.training.guard import warn
 from energy_plugins.training.micro_batch.batch_tree import sample_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from accelerate.accelerator import Accelerator
 
     from energy_plugins.config import MicroBatchConfig
@@ -167,7 +169,7 @@ class _Tuned:
         if why and not self._batcher.has_said and self._accelerator.is_main_process:
             warn(f"the micro-batch is left alone: {why}")
 
-    def _compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
+    def _compare(self, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
         factor = self._batches.factor
         if self._batches.trouble:
             raise ValueError(self._batches.trouble)
@@ -183,4 +185,4 @@ class _Tuned:
                 f"the loop multiplies its losses by {factor:g} before accelerator.backward, which nobody can see who "
                 "runs passes of their own: let accelerator.accumulate divide them, or do it in the function"
             )
-        return self._batches.compare(plan)
+        return self._batches.compare(batches, plan)

@@ -106,7 +106,7 @@ class MicroBatches:
         if len(self._held) < plan.together and not self.is_whole:
             return self._done(torch.zeros((), device=self._accelerator.device))
         held, self._held = self._held, []
-        if not self._allows(held, plan, self._compared):
+        if not self._allows(held, plan, self.compare):
             return self._done(self._run([Pass(one) for one in held]))
         try:
             return self._done(self._run(passes(held, plan, adds_up=self._adds_up)))
@@ -116,11 +116,8 @@ class MicroBatches:
                 raise
         return self._done(self._begin_anew(plan.size, held))
 
-    def compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
-        """Return how the gradients of the window would differ, None if it is not a whole one."""
-        return self._compared(self.window, plan)
-
-    def _compared(self, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
+    def compare(self, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
+        """Return how the gradients of batches would differ with ``plan``, None if they are no whole ones."""
         return both_ways(
             self.wrappers.models,
             batches,

@@ -168,7 +168,7 @@ class MicroBatchTuner(Callback):
             self._monitor.after_batch = partial(self._after_batch, trainer)
         self._batcher.grown = "" if self._growing is None else self._growing.sentence
         if missing:
-            self._batcher.consider(None, 1, lambda _: None)  # on all ranks alike
+            self._batcher.consider(None, 1, lambda *_: None, ())  # on all ranks alike
             _warn_if_declined(self._batcher)
             return
         self._batches = MicroBatches(

@@ -120,7 +120,7 @@ class MicroBatches:
         if len(held) < plan.together and not self._ended:
             return Passes(self, [], plan)
         self._begun = len(self.window)
-        if not plan.is_users and not self._allows([one.kwargs["batch"] for one in held], plan, self.compare_group):
+        if not plan.is_users and not self._allows([one.kwargs["batch"] for one in held], plan, self.compare):
             plan = replace(plan, size=plan.batch)
         return Passes(self, held, plan)
 
@@ -143,18 +143,8 @@ class MicroBatches:
 
     # The check.
 
-    def compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
-        """Return how the gradients of the window would differ with ``plan``, None if it is no whole one.
-
-        To cut batches, those that have come are enough.
-        """
-        batches = [one.kwargs["batch"] for one in self.window]
-        if plan.together == 1 and batches:
-            plan = replace(plan, accumulation=len(batches))
-        return self.compare_group(batches, plan)
-
-    def compare_group(self, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
-        """Return the same of any batches."""
+    def compare(self, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
+        """Return how the gradients of batches would differ with ``plan``, None if they are no whole ones."""
         model = self.trainer.strategy.model
         silent = logging_to(self.module, lambda *_, **__: None)
         with silent, unheard(model or self.module), metrics_kept(self.module):

@@ -63,6 +63,8 @@ class MicroBatchPart(Part):
     """What rounding may explain of that."""
     gradient_checks: int = 0
     """How often they were computed both ways, at the start and later."""
+    check_s: float = 0.0
+    """How much of the training passed in that."""
     steps_in_doubt: tuple[int, ...] = ()
     """First and last optimizer step of this run whose gradients may have differed before that was found, if any."""
     search_s: float = 0.0
@@ -86,6 +88,6 @@ class MicroBatchPart(Part):
         """Read it from JSON; raises ReportError."""
         tried = tuple(TriedMicroBatch.read(one) for one in section.sections("tried"))
         known = section.with_defaults(
-            {"checked_beside": [], "saving_beside": None, "gradient_checks": 0, "steps_in_doubt": []}
+            {"checked_beside": [], "saving_beside": None, "gradient_checks": 0, "check_s": 0.0, "steps_in_doubt": []}
         )
         return cls(**read_fields(cls, known, "tried"), tried=tried)

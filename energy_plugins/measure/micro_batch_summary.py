@@ -44,7 +44,7 @@ def _off(part: MicroBatchPart) -> str:
 def _compared(part: MicroBatchPart) -> str:
     if part.gradient_checks < 2 or part.chosen is None:
         return ""
-    return f"gradients compared {part.gradient_checks} times, at the start and later"
+    return f"gradients compared {part.gradient_checks} times in {duration(part.check_s)}, at the start and later"
 
 
 def _expected(part: MicroBatchPart) -> str:

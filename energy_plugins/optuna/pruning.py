@@ -11,6 +11,7 @@ from energy_plugins.optuna.attributes import (
     METRIC_MISSING,
     METRIC_NAN,
     PRUNED,
+    STUDY_SPENT,
     TOTAL_J,
     checked_budget_j,
 )
@@ -130,7 +131,7 @@ class Pruning:
         if charge is None:
             return ""
         drawn_j = charge.drawn_j
-        why = charge.study_is_spent()
+        study_is_spent = why = charge.study_is_spent()
         if not why and self._budget_j is not None:
             if drawn_j > self._budget_j:
                 why = f"{drawn_j:.4g} J drawn, of a budget of {self._budget_j:.4g} J"
@@ -138,7 +139,7 @@ class Pruning:
                 why = f"{drawn_j + left_j:.4g} J expected until its end, with a budget of {self._budget_j:.4g} J"
         if why:
             self.note(left_j)
-            charge.write({PRUNED: 1.0})
+            charge.write({PRUNED: 1.0, **({STUDY_SPENT: 1.0} if study_is_spent else {})})
         return why
 
     def note(self, left_j: float | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from energy_plugins.optuna.attributes import BUDGET_J, charged_j, checked_budget_j
+from energy_plugins.optuna.attributes import BUDGET_J, STUDY_SPENT, charged_j, checked_budget_j, own_float
 from energy_plugins.units import j_to_kwh, kwh_to_j
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class StudyEnergyBudget:
             study.set_user_attr(BUDGET_J, self.energy_j)
         return self
 
-    def __call__(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:  # noqa: ARG002 - Optuna's
-        """Stop the study if it is spent."""
+    def __call__(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        """Stop the study if it is spent, or ``trial`` ended for that: what it drew in the end may be a little less."""
         self.begin(study)
-        if study_energy_j(study) >= self.energy_j:
+        if own_float(trial.number, trial.user_attrs, STUDY_SPENT) or study_energy_j(study) >= self.energy_j:
             study.stop()
 
 

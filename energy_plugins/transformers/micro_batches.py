@@ -97,9 +97,9 @@ class MicroBatches:
         self._replaced.close()
         self.window, self._held = (), []
 
-    def compare(self, plan: MicroBatchPlan) -> GradientCheck | None:
-        """Return how the gradients of the window that begins would differ, None if it is not a whole one."""
-        return None if self._first is None else self._compared(self._first, self.window, plan)
+    def compare(self, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
+        """Return how the gradients of some batches of this window would differ, None if they are no whole ones."""
+        return None if self._first is None else self._compared(self._first, batches, plan)
 
     def _compared(self, call: _Call, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
         args = self._trainer.args

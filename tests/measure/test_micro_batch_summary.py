@@ -58,8 +58,8 @@ def test_what_was_chosen_and_why(typical_report: Report) -> None:
         ({"source": "fixed", "tried": ()}, "32 samples at once instead of 4 x 8, as asked for"),
         ({"expected_slowdown": 0.1}, "10.0 % longer steps"),
         (
-            {"gradient_checks": 7},
-            "rounding) gradients compared 7 times, at the start and later expected of it",
+            {"gradient_checks": 7, "check_s": 1.5},
+            "rounding) gradients compared 7 times in 1.500 s, at the start and later expected of it",
         ),
     ],
 )
@@ -70,12 +70,12 @@ def test_other_ends(typical_report: Report, changes: dict[str, Any], words: str)
 def test_steps_in_doubt_survive_the_disk_and_are_not_asked_of_older_reports(
     typical_report: Report, tmp_path: Path
 ) -> None:
-    part = dataclasses.replace(CHOSEN, gradient_checks=7, steps_in_doubt=(5, 12))
+    part = dataclasses.replace(CHOSEN, gradient_checks=7, check_s=1.5, steps_in_doubt=(5, 12))
     folder = dataclasses.replace(typical_report, micro_batch=part).save(tmp_path)
     assert Report.load(folder).micro_batch == part
     file = folder / "report.json"
     written = json.loads(file.read_text())
-    for name in ("gradient_checks", "steps_in_doubt"):
+    for name in ("gradient_checks", "check_s", "steps_in_doubt"):
         del written["micro_batch"][name]
     file.write_text(json.dumps(written))
     assert Report.load(folder).micro_batch == CHOSEN

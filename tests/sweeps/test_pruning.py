@@ -27,7 +27,7 @@ from energy_plugins.optuna import (
     study_energy_j,
     time_to_target,
 )
-from energy_plugins.optuna.attributes import PRUNED, TOTAL_J
+from energy_plugins.optuna.attributes import PRUNED, STUDY_SPENT, TOTAL_J, TRIAL
 from energy_plugins.optuna.transformers import EnergyPruningCallback as ForTransformers
 from energy_plugins.testing import Constant, Simulation
 from energy_plugins.units import j_to_kwh
@@ -201,6 +201,19 @@ def test_a_budget_of_the_study_ends_a_trial_that_runs(tmp_path: Path) -> None:
     study.optimize(objective, n_trials=5, callbacks=[budget])
     assert [trial.state.name for trial in study.trials] == ["PRUNED"]
     assert 400 <= study_energy_j(study) < 1200
+
+
+def test_no_trial_begins_after_one_that_ended_for_the_budget_of_the_study() -> None:
+    """What it drew in the end may be a little less than what was known when it ended."""
+
+    def objective(trial: optuna.Trial) -> float:
+        for name, value in {TRIAL: float(trial.number), TOTAL_J: 99.0, STUDY_SPENT: 1.0}.items():
+            trial.set_user_attr(name, value)
+        raise optuna.TrialPruned
+
+    study = optuna.create_study(pruner=NopPruner())
+    study.optimize(objective, n_trials=5, callbacks=[StudyEnergyBudget(j_to_kwh(100.0))])
+    assert len(study.trials) == 1
 
 
 @pytest.mark.parametrize("budget", [0, -5.0, math.nan, math.inf, "3"])

@@ -152,6 +152,25 @@ class TestAllow:
         assert not asked.groups
 
 
+class TestHardest:
+    """Which batches of a window are run both ways before anything changes."""
+
+    def test_the_batch_with_the_most_unequal_parts_tells_most(self) -> None:
+        window = [labels(9, 9, 9, 9), labels(9, 9, 5, 5), labels(9, 9, 8, 8)]
+        assert LaterChecks().hardest(window, MicroBatchPlan(4, 3, 2)) == window[1:2]
+
+    def test_batches_that_run_together_are_one_group(self) -> None:
+        window = [labels(9, 9), labels(9, 9), labels(9, 9), labels(9, 5)]
+        assert LaterChecks().hardest(window, MicroBatchPlan(2, 4, 4)) == window[2:]
+        assert LaterChecks().hardest(window, MicroBatchPlan(2, 4, 8)) == window
+
+    def test_one_that_is_cut_short_tells_nothing(self) -> None:
+        short = [labels(9, 9, 9, 9), labels(9, 1)]
+        assert LaterChecks().hardest(short, MicroBatchPlan(4, 2, 2)) == short[:1]
+        assert LaterChecks().hardest(short, MicroBatchPlan(4, 2, 8)) is None
+        assert LaterChecks().hardest([], MicroBatchPlan(4, 2, 2)) is None
+
+
 class TestDue:
     def test_steps_are_fixed_and_rarer_as_time_goes_on(self) -> None:
         assert [step for step in range(1, 300_000) if is_due(step)] == [1, 10, 100, 20_000, 200_000]

@@ -21,7 +21,7 @@ from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferErro
 from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, foresee
 from energy_plugins.training.micro_batch.gate import Gate
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
-from energy_plugins.training.micro_batch.later_checks import CompareGroup, LaterChecks, is_due
+from energy_plugins.training.micro_batch.later_checks import CompareGroup, LaterChecks, alone, is_due
 from energy_plugins.training.micro_batch.memory import kind_of, recall, remember
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from energy_plugins.config import MicroBatchConfig
     from energy_plugins.measure.rank_part import Rank
     from energy_plugins.training.working_set.followed import TrainingStep
-
-Compare = Callable[[MicroBatchPlan], GradientCheck | None]
-"""Runs the last window both ways; None if it was not a whole one."""
 
 
 class MicroBatcher:
@@ -97,6 +94,8 @@ class MicroBatcher:
         self._gate: Gate | None = None
         self._check: GradientCheck | None = None
         """The one that was furthest apart."""
+        self._check_s = 0.0
+        """What all of them took."""
         self._reasons: list[str] = []
         self._course: MicroBatchCourse | None = None
         self._script: Iterator[int] | None = None
@@ -159,13 +158,13 @@ class MicroBatcher:
             plan = replace(setting, size=probe.size)
             probe.look(lambda: try_pass(plan))
 
-    def consider(self, batch: int | None, accumulation: int, compare: Compare, window: Sequence[Any] = ()) -> None:
+    def consider(self, batch: int | None, accumulation: int, compare: CompareGroup, window: Sequence[Any]) -> None:
         """Look at a window, and decide what may be done. Collective as long as it is `undecided`.
 
         Args:
             batch: samples of each of its batches; None if that cannot be told.
             accumulation: how many batches make an optimizer step.
-            compare: runs this window both ways, on all ranks at the same time.
+            compare: runs batches of this window both ways, on all ranks at the same time.
             window: its batches, as far as they have come.
         """
         if not self.undecided:
@@ -197,7 +196,7 @@ class MicroBatcher:
         Not collective: it is one rank's own affair, and the others hear later.
         """
         due = self.settled and is_due(self._with_it + 1)
-        allowed = self._later.allow(group, plan, compare, self._rank.steps + 1, due=due)
+        allowed = self._later.allow(group, plan, self._timed(compare), self._rank.steps + 1, due=due)
         if self._later.doubt is not None and self._rank.doubt is None:
             self._rank.doubt = self._later.doubt
             self._check = self._later.check or self._check
@@ -292,8 +291,11 @@ class MicroBatcher:
             return []
         return sorted({possible[0], possible[-1]} - {batch})
 
-    def _compared(self, compare: Compare, plan: MicroBatchPlan, window: Sequence[Any]) -> GradientCheck | None:
-        check = compare(plan)
+    def _compared(self, compare: CompareGroup, plan: MicroBatchPlan, window: Sequence[Any]) -> GradientCheck | None:
+        group = self._later.hardest(window, plan)
+        if group is None:
+            return None
+        check = self._timed(compare)(group, alone(plan, len(group)))
         self._later.made += 1
         if check is not None and check.speaks and self._later.is_on and self._gate is not None:
             self._gate.why_not = SPEAKS
@@ -301,11 +303,21 @@ class MicroBatcher:
         if check is None or not check.is_known:
             return check
         if check.agrees:
-            self._later.learn(window, plan, check, self._rank.steps)
+            self._later.learn(group, plan, check, self._rank.steps)
         if self._check is None or check.difference > self._check.difference:
             self._check = check
         allowed = self._config.allow_batch_statistics
         return replace(check, limit=math.inf) if allowed and check.factor is None else check
+
+    def _timed(self, compare: CompareGroup) -> CompareGroup:
+        def timed(group: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
+            began_ns = self._rank.now_ns()
+            try:
+                return compare(group, plan)
+            finally:
+                self._check_s += (self._rank.now_ns() - began_ns) * 1e-9
+
+        return timed
 
     def _judge(self, gate: Gate, size: int) -> None:
         """Strike out what cannot be used."""
@@ -403,6 +415,7 @@ class MicroBatcher:
                 grown=self.grown,
                 check=self._check,
                 checks=self._later.made,
+                check_s=self._check_s,
                 doubt=self._doubt or self._later.doubt,
                 why=self._why,
                 reasons=(*self._reasons, *self._foreseen.sentences),

@@ -85,6 +85,17 @@ class LaterChecks:
                 group = [cut(batch, check.samples)[0] for batch in group]
             self._widen(self._counted(group).spreads(_parts(group, plan)))
 
+    def hardest(self, window: Sequence[Any], plan: MicroBatchPlan) -> Sequence[Any] | None:
+        """Return the batches of a window that tell most: those whose parts are most unequal; None if none are whole.
+
+        Each batch that is cut, and each group that runs together, adds a term of its own to the gradient of a window.
+        """
+        groups = [window[first : first + plan.together] for first in range(0, len(window), plan.together)]
+        whole = [one for one in groups if [samples_in(batch) for batch in one] == [plan.batch] * plan.together]
+        if len(whole) < 2:
+            return whole[0] if whole else None
+        return max(whole, key=lambda one: max(self._counted(one).spreads(_parts(one, plan)), default=0.0))
+
     def allow(
         self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup, step: int, *, due: bool = False
     ) -> bool:
@@ -154,7 +165,7 @@ class LaterChecks:
     def _compared(self, group: _Ran, compare: CompareGroup) -> GradientCheck | None:
         """Return what a check says; None if it cannot be made."""
         try:
-            return compare(group.batches, _alone(group.plan, len(group.batches)))
+            return compare(group.batches, alone(group.plan, len(group.batches)))
         except Exception as error:  # noqa: BLE001 - what a training's own code says of batches that are not its own
             too_large = is_out_of_memory(error)
         if too_large:
@@ -173,7 +184,7 @@ class LaterChecks:
         self._known[len(spreads)] = list(map(max, spreads, known))
 
 
-def _alone(plan: MicroBatchPlan, batches: int) -> MicroBatchPlan:
+def alone(plan: MicroBatchPlan, batches: int) -> MicroBatchPlan:
     """Return what a plan is for a group alone, as if it made an optimizer step."""
     size = plan.size if batches == 1 else plan.batch * batches
     return replace(plan, size=min(size, plan.batch * batches), accumulation=batches)

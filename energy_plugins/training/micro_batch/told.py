@@ -24,6 +24,7 @@ class Known:
     check: GradientCheck | None
     checks: int
     """How often gradients were compared."""
+    check_s: float
     doubt: Doubt | None
     why: str
     """Why nothing is changed."""
@@ -45,6 +46,7 @@ def told(known: Known, searched: Searched | None) -> MicroBatchPart:
         gradient_difference=None if check is None else check.difference,
         gradient_limit=None if check is None else check.limit,
         gradient_checks=known.checks,
+        check_s=known.check_s,
         steps_in_doubt=() if doubt is None else doubt.steps,
         why=why,
     )
