@@ -27,6 +27,17 @@ class Norm(Enum):
         return nn.BatchNorm2d(channels) if self is Norm.BATCH else nn.GroupNorm(min(32, channels), channels)
 
 
+def convolutions(layers: int = 16, channels: int = 64) -> nn.Sequential:
+    """Return layers that are all alike: a 1x1 convolution, BatchNorm and a ReLU; one number for each of 10 classes."""
+    alike = [
+        nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        for _ in range(layers)
+    ]
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 1), *alike, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)
+    )
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, and the way around them (He et al., arXiv:1512.03385; the stride is the 3x3's)."""
 

@@ -12,8 +12,12 @@ unless it is the user's or ours. After it, unless --alone, what Lightning's `Bat
 | resnet       | Lightning    | ResNet-50, BatchNorm      | 8 x 32             |
 | resnet-group | Lightning    | ResNet-50, GroupNorm      | 8 x 32             |
 | gpt2         | transformers | GPT-2 small, 512 tokens   | 4 x 16             |
+| conv         | Lightning    | 16 1x1 convolutions       | 2048 x 1           |
 | mlp          | Lightning    | MLP 6 x 1024              | 65536 x 1          |
 | split        | Lightning    | ResNet-50, BatchNorm      | 4096 x 1           |
+
+The layers of conv are all alike, so that all leave the L2 at the same size, and are cheap enough that reading memory
+is what they do: there the curve is to turn. Those of mlp leave it, too, but multiply matrices: it has no turn.
 
 Each is a call of its own and has a result of its own, written after each round: a time limit loses nothing. Images are
 noise on the GPU; the text is the standard library's sources, a token a byte. All in bf16.
@@ -38,7 +42,7 @@ from typing import Any
 
 import torch
 from _common import Bar, Table, finish, gpu_names, print_table, say
-from _models import Norm, perceptron, resnet
+from _models import Norm, convolutions, perceptron, resnet
 from _sizes_in_turn import ROUNDS, Drawn, Turns, Window, as_table, drawn_in, knee, sample_joules
 from h200_transformers import CONTEXT, Sources
 from lightning.pytorch import Callback, LightningModule
@@ -97,8 +101,9 @@ ROWS = {
     "resnet": Row(model=resnet, shape=(3, 224, 224), batch=8, accumulation=32, allow=True),
     "resnet-group": Row(model=lambda: resnet(norm=Norm.GROUP), shape=(3, 224, 224), batch=8, accumulation=32),
     "gpt2": Row(model=_gpt2, batch=4, accumulation=16, ceiling=512),
-    "mlp": Row(model=lambda: perceptron(*[1024] * 7), shape=(1024,), batch=65536, accumulation=1, knee=True,
-               ceiling=2**20),
+    "conv": Row(model=convolutions, shape=(3, 32, 32), batch=2048, accumulation=1, allow=True, knee=True,
+                ceiling=2**14),
+    "mlp": Row(model=lambda: perceptron(*[1024] * 7), shape=(1024,), batch=65536, accumulation=1, ceiling=2**20),
     "split": Row(model=resnet, shape=(3, 224, 224), batch=4096, accumulation=1, allow=True,
                  only_split=True),
 }  # fmt: skip
