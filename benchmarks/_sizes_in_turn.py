@@ -80,6 +80,8 @@ class Turns:
         self.is_over = False
         self.stopped = ""
         """Why it ended early."""
+        self.check_s = 0.0
+        """How long gradients were compared until the search was over."""
         self._sizes = list(sizes)
         self._start = start
         self._seconds, self._deadline_s, self._write = seconds, deadline_s, write
@@ -99,6 +101,7 @@ class Turns:
         if self.is_over or not batcher.settled:
             return
         if self._size is None:
+            self.check_s = batcher.part().check_s
             failed = [one.size for one in batcher.part().tried if one.why]
             self._sizes = [one for one in self._sizes if one < min(failed, default=math.inf)]
         elif batcher.size != self._size:  # it ran out of memory

@@ -129,6 +129,8 @@ class Found:
 
     part: MicroBatchPart | None = None
     drawn: Sequence[Drawn] = ()
+    check_s: float = 0.0
+    """How long gradients were compared until the search was over."""
     stopped: str = ""
     other: str = ""
     """The name of the other tool, once it has had its turn,"""
@@ -292,12 +294,13 @@ def in_lightning(
     running = monitor._monitor  # noqa: SLF001
 
     def written(windows: Sequence[Window]) -> Sequence[Drawn]:
+        found.check_s = turns.check_s
         return so_far(found, running, tuning.found, windows, write)
 
     turns = bench.turns(model.batch_size, each, written)
     callbacks = [LightningTurns(turns, tuning), monitor, tuning]
     lightning_trainer(bench, callbacks, accumulate_grad_batches=accumulation).fit(model)
-    found.part, found.stopped = tuning.found, turns.stopped
+    found.part, found.stopped, found.check_s = tuning.found, turns.stopped, turns.check_s
     found.drawn = drawn_in(the_report(bench), turns.windows)
     return found
 
@@ -359,6 +362,7 @@ def in_trainer(bench: Bench, batch: int, accumulation: int, each: Sequence[int],
 
     def written(windows: Sequence[Window]) -> Sequence[Drawn]:
         batcher = energy._fits.monitor.batcher  # noqa: SLF001
+        found.check_s = turns.check_s
         return so_far(found, energy._fits.monitor, batcher.part() if batcher else None, windows, write)  # noqa: SLF001
 
     turns = bench.turns(batch, each, written)
@@ -366,6 +370,7 @@ def in_trainer(bench: Bench, batch: int, accumulation: int, each: Sequence[int],
     hf_trainer(bench, callbacks, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation).train()
     report = energy.report
     found.part, found.stopped = None if report is None else report.micro_batch, turns.stopped
+    found.check_s = turns.check_s
     found.drawn = drawn_in(the_report(bench), turns.windows)
     return found
 
@@ -447,8 +452,10 @@ def bars_of(row: Row, found: Found) -> list[Bar]:
     joules, part = sample_joules(found.drawn), found.part
     if part is None or not joules:
         return [Bar("sizes that were measured", float(len(joules)), at_least=2, show=".0f")]
-    what = "seconds of training in which the search ran, and gradients were compared"
-    bars = [Bar(what, part.search_s + part.check_s, at_most=60.0, show=".1f")]
+    bars = [
+        Bar("seconds of training in which the search ran", part.search_s, at_most=60.0, show=".1f"),
+        Bar("the same, and gradients were compared before", part.search_s + found.check_s, at_most=60.0, show=".1f"),
+    ]
     each = [
         sum(one.size == size for one in found.drawn)
         for size in (part.chosen or row.batch, min(joules, key=joules.__getitem__))
@@ -482,7 +489,7 @@ def figures_of(row: Row, found: Found) -> dict[str, Any]:
         "setting": {"batch": row.batch, "accumulation": row.accumulation},
         "tuner": None if part is None else {
             "chosen": part.chosen, "source": part.source, "why": part.why, "search_s": part.search_s,
-            "check_s": part.check_s, "gradient_checks": part.gradient_checks,
+            "check_s": found.check_s, "check_s_in_all": part.check_s, "gradient_checks": part.gradient_checks,
             "expected_saving": part.expected_saving, "confidence": part.confidence,
             "gradient_difference": part.gradient_difference, "gradient_limit": part.gradient_limit,
             "tried": [vars(one) for one in part.tried], "explanation": list(part.explanation),

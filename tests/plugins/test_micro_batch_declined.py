@@ -71,6 +71,8 @@ class TestDeclined:
             assert part.gradient_difference is not None
             assert part.gradient_limit is not None
             assert part.gradient_difference > part.gradient_limit
+            assert part.gradient_checks == 1  # more would say the same again
+            assert part.check_s > 0
             assert set(model.sizes[-4:]) == {2}
         else:
             assert part.chosen is None

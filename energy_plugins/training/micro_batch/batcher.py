@@ -19,7 +19,7 @@ from energy_plugins.training.micro_batch.collectives import SPEAKS
 from energy_plugins.training.micro_batch.course import MicroBatchCourse
 from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError
 from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, foresee
-from energy_plugins.training.micro_batch.gate import Gate
+from energy_plugins.training.micro_batch.gate import AGREEING, Gate
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
 from energy_plugins.training.micro_batch.later_checks import CompareGroup, LaterChecks, alone, is_due
 from energy_plugins.training.micro_batch.memory import kind_of, recall, remember
@@ -174,7 +174,8 @@ class MicroBatcher:
         while self._open and self.undecided:
             plan = replace(self._setting, size=self._open[-1]) if self._setting is not None else None
             assert plan is not None  # noqa: S101 - sizes follow from a setting
-            self._gate = self._gate or Gate(self._ranks)
+            # Where gradients may differ more windows would only say again by how much.
+            self._gate = self._gate or Gate(self._ranks, agreeing=AGREEING if self._later.is_on else 1)
             self._gate.look(lambda plan=plan: self._compared(compare, plan, window))  # type: ignore[misc]
             if self._gate.is_open is None:
                 return

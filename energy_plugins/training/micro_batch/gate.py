@@ -19,7 +19,7 @@ _AGREES, _DIFFERS, _TOO_LARGE, _UNKNOWN = 1.0, 0.0, -1.0, math.nan
 
 
 class Gate:
-    """Open once the gradients of `AGREEING` windows on every rank are the same either way.
+    """Open once the gradients of so many windows on every rank are the same either way.
 
     One is enough where whole batches do not fit into memory: there is no other way to run the next.
 
@@ -28,9 +28,10 @@ class Gate:
     Args:
         ranks: all of them.
         why_not: why this rank's training must be left as it is; empty if nothing is known against it.
+        agreeing: how many windows have to agree.
     """
 
-    def __init__(self, ranks: AllRanks, why_not: str = "") -> None:
+    def __init__(self, ranks: AllRanks, why_not: str = "", *, agreeing: int = AGREEING) -> None:
         self.is_open: bool | None = None
         """None until it is decided."""
         self.why_not = why_not
@@ -40,6 +41,7 @@ class Gate:
         self.difference: float | None = None
         """By which share of their norm gradients differed, on the rank where they did most."""
         self._ranks = ranks
+        self._agreeing = agreeing
         self._windows = 0
         self._agreed = 0
 
@@ -60,7 +62,7 @@ class Gate:
             self._shut(f"another rank says no{by}" if self.fits else "it does not fit into the memory of another rank")
         elif all(verdict == _AGREES for verdict in verdicts):
             self._agreed += 1
-            self.is_open = True if self._agreed >= AGREEING or any(parts for _, _, parts in words) else None
+            self.is_open = True if self._agreed >= self._agreeing or any(parts for _, _, parts in words) else None
         elif self._windows >= _MOST_WINDOWS:
             self._shut(f"{_MOST_WINDOWS} optimizer steps had no whole batches, or gradients that are not finite")
         if self.fits:
