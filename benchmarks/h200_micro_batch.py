@@ -62,13 +62,11 @@ from energy_plugins.training.monitor import Monitor
 from energy_plugins.transformers import EnergyCallback, MicroBatchCallback
 from energy_plugins.tune import MemoryHierarchy, WorkingSet
 
-_MOST_PARTS = 64
-"""A batch is cut into no more: such steps would take many seconds."""
 _NOISE = 0.005
 _SIMULATED_FITS = 8
 _FOREVER = 10**6
-_BESIDE_S = 40.0
-"""Of the time for a row, what is kept for another tool: it is not begun with less."""
+_BESIDE_S = 50.0
+"""Of the time for a row, what is kept for another tool: it is not begun with half of it."""
 
 Write = Callable[["Found"], int]
 
@@ -87,6 +85,8 @@ class Row:
     """Whether the curve is to turn where a layer leaves the L2."""
     only_split: bool = False
     """Whether the user's setting is not to fit into memory, which a simulated GPU is told."""
+    most_parts: int = 64
+    """A batch is cut into no more: such steps would take many seconds."""
     ceiling: int = 4096
     """Where other tools that look for the largest size begin or end."""
 
@@ -105,7 +105,7 @@ ROWS = {
                 ceiling=2**14),
     "mlp": Row(model=lambda: perceptron(*[1024] * 7), shape=(1024,), batch=65536, accumulation=1, ceiling=2**20),
     "split": Row(model=resnet, shape=(3, 224, 224), batch=4096, accumulation=1, allow=True,
-                 only_split=True),
+                 only_split=True, most_parts=16),
 }  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def sizes_of(row: Row) -> list[int]:
     Of those below the user's one is enough where there are larger ones: each half as large cost more by half or more.
     """
     possible = [one for one in sizes(row.batch, row.accumulation) if one & (one - 1) == 0]
-    return [one for one in possible if one * (_MOST_PARTS if row.accumulation == 1 else 2) >= row.batch]
+    return [one for one in possible if one * (row.most_parts if row.accumulation == 1 else 2) >= row.batch]
 
 
 # Lightning.
@@ -305,14 +305,17 @@ def in_lightning(
     return found
 
 
-def largest_by_lightning(bench: Bench) -> int:
-    """Return what `BatchSizeFinder` finds."""
+def largest_by_lightning(bench: Bench) -> tuple[int, str]:
+    """Return what `BatchSizeFinder` finds, and what is wrong with it if the training cannot go on so."""
     model = Learner(bench)
     finder = BatchSizeFinder(
         mode="power", steps_per_trial=3, init_val=min(bench.row.batch, 64), max_val=bench.row.ceiling
     )
-    lightning_trainer(bench, [finder], max_steps=1).fit(model)
-    return model.batch_size
+    try:
+        lightning_trainer(bench, [finder], max_steps=1).fit(model)
+    except torch.OutOfMemoryError:
+        return model.batch_size, "the training ran out of memory with it"
+    return model.batch_size, ""
 
 
 # transformers.
@@ -375,13 +378,13 @@ def in_trainer(bench: Bench, batch: int, accumulation: int, each: Sequence[int],
     return found
 
 
-def largest_by_trainer(bench: Bench) -> int:
-    """Return what `auto_find_batch_size` finds, from far too much downwards."""
+def largest_by_trainer(bench: Bench) -> tuple[int, str]:
+    """Return what `auto_find_batch_size` finds, from far too much downwards; nothing is wrong with that."""
     trainer = hf_trainer(
         bench, [], per_device_train_batch_size=bench.row.ceiling, auto_find_batch_size=True, max_steps=3
     )
     trainer.train()
-    return int(trainer.state.train_batch_size or bench.row.ceiling)
+    return int(trainer.state.train_batch_size or bench.row.ceiling), ""
 
 
 # Both.
@@ -410,9 +413,13 @@ def beside(bench: Bench, found: Found) -> None:
         found.other_why = f"only {max(bench.left_s, 0):.0f} s were left"
         return
     clear()
+    bench = replace(bench, alone=True)  # the time that was kept is its own
     try:
-        size = found.other_size = largest_by_lightning(bench) if row.shape else largest_by_trainer(bench)
+        size, why = largest_by_lightning(bench) if row.shape else largest_by_trainer(bench)
+        found.other_size, found.other_why = size, why
         clear()
+        if why:
+            return
         if row.shape:
             model = Learner(bench)
             model.batch_size = size
@@ -519,7 +526,7 @@ def table(row: Row, found: Found) -> None:
         lines.append([str(size), f"{one:.4g}", "" if users is None else f"{one / users - 1:+.1%}", found.other])
     print_table(lines)
     if found.other_why:
-        say(f"{found.other}: {found.other_why}")
+        say(f"{found.other} {found.other_size or ''}: {found.other_why}")
     if part is not None and part.why:
         say(f"left alone: {part.why}")
 
