@@ -40,6 +40,7 @@ class CounterReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._process.terminate()  # its input may not end: forked DataLoader workers that still run hold the pipe, too
         self._process.communicate()
 
     def readings(self) -> NDArray[np.float64]:

@@ -352,6 +352,7 @@ class MicroBatcher:
             share=setting.share,
             search_share=self._config.search_share,
             remembered=recall(self._kind),
+            checked_s=self._check_s,
         )
         if fixed is None:
             self._script = self._course.searching(setting.batch, self._allowed, self._foreseen)

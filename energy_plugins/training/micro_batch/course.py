@@ -46,6 +46,8 @@ class _Word(NamedTuple):
     """The size that ran out of memory, 0 if none did."""
     remembered: float
     """The size that was chosen for such a training before, 0 if none is known. Rank 0's counts."""
+    checked_s: float = 0.0
+    """What comparing gradients has taken before a search."""
     in_doubt: float = 0.0
     """The optimizer step whose gradients would have differed, and what `Doubt` has beside it; 0 if none would."""
     difference: float = 0.0
@@ -84,10 +86,18 @@ class MicroBatchCourse:
         share: samples of an optimizer step on one rank.
         search_share: the most of the training that the search may take.
         remembered: a size that was chosen for such a training, to be looked at first; on rank 0. 0 if none is known.
+        checked_s: what comparing gradients has taken on this rank: a search gets so much less than its minute.
     """
 
-    def __init__(
-        self, windows: Windows, rank: OwnSizes, *, share: int, search_share: float, remembered: int = 0
+    def __init__(  # noqa: PLR0913 - what a training is
+        self,
+        windows: Windows,
+        rank: OwnSizes,
+        *,
+        share: int,
+        search_share: float,
+        remembered: int = 0,
+        checked_s: float = 0.0,
     ) -> None:
         self.searched = Searched()
         self.probe: Probe | None = None
@@ -99,6 +109,7 @@ class MicroBatchCourse:
         self._share = share
         self._search_share = search_share
         self._remembered = remembered
+        self._checked_s = checked_s
         self._task: MicroBatchTask | None = None
         """Of the search, once there is one."""
         self._turned = 0
@@ -199,6 +210,7 @@ class MicroBatchCourse:
             words = self._words()
             windows.step_s = max(word.step_s for word in words)
             elapsed_s, left_s = min(word.elapsed_s for word in words), words[0].left_s
+            most_s = max(BUDGET_S - max(word.checked_s for word in words), BUDGET_S / 2)
             if any(word.able != 1.0 for word in words):
                 searched.why = (
                     f"{self._rank.trouble or 'another rank measures nothing'}, so no size can be searched for: give "
@@ -206,12 +218,12 @@ class MicroBatchCourse:
                 )
                 return None
             if math.isnan(left_s):
-                budget_s = min(self._search_share * elapsed_s, BUDGET_S)
-                if budget_s >= timing.unplanned_s:
-                    return budget_s
+                share_s = self._search_share * elapsed_s
+                if share_s >= timing.unplanned_s:
+                    return min(share_s, most_s)
                 wait_s = timing.watch_s
             else:
-                budget_s = min(self._search_share * (elapsed_s + left_s), BUDGET_S)
+                budget_s = min(self._search_share * (elapsed_s + left_s), most_s)
                 if budget_s < timing.least_search_s:
                     searched.why = (
                         f"{self._search_share:g} of the training, which is planned to take {elapsed_s + left_s:.0f} s "
@@ -296,6 +308,7 @@ class MicroBatchCourse:
             left_s=math.nan if left_s is None else left_s,
             failed=float(rank.failed),
             remembered=float(self._remembered),
+            checked_s=self._checked_s,
         )
         if rank.doubt is not None:
             own = own._replace(**dict(zip(("in_doubt", "difference", "first", "last"), rank.doubt, strict=True)))
