@@ -117,6 +117,9 @@ WORKED_OUT: Mapping[str, Callable[[Any], float]] = {
     "counter_reads.longest_ms": lambda result: float(counter_reads_ms(result).max()),
     "memory.steps_per_s": lambda result: result["memory"]["steps"] / result["memory"]["seconds"],
     "memory.marks_without_event": lambda result: marks_without_event(result) / (2 * result["memory"]["steps"]),
+    "other_tool.saving": lambda result: (
+        1 - result["other_tool"]["sample_j"] / result["sample_j"][str(result["setting"]["batch"])]
+    ),
     "mixed.against_counter": lambda result: (
         result["mixed"]["total_j"] / result["mixed"]["duration_s"] / result["mixed"]["power_w_between_refreshes"] - 1
     ),
