@@ -58,8 +58,8 @@ class ProcessEntry(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LedgerEntry(Part):
-    """A run as the ledger knows it: who ran what where, and what it drew so far. Joules are of GPUs, as in a report."""
+class LedgerRow(Part):
+    """A run as the ledger keeps it: who ran what where, and what it drew so far. Joules are of GPUs, as in a report."""
 
     run_id: str
     training_id: str
@@ -79,10 +79,7 @@ class LedgerEntry(Part):
     """Wall time in UTC, ISO 8601."""
     updated: str
     """When this was written: wall time in UTC, ISO 8601."""
-    beat: int
-    """Number of the heartbeat, from 1; the last word counts as one."""
     status: Status
-    process: ProcessEntry
     duration_s: float
     """How much of the run the joules are of."""
     energy_j: float | None
@@ -92,6 +89,15 @@ class LedgerEntry(Part):
     steps: int
     samples: int | None
     tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry(LedgerRow):
+    """What a run writes of itself: its row, and by what its next word and its end are known."""
+
+    beat: int
+    """Number of the heartbeat, from 1; the last word counts as one."""
+    process: ProcessEntry
 
     @classmethod
     def read(cls, section: Section) -> Self:

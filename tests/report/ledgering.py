@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from energy_plugins.measure.ledger_entry import GpuEntry, LedgerEntry, ProcessEntry, Status
+from energy_plugins.measure.ledger_entry import GpuEntry, LedgerEntry, LedgerRow, ProcessEntry, Status
 from energy_plugins.measure.spool import own_process
-from energy_plugins.report.ledger.runs import Row
 
 NOW = "2026-11-22T08:15:00.000+00:00"
 
@@ -44,12 +43,12 @@ def entry(run_id: str = "run-1", energy_j: float | None = 3.6e6, **changes: Any)
     return LedgerEntry(**(fields | changes))
 
 
-def row(run_id: str = "run-1", gpu_j: dict[str, float | None] | None = None, **changes: Any) -> Row:
+def row(run_id: str = "run-1", gpu_j: dict[str, float | None] | None = None, **changes: Any) -> LedgerRow:
     """Return a row of the ledger: what each GPU drew is its name's, up to a colon."""
     gpus = {"H200:1": 100.0} if gpu_j is None else gpu_j
     known = [joules for joules in gpus.values() if joules is not None]
-    fields = {name: getattr(entry(run_id), name) for name in Row.__dataclass_fields__}
-    return Row(
+    fields = {name: getattr(entry(run_id), name) for name in LedgerRow.__dataclass_fields__}
+    return LedgerRow(
         **fields
         | {
             "energy_j": sum(known) if known else None,

@@ -10,8 +10,8 @@ import pytest
 from _postgres import postgres_missing
 from ledgering import row
 
-from energy_plugins.measure.ledger_entry import Status
-from energy_plugins.report.ledger.runs import Row, runs_of
+from energy_plugins.measure.ledger_entry import LedgerRow, Status
+from energy_plugins.report.ledger.runs import runs_of
 
 LOAD = Path(__file__).parents[2] / "benchmarks" / "ledger_load.py"
 PATIENCE_S = 400
@@ -31,7 +31,7 @@ def test_no_run_that_had_a_heartbeat_is_lost_and_totals_are_exact(database: str)
 def test_the_judge_of_the_load_sees_what_is_wrong() -> None:
     from ledger_load import Truth, energy_j, gpu_j, judge, run_id
 
-    def run(number: int, beat: int, status: str = "finished") -> Row:
+    def run(number: int, beat: int, status: str = "finished") -> LedgerRow:
         gpus = {f"GPU-0-{gpu}": gpu_j(number, beat, gpu) for gpu in range(2)}
         return row(run_id(0, number), dict(gpus), status=Status(status))
 
@@ -39,7 +39,7 @@ def test_the_judge_of_the_load_sees_what_is_wrong() -> None:
     truth = Truth(beats=dict(zip(names, (3, 3, 0, 3), strict=True)), ended=set(names[:1]))
     good = [run(1, 3), run(2, 4, "killed"), run(4, 3, "killed")]
 
-    def judged(rows: list[Row]) -> tuple[float, ...]:
+    def judged(rows: list[LedgerRow]) -> tuple[float, ...]:
         found = judge(truth, runs_of(rows), runs_each=5, slots=1)
         return found["lost"], found["wrong"], found["total_j"], found["total_off_j"]
 

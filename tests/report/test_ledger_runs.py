@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledgering import row
 
-from energy_plugins.measure.ledger_entry import Status
-from energy_plugins.report.ledger.runs import Row, runs_of
+from energy_plugins.measure.ledger_entry import LedgerRow, Status
+from energy_plugins.report.ledger.runs import runs_of
 from energy_plugins.report.ledger.totals import By, Price, overall, totals
 
 WHOLE_J = st.integers(0, 2**40).map(float)  # sums of whole joules are exact
@@ -32,12 +32,12 @@ rows = st.lists(
 )
 
 
-def total_j(some: Sequence[Row]) -> float:
+def total_j(some: Sequence[LedgerRow]) -> float:
     return overall(runs_of(some)).energy_j
 
 
 @given(rows, st.sampled_from(By))
-def test_groups_add_up_to_the_whole(some: list[Row], by: By) -> None:
+def test_groups_add_up_to_the_whole(some: list[LedgerRow], by: By) -> None:
     runs = runs_of(some)
     groups, whole = totals(runs, by), overall(runs)
     assert math.fsum(group.energy_j for group in groups) == whole.energy_j
@@ -48,14 +48,14 @@ def test_groups_add_up_to_the_whole(some: list[Row], by: By) -> None:
 
 
 @given(rows, st.randoms())
-def test_the_order_of_rows_does_not_matter(some: list[Row], random: Random) -> None:
+def test_the_order_of_rows_does_not_matter(some: list[LedgerRow], random: Random) -> None:
     shuffled = list(some)
     random.shuffle(shuffled)
     assert runs_of(shuffled) == runs_of(some)
 
 
 @given(rows)
-def test_ranks_of_a_training_draw_what_each_draws_on_gpus_of_its_own(some: list[Row]) -> None:
+def test_ranks_of_a_training_draw_what_each_draws_on_gpus_of_its_own(some: list[LedgerRow]) -> None:
     ranks = [
         row(f"rank-{n}", {f"GPU-{n}": overall(runs_of([one])).energy_j}, training_id="rank-0", rank=n, world_size=9)
         for n, one in enumerate(some)

@@ -17,11 +17,11 @@ try:
 except ImportError as error:
     raise LedgerError("the ledger needs SQLAlchemy: pip install 'energy-plugins[ledger]'") from error
 
-from energy_plugins.measure.ledger_entry import GpuEntry, Status
+from energy_plugins.measure.ledger_entry import GpuEntry, LedgerRow, Status
 from energy_plugins.measure.spool import spool_folder
 from energy_plugins.report.ledger.database import PATIENCE_S, Database
 from energy_plugins.report.ledger.importing import Imported, import_spool
-from energy_plugins.report.ledger.runs import Row, Run, runs_of
+from energy_plugins.report.ledger.runs import Run, runs_of
 from energy_plugins.report.ledger.schema import GPUS, RUNS
 
 
@@ -77,7 +77,7 @@ class Ledger:
                 gpus[run_id].append(GpuEntry(uuid=uuid, name=name, energy_j=energy_j))
             columns = [column for column in RUNS.c if column.name != "beat"]
             rows = [
-                Row(**{**row, "status": Status(row["status"])}, gpus=tuple(gpus[row["run_id"]]))
+                LedgerRow(**{**row, "status": Status(row["status"])}, gpus=tuple(gpus[row["run_id"]]))
                 for row in connection.execute(select(*columns)).mappings()
             ]
         return runs_of(rows)

@@ -9,38 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from energy_plugins.measure.ledger_entry import GpuEntry, Status
+from energy_plugins.measure.ledger_entry import GpuEntry, LedgerRow, Status
 
 _WORST_FIRST: Final = (Status.RUNNING, Status.KILLED, Status.SILENT, Status.FAILED, Status.FINISHED)
 """What a training is whose ranks ended differently: the first of these that one of them is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One measured run as the ledger holds it: a rank of a training, as a rule the only one."""
-
-    run_id: str
-    training_id: str
-    inside: str
-    rank: int
-    world_size: int
-    name: str
-    node: str
-    user: str
-    project: str
-    model: str
-    framework: str
-    simulated: bool
-    started: str
-    updated: str
-    status: Status
-    duration_s: float
-    energy_j: float | None
-    missing: str
-    steps: int
-    samples: int | None
-    tokens: int | None
-    gpus: tuple[GpuEntry, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +56,13 @@ class Run:
         return math.fsum(self.own_j.values())
 
 
-def runs_of(rows: Iterable[Row]) -> tuple[Run, ...]:
+def runs_of(rows: Iterable[LedgerRow]) -> tuple[Run, ...]:
     """Return the runs that rows are of, in the order of their start.
 
     A GPU that several ranks of a training measured counts once, with the most that one of them saw. Of a run that was
     measured around others what they drew on the same GPUs is taken off, so that the sum of all is what the GPUs drew.
     """
-    ranks: dict[str, list[Row]] = defaultdict(list)
+    ranks: dict[str, list[LedgerRow]] = defaultdict(list)
     for row in rows:
         if row.status is not Status.DISCARDED:
             ranks[row.training_id].append(row)
@@ -109,7 +81,7 @@ def runs_of(rows: Iterable[Row]) -> tuple[Run, ...]:
     return tuple(sorted(runs, key=lambda run: (run.started, run.run_id)))
 
 
-def _each_once(rows: Sequence[Row]) -> tuple[GpuEntry, ...]:
+def _each_once(rows: Sequence[LedgerRow]) -> tuple[GpuEntry, ...]:
     found: dict[str, GpuEntry] = {}
     for gpu in (gpu for row in rows for gpu in row.gpus):
         before = found.setdefault(gpu.uuid, gpu)
@@ -118,13 +90,13 @@ def _each_once(rows: Sequence[Row]) -> tuple[GpuEntry, ...]:
     return tuple(found.values())
 
 
-def _began_within(inner: Row, outer: Row) -> bool:
+def _began_within(inner: LedgerRow, outer: LedgerRow) -> bool:
     """Tell whether a run began before the one around it ended: what a command leaves behind may measure later."""
     began, ended = (datetime.fromisoformat(row.started).timestamp() for row in (inner, outer))
     return began <= ended + outer.duration_s
 
 
-def _run(rows: Sequence[Row], gpus: tuple[GpuEntry, ...], within_j: Mapping[str, float] | None) -> Run:
+def _run(rows: Sequence[LedgerRow], gpus: tuple[GpuEntry, ...], within_j: Mapping[str, float] | None) -> Run:
     first, inner_j = rows[0], within_j or {}
     known_j = {gpu.uuid: gpu.energy_j for gpu in gpus if gpu.energy_j is not None}
     return Run(
