@@ -49,6 +49,36 @@ class TestDeclined:
         assert len(trained_model.sizes) == STEPS * accumulation
         assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
 
+    @pytest.mark.parametrize(("batch", "accumulation", "size", "each"), [(4, 8, 8, 2), (12, 2, 4, 1), (12, 4, 4, 1)])
+    def test_a_task_of_several_whose_loss_knows_its_batch_is_found(
+        self, tmp_path: Path, batch: int, accumulation: int, size: int, each: int
+    ) -> None:
+        """They take turns in each window, and the parts of the other one's batches are more unequal."""
+
+        class TwoTasks(Reader):
+            def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+                kind = Contrastive if str(batch["task"]) == "contrast" else Reader
+                return kind.loss(self, batch)
+
+        class Alternates:
+            def __init__(self, loader: Any) -> None:
+                self.loader = loader
+
+            def __iter__(self) -> Iterator[Any]:
+                for index, words in enumerate(self.loader):
+                    if index // each % 2:
+                        yield {**words, "labels": words["input_ids"], "task": "contrast"}
+                    else:
+                        yield {**words, "task": "words"}
+
+        tuner, model = MicroBatchTuner(size=size), TwoTasks()
+        how: dict[str, Any] = {"rows": 8 * batch * accumulation, "batch": batch, "wrap": Alternates}
+        with our_warnings():
+            trained(tmp_path, model, tuner, accumulate_grad_batches=accumulation, **how)
+        assert tuner.found is not None
+        assert "samples at once: the gradients would not be the same" in tuner.found.why
+        assert set(model.sizes) == {batch}
+
     def test_equal_numbers_of_labels_make_the_usual_loss_a_mean_over_samples(self, tmp_path: Path) -> None:
         class Whole(OfTokens):
             def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
