@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
 from outcomes import counts, load, our_warnings
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -22,6 +23,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from energy_plugins.accelerate import attach, micro_batched
+from energy_plugins.accelerate.accelerators import why_no_micro_batch
 from energy_plugins.errors import ConfigError
 from energy_plugins.testing import Simulation
 from energy_plugins.testing.ranks import in_ranks
@@ -251,6 +253,15 @@ class TestDeclined:
             assert ("the model is sharded" in said_of(sharded)) == (rank == 0)  # who speaks for all
 
         assert in_ranks(2, work) == [0, 0]
+
+    @pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.FSDP])
+    def test_whoever_accumulates_or_shards_by_himself(self, kind: DistributedType) -> None:
+        accelerator = Accelerator(cpu=True)
+        accelerator.prepare(model())
+        assert not why_no_micro_batch(accelerator)
+        accelerator.state.distributed_type = kind
+        why = why_no_micro_batch(accelerator)
+        assert "the model is sharded" in why if kind is DistributedType.FSDP else kind.value in why
 
     @pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
     def test_means_over_unequal_numbers_of_labels(self, batch: int, accumulation: int, size: int) -> None:

@@ -10,6 +10,8 @@ import outcomes
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from micro_batching import (
     STEPS,
     Contrastive,
@@ -138,16 +140,45 @@ class TestDeclined:
         assert any("optimises by hand" in text for text in texts)
 
     @pytest.mark.parametrize("nested", [False, True])
-    def test_cuda_graphs(self, tmp_path: Path, nested: bool) -> None:
+    @pytest.mark.parametrize("how", [{"mode": "reduce-overhead"}, {"backend": "cudagraphs"}])
+    def test_cuda_graphs(self, tmp_path: Path, nested: bool, how: dict[str, Any]) -> None:
         model = Reader()
         if nested:
-            model.layers[0].compile(mode="reduce-overhead")
+            model.layers[0].compile(**how)
         else:
-            model.layers = torch.compile(model.layers, mode="reduce-overhead")  # type: ignore[assignment]
+            model.layers = torch.compile(model.layers, **how)  # type: ignore[assignment]
         assert "CUDA graphs" in why_not(model)
         assert not why_not(Reader())
         assert most_sizes(model) == 8
+        tuner = MicroBatchTuner(size=2)
+        with our_warnings() as texts, torch.compiler.set_stance("force_eager"):
+            trained(tmp_path, model, tuner, rows=32, batch=8)
+        assert set(model.sizes) == {8}
+        assert tuner.found is not None
+        assert "CUDA graphs" in tuner.found.why
+        assert any("CUDA graphs, which are recorded for one shape" in text for text in texts)
+
+    def test_fewer_sizes_are_tried_where_each_is_compiled(self) -> None:
+        model = Reader()
+        model.layers[0].compile(dynamic=False)
+        assert most_sizes(model) == 4
         assert most_sizes(torch.compile(Reader(), dynamic=False)) == 4  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("name", ["DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy", "XLAStrategy"])
+    def test_strategies_that_reduce_gradients_in_their_own_way(self, tmp_path: Path, name: str) -> None:
+        strategy = type(name, (SingleDeviceStrategy,), {})(device=torch.device("cpu"))
+        tuner, model = MicroBatchTuner(size=2), Reader()
+        with our_warnings() as texts:
+            trained(tmp_path, model, tuner, rows=32, batch=8, strategy=strategy)
+        assert set(model.sizes) == {8}
+        assert any(f"{name} accumulates or shards gradients in its own way" in text for text in texts)
+
+    def test_an_accumulation_that_changes(self, tmp_path: Path) -> None:
+        tuner, model = MicroBatchTuner(size=2), Reader()
+        with our_warnings() as texts:
+            trained(tmp_path, model, tuner, GradientAccumulationScheduler({1: 2}), rows=32, batch=8, max_epochs=2)
+        assert set(model.sizes) == {8}
+        assert any("changes the samples of an optimizer step as it goes" in text for text in texts)
 
     def test_a_lightning_that_is_made_in_another_way(self, tmp_path: Path) -> None:
         class Other(Trainer):
