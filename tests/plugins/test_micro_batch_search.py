@@ -115,6 +115,28 @@ def test_where_nothing_saves_the_users_setting_stays(tmp_path: Path) -> None:
     assert "your setting 4 x 4, for none surely saves more" in " ".join(str(tuned).split())
 
 
+class Waits(Working):
+    """Whose passes take as long however few their samples are, until there are many."""
+
+    def work(self, size: int) -> None:
+        self.gpu.launch(ops=self.cost(size), bytes=8e11, wait=True)
+
+
+def test_where_the_effective_batch_is_the_waste_nothing_changes_and_the_report_says_what_growing_it_would_save(
+    tmp_path: Path,
+) -> None:
+    with simulated_gpus(virtual=True, start_s=10) as simulation:
+        model = Waits(simulation, lambda size: 1e12 * size)
+        trained(tmp_path, model, quiet(), MicroBatchTuner(search_share=0.5), rows=8 * 300, batch=8)
+    report = load(tmp_path)
+    part = part_of(report)
+    assert (part.chosen, part.batch, part.accumulation, part.grown) == (8, 8, 1, "")
+    assert set(model.sizes[-100:]) == {8}
+    text = " ".join(str(report).split())
+    assert "an effective batch of 1024 instead of 8, 1024 samples at once, would save at most" in text
+    assert "multiply the learning rate by 128 (linear: Goyal et al. 2017, arXiv:1706.02677" in text
+
+
 def test_sizes_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     def cost(size: int) -> float:
         if size > 8:
