@@ -163,6 +163,8 @@ def test_a_micro_batch_is_asked_for_as_a_limit_is(tmp_path: Path) -> None:
     assert effective(environ={"ENERGY_MICRO_BATCH_SIZE": "8"}).config.micro_batch == MicroBatchConfig(
         enabled=True, size=8
     )
+    (tmp_path / "e.yaml").write_text("micro_batch: {size: 4}")
+    assert effective(tmp_path / "e.yaml", {}).config.micro_batch == MicroBatchConfig(enabled=True, size=4)
     (tmp_path / "e.yaml").write_text("micro_batch: {enabled: no, size: 8}")
     assert effective(tmp_path / "e.yaml", {}).config.micro_batch == MicroBatchConfig(size=8)
 

@@ -45,3 +45,5 @@ def test_runs_and_prints_joules(example: str, simulated: Callable[..., Simulatio
     assert ended.returncode == 0, ended.stderr
     assert "J/sample" in ended.stdout
     assert ("SIMULATED" in ended.stdout) == (not torch.cuda.is_available())
+    if example.endswith("micro_batch.py"):
+        assert "SIMULATED: 16 samples at once, not 4: " in ended.stdout

@@ -299,14 +299,17 @@ class TestRun:
 
 class TestLaunch:
     @pytest.mark.slow
-    @pytest.mark.parametrize("script", ["loop.py", "trainer.py", "lit.py"])
-    def test_one_process(self, start: Start, programs: Path, tmp_path: Path, script: str) -> None:
+    @pytest.mark.parametrize(("script", "chosen"), [("loop.py", None), ("trainer.py", 2), ("lit.py", 2)])
+    def test_one_process(self, start: Start, programs: Path, tmp_path: Path, script: str, chosen: int | None) -> None:
         config = tmp_path / "energy.yaml"
-        config.write_text("report: {name: mine, table: false}")
+        config.write_text("report: {name: mine, table: false}\nmicro_batch: {size: 2}\n")
         words = ("--cpu", "--num-processes=1", "--energy-config", config, programs / script, tmp_path / "out")
         ended = start(*LAUNCH, *words)
         assert ended.returncode == 0, ended.stderr
         assert {name: report.steps.rows for name, report in reports(tmp_path).items()} == {"out/energy/mine-1": 6}
+        part = only(tmp_path).micro_batch
+        assert part is not None
+        assert (part.chosen, bool(part.why)) == (chosen, chosen is None)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("stock", [False, True])

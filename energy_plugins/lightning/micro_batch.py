@@ -220,7 +220,7 @@ class MicroBatchTuner(Callback):
     def _at_window(self, trainer: Trainer) -> None:
         """Show the first batch of a window to the batcher before it runs, if all it could do is to cut it.
 
-        A batch may be too large to run as it is.
+        A batch may be too large to run as it is. Where the first was not, whole windows tell more than their first.
         """
         batches, batcher, size = self._batches, self._batcher, self._asked.size
         if batches is None or batcher is None or not batcher.undecided:
@@ -228,7 +228,8 @@ class MicroBatchTuner(Callback):
         self._has_looked = False
         accumulation = trainer.accumulate_grad_batches
         samples = samples_in(batches.window[0].kwargs.get("batch"))
-        if accumulation == 1 or (size is not None and size < (samples or 0)):
+        is_cut = size is not None and size < (samples or 0)
+        if accumulation == 1 or (is_cut and not batcher.part().gradient_checks):
             self._consider(trainer, batches, batcher)
 
     def _after_batch(self, trainer: Trainer) -> None:

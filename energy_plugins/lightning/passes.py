@@ -111,7 +111,7 @@ class Passes:
                         self._zeroed = True
                         zero_grad()
                     self._backward(result, one.weight)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 # Where ranks reduce in the last pass, the others are in the middle of it: nobody could begin anew.
                 recovers = guarded and (plan.together > 1 or batches.smaller) and not (is_last and reduced)
                 if not (recovers and is_out_of_memory(error)):

@@ -19,8 +19,10 @@ from energy_plugins.lightning import MicroBatchTuner
 Tensors = list[torch.Tensor]
 IGNORED = -100
 WORDS = 11
-STEPS = 21
-"""Optimizer steps of `both`."""
+STEPS = 24
+"""Optimizer steps of `both`: three that are looked at before anything changes, and twenty and one."""
+TUNED = 20
+"""At least so many of them have another micro-batch."""
 
 
 class Sentences(Dataset[dict[str, torch.Tensor]]):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
 from outcomes import counts, load, our_warnings
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -22,6 +23,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from energy_plugins.accelerate import attach, micro_batched
+from energy_plugins.accelerate.accelerators import why_no_micro_batch
 from energy_plugins.errors import ConfigError
 from energy_plugins.testing import Simulation
 from energy_plugins.testing.ranks import in_ranks
@@ -173,6 +175,51 @@ def test_two_ranks_reduce_as_often_as_ever() -> None:
     assert in_ranks(2, work) == [0, 0]
 
 
+@pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
+def test_a_loop_that_is_resumed_goes_on_as_it_would_have(
+    batch: int, accumulation: int, size: int, tmp_path: Path
+) -> None:
+    """In the middle of an epoch, whose first batches it skips."""
+
+    def run(steps: range, *, tuned: bool) -> list[torch.Tensor]:
+        GradientState._reset_state()
+        accelerator, plain = Accelerator(cpu=True, gradient_accumulation_steps=accumulation), model(torch.float64)
+        optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+        network, optimizer, loader = accelerator.prepare(
+            plain, optimizer, DataLoader(rows(STEPS * 8, torch.float64), batch)
+        )
+        gradients, sizes, folder = list[torch.Tensor](), list[int](), str(tmp_path / f"{tuned}")
+        if steps.start:
+            accelerator.load_state(folder)
+            loader = accelerator.skip_first_batches(loader, steps.start * accumulation)
+
+        def mean(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return functional.cross_entropy(network(x), y)
+
+        loss_of = micro_batched(mean, accelerator, size=size) if tuned else mean
+        for x, y in loader:
+            with accelerator.accumulate(network):
+                accelerator.backward(loss_of(x, y))
+                if accelerator.sync_gradients:
+                    gradients.append(torch.cat([one.grad.flatten().clone() for one in network.parameters()]))
+                optimizer.step()
+                optimizer.zero_grad()
+            if len(gradients) == len(steps):
+                break
+        if not steps.start:
+            accelerator.save_state(folder)
+        assert sizes[-1] == (size if tuned else batch)
+        return gradients
+
+    whole = run(range(STEPS), tuned=False)
+    run(range(7), tuned=True)
+    rest = run(range(7, STEPS), tuned=True)
+    assert len(rest) == STEPS - 7
+    for found, expected in zip(rest, whole[7:], strict=True):
+        assert float((found - expected).norm() / expected.norm()) <= 1e-9
+
+
 def test_losses_that_are_sums() -> None:
     """Such as those of a loop that divides by the tokens of a whole optimizer step itself."""
 
@@ -251,6 +298,15 @@ class TestDeclined:
             assert ("the model is sharded" in said_of(sharded)) == (rank == 0)  # who speaks for all
 
         assert in_ranks(2, work) == [0, 0]
+
+    @pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.FSDP])
+    def test_whoever_accumulates_or_shards_by_himself(self, kind: DistributedType) -> None:
+        accelerator = Accelerator(cpu=True)
+        accelerator.prepare(model())
+        assert not why_no_micro_batch(accelerator)
+        accelerator.state.distributed_type = kind
+        why = why_no_micro_batch(accelerator)
+        assert "the model is sharded" in why if kind is DistributedType.FSDP else kind.value in why
 
     @pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
     def test_means_over_unequal_numbers_of_labels(self, batch: int, accumulation: int, size: int) -> None:

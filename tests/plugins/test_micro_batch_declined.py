@@ -10,6 +10,8 @@ import outcomes
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from micro_batching import (
     STEPS,
     Contrastive,
@@ -48,6 +50,36 @@ class TestDeclined:
         assert any(f"{size} samples at once: the gradients would not be the same" in text for text in texts)
         assert len(trained_model.sizes) == STEPS * accumulation
         assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
+
+    @pytest.mark.parametrize(("batch", "accumulation", "size", "each"), [(4, 8, 8, 2), (12, 2, 4, 1), (12, 4, 4, 1)])
+    def test_a_task_of_several_whose_loss_knows_its_batch_is_found(
+        self, tmp_path: Path, batch: int, accumulation: int, size: int, each: int
+    ) -> None:
+        """They take turns in each window, and the parts of the other one's batches are more unequal."""
+
+        class TwoTasks(Reader):
+            def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+                kind = Contrastive if str(batch["task"]) == "contrast" else Reader
+                return kind.loss(self, batch)
+
+        class Alternates:
+            def __init__(self, loader: Any) -> None:
+                self.loader = loader
+
+            def __iter__(self) -> Iterator[Any]:
+                for index, words in enumerate(self.loader):
+                    if index // each % 2:
+                        yield {**words, "labels": words["input_ids"], "task": "contrast"}
+                    else:
+                        yield {**words, "task": "words"}
+
+        tuner, model = MicroBatchTuner(size=size), TwoTasks()
+        how: dict[str, Any] = {"rows": 8 * batch * accumulation, "batch": batch, "wrap": Alternates}
+        with our_warnings():
+            trained(tmp_path, model, tuner, accumulate_grad_batches=accumulation, **how)
+        assert tuner.found is not None
+        assert "samples at once: the gradients would not be the same" in tuner.found.why
+        assert set(model.sizes) == {batch}
 
     def test_equal_numbers_of_labels_make_the_usual_loss_a_mean_over_samples(self, tmp_path: Path) -> None:
         class Whole(OfTokens):
@@ -110,16 +142,45 @@ class TestDeclined:
         assert any("optimises by hand" in text for text in texts)
 
     @pytest.mark.parametrize("nested", [False, True])
-    def test_cuda_graphs(self, tmp_path: Path, nested: bool) -> None:
+    @pytest.mark.parametrize("how", [{"mode": "reduce-overhead"}, {"backend": "cudagraphs"}])
+    def test_cuda_graphs(self, tmp_path: Path, nested: bool, how: dict[str, Any]) -> None:
         model = Reader()
         if nested:
-            model.layers[0].compile(mode="reduce-overhead")
+            model.layers[0].compile(**how)
         else:
-            model.layers = torch.compile(model.layers, mode="reduce-overhead")  # type: ignore[assignment]
+            model.layers = torch.compile(model.layers, **how)  # type: ignore[assignment]
         assert "CUDA graphs" in why_not(model)
         assert not why_not(Reader())
         assert most_sizes(model) == 8
+        tuner = MicroBatchTuner(size=2)
+        with our_warnings() as texts, torch.compiler.set_stance("force_eager"):
+            trained(tmp_path, model, tuner, rows=32, batch=8)
+        assert set(model.sizes) == {8}
+        assert tuner.found is not None
+        assert "CUDA graphs" in tuner.found.why
+        assert any("CUDA graphs, which are recorded for one shape" in text for text in texts)
+
+    def test_fewer_sizes_are_tried_where_each_is_compiled(self) -> None:
+        model = Reader()
+        model.layers[0].compile(dynamic=False)
+        assert most_sizes(model) == 4
         assert most_sizes(torch.compile(Reader(), dynamic=False)) == 4  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("name", ["DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy", "XLAStrategy"])
+    def test_strategies_that_reduce_gradients_in_their_own_way(self, tmp_path: Path, name: str) -> None:
+        strategy = type(name, (SingleDeviceStrategy,), {})(device=torch.device("cpu"))
+        tuner, model = MicroBatchTuner(size=2), Reader()
+        with our_warnings() as texts:
+            trained(tmp_path, model, tuner, rows=32, batch=8, strategy=strategy)
+        assert set(model.sizes) == {8}
+        assert any(f"{name} accumulates or shards gradients in its own way" in text for text in texts)
+
+    def test_an_accumulation_that_changes(self, tmp_path: Path) -> None:
+        tuner, model = MicroBatchTuner(size=2), Reader()
+        with our_warnings() as texts:
+            trained(tmp_path, model, tuner, GradientAccumulationScheduler({1: 2}), rows=32, batch=8, max_epochs=2)
+        assert set(model.sizes) == {8}
+        assert any("changes the samples of an optimizer step as it goes" in text for text in texts)
 
     def test_a_lightning_that_is_made_in_another_way(self, tmp_path: Path) -> None:
         class Other(Trainer):

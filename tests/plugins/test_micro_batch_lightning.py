@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from micro_batching import (
     STEPS,
+    TUNED,
     Gradients,
     Reader,
     apart,
@@ -35,7 +36,8 @@ class TestGradients:
         plain, tuned, tuner, model = both(tmp_path, Reader, batch, accumulation, size, free=False)
         assert tuner.found is not None
         assert tuner.found.chosen == size
-        assert set(model.sizes[-6:]) == {size}
+        passes = batch * accumulation // size
+        assert set(model.sizes[-TUNED * passes :]) == {size}
         assert len(plain.gradients) == len(tuned.gradients) == STEPS
         for one, other in zip(plain.gradients, tuned.gradients, strict=True):
             assert apart(one, other) <= 1e-6
@@ -44,11 +46,17 @@ class TestGradients:
         self, tmp_path: Path, batch: int, accumulation: int, size: int
     ) -> None:
         settings = {"precision": "64-true", "gradient_clip_val": 0.4}
-        plain, tuned, *_ = both(tmp_path, Reader, batch, accumulation, size, free=True, **settings)
+        plain, tuned, _, model = both(tmp_path, Reader, batch, accumulation, size, free=True, **settings)
         assert apart(plain.parameters[0], plain.parameters[-1]) > 0.03
+        assert max(norm(one) for one in plain.gradients) > 0.4  # some are clipped
+        assert set(model.sizes[-TUNED * batch * accumulation // size :]) == {size}
         for one, other in zip(plain.gradients, tuned.gradients, strict=True):
             assert apart(one, other) <= 1e-9
         assert apart(plain.parameters[-1], tuned.parameters[-1]) <= 1e-9
+
+
+def norm(gradients: list[torch.Tensor]) -> float:
+    return float(torch.cat([one.flatten() for one in gradients]).norm())
 
 
 class TestMixedPrecision:
@@ -67,10 +75,11 @@ class TestMixedPrecision:
             states.append(scaler.state_dict())
         assert tuner.found is not None
         assert tuner.found.chosen == size
-        assert states[0] == states[1]
+        # At the edge a pass of more samples overflows a little earlier, and one of fewer a little later.
+        assert 0.5 <= states[1]["scale"] / states[0]["scale"] <= 2
         assert states[0]["scale"] < 2**20  # the first steps overflowed
         finite = [pair for pair in zip(*(one.gradients for one in seen), strict=True) if all(map(_finite, pair))]
-        assert len(finite) > STEPS / 2
+        assert len(finite) > STEPS / 3
         assert all(apart(one, other) <= 1e-2 for one, other in finite)
 
     @pytest.mark.parametrize(("batch", "accumulation", "size"), [(12, 1, 4), (4, 4, 8)])

@@ -30,12 +30,13 @@ class TooLarge(Reader):
     fails_from = 0
     most = 8
     backward_too = False
+    error: type[Exception] = torch.OutOfMemoryError
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
         if len(batch["input_ids"]) > self.most and len(self.sizes) > self.fails_from:
             if not self.backward_too:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more")
+                raise self.error("CUDA out of memory. Tried to allocate more")
             # The last of the gradients: those of other layers are there already.
             self.hook = next(self.layers.parameters()).register_hook(self._fail)
         return loss
@@ -43,7 +44,7 @@ class TooLarge(Reader):
     def _fail(self, gradient: torch.Tensor) -> None:
         self.fails_from = 1 << 30
         self.hook.remove()
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more")
+        raise self.error("CUDA out of memory. Tried to allocate more")
 
 
 class TestOutOfMemory:
@@ -66,15 +67,19 @@ class TestOutOfMemory:
         assert tuner.found.chosen is None
         assert apart(plain.gradients[-1], tuned.gradients[-1]) <= 1e-9
 
-    @pytest.mark.parametrize("backward", [False, True])
+    @pytest.mark.parametrize(
+        ("backward", "kind"),
+        [(False, torch.OutOfMemoryError), (True, torch.OutOfMemoryError), (False, MemoryError)],
+    )
     @pytest.mark.parametrize("size", [8, 16])
     def test_one_that_fits_no_longer_is_given_up_and_nothing_is_lost_or_made_twice(
-        self, tmp_path: Path, size: int, backward: bool
+        self, tmp_path: Path, size: int, backward: bool, kind: type[Exception]
     ) -> None:
         class Later(TooLarge):
             fails_from = 20
             most = 4
             backward_too = backward
+            error = kind
 
         plain, tuned, _, model = both(tmp_path, Later, 4, 4, size, free=True, precision="64-true")
         assert size in model.sizes

@@ -115,6 +115,28 @@ def test_where_nothing_saves_the_users_setting_stays(tmp_path: Path) -> None:
     assert "your setting 4 x 4, for none surely saves more" in " ".join(str(tuned).split())
 
 
+class Waits(Working):
+    """Whose passes take as long however few their samples are, until there are many."""
+
+    def work(self, size: int) -> None:
+        self.gpu.launch(ops=self.cost(size), bytes=8e11, wait=True)
+
+
+def test_where_the_effective_batch_is_the_waste_nothing_changes_and_the_report_says_what_growing_it_would_save(
+    tmp_path: Path,
+) -> None:
+    with simulated_gpus(virtual=True, start_s=10) as simulation:
+        model = Waits(simulation, lambda size: 1e12 * size)
+        trained(tmp_path, model, quiet(), MicroBatchTuner(search_share=0.5), rows=8 * 300, batch=8)
+    report = load(tmp_path)
+    part = part_of(report)
+    assert (part.chosen, part.batch, part.accumulation, part.grown) == (8, 8, 1, "")
+    assert set(model.sizes[-100:]) == {8}
+    text = " ".join(str(report).split())
+    assert "an effective batch of 1024 instead of 8, 1024 samples at once, would save at most" in text
+    assert "multiply the learning rate by 128 (linear: Goyal et al. 2017, arXiv:1706.02677" in text
+
+
 def test_sizes_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     def cost(size: int) -> float:
         if size > 8:
@@ -190,8 +212,39 @@ def test_what_a_change_takes_counts_against_the_time_of_a_search(tmp_path: Path)
     tuned, _ = fit(tmp_path, cost, quiet(), MicroBatchTuner(search_share=0.2))
     part = part_of(tuned)
     assert sum(one.seconds for one in part.tried) < part.search_s - 8
+    steps_s = [one.step_time_s for one in part.tried if one.size == 8 and one.step_time_s is not None]
+    assert steps_s
+    assert max(steps_s) < 1  # what a change takes is in no window
     a_change_s = 6
     assert part.search_s <= 0.2 * tuned.duration_s + a_change_s
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+@pytest.mark.parametrize(("dynamic", "most_graphs"), [(False, 4), (None, 2)])
+def test_a_compiled_model_stays_within_what_torch_compiles(
+    tmp_path: Path, dynamic: bool | None, most_graphs: int
+) -> None:
+    """Beyond its limit of eight torch gives up on a function, and it runs uncompiled."""
+    torch.compiler.reset()
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        compiled.append(1)
+        return graph.forward
+
+    with simulated_gpus(virtual=True, start_s=10) as simulation:
+        model, ran = Working(simulation, lambda size: overhead(size) / 4), list[int]()
+        model.layers = torch.compile(model.layers, dynamic=dynamic, backend=backend)  # type: ignore[assignment]
+        model.layers.register_forward_pre_hook(lambda _, given: ran.append(len(given[0])))
+        settings: dict[str, Any] = {"rows": BATCH * 16 * 200, "batch": BATCH, "accumulate_grad_batches": 16}
+        trained(tmp_path, model, quiet(), MicroBatchTuner(search_share=0.5), **settings)
+    part = part_of(load(tmp_path))
+    assert part.chosen is not None
+    assert part.chosen >= 16
+    assert set(ran[-64 // part.chosen :]) == {part.chosen}
+    assert 1 not in ran
+    assert len({one.size for one in part.tried}) <= (4 if dynamic is False else 8)
+    assert 1 < len(compiled) <= most_graphs
 
 
 def test_loggers_hear_of_the_size_in_force(tmp_path: Path) -> None:

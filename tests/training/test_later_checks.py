@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from energy_plugins.training.micro_batch.doubt import Doubt, first_of
 from energy_plugins.training.micro_batch.gate import AGREEING, Gate
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
-from energy_plugins.training.micro_batch.later_checks import LaterChecks, is_due
+from energy_plugins.training.micro_batch.later_checks import LaterChecks, alone, is_due
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.training.micro_batch.sample_counts import SampleCounts
 
@@ -155,13 +155,16 @@ class TestAllow:
 class TestHardest:
     """Which batches of a window are run both ways before anything changes."""
 
-    def test_the_batch_with_the_most_unequal_parts_tells_most(self) -> None:
+    def test_the_batch_with_the_most_unequal_parts_tells_most_and_others_have_their_turn(self) -> None:
         window = [labels(9, 9, 9, 9), labels(9, 9, 5, 5), labels(9, 9, 8, 8)]
-        assert LaterChecks().hardest(window, MicroBatchPlan(4, 3, 2)) == window[1:2]
+        checks, plan = LaterChecks(), MicroBatchPlan(4, 3, 2)
+        for other in (0, 2, 0):
+            assert checks.hardest(window, plan) == [window[1], window[other]]
+            checks.made += 1
 
     def test_batches_that_run_together_are_one_group(self) -> None:
         window = [labels(9, 9), labels(9, 9), labels(9, 9), labels(9, 5)]
-        assert LaterChecks().hardest(window, MicroBatchPlan(2, 4, 4)) == window[2:]
+        assert LaterChecks().hardest(window, MicroBatchPlan(2, 4, 4)) == [*window[2:], *window[:2]]
         assert LaterChecks().hardest(window, MicroBatchPlan(2, 4, 8)) == window
 
     def test_one_that_is_cut_short_tells_nothing(self) -> None:
@@ -169,6 +172,13 @@ class TestHardest:
         assert LaterChecks().hardest(short, MicroBatchPlan(4, 2, 2)) == short[:1]
         assert LaterChecks().hardest(short, MicroBatchPlan(4, 2, 8)) is None
         assert LaterChecks().hardest([], MicroBatchPlan(4, 2, 2)) is None
+
+    @pytest.mark.parametrize(
+        ("plan", "batches", "size"),
+        [((4, 6, 2), 1, 2), ((4, 6, 2), 2, 2), ((4, 6, 8), 2, 8), ((4, 6, 8), 4, 8), ((4, 6, 12), 2, 8)],
+    )
+    def test_they_run_as_they_would_in_their_window(self, plan: tuple[int, int, int], batches: int, size: int) -> None:
+        assert alone(MicroBatchPlan(*plan), batches) == MicroBatchPlan(4, batches, size)
 
 
 class TestDue:
@@ -184,6 +194,15 @@ class TestDue:
         assert not checks.allow(equal, CUT, asked, 13, due=True)
         assert checks.doubt == Doubt(13, 0.5, 5, 12)
         assert "those of steps 5 to 12 may have differed by as much" in checks.doubt.why()
+
+    def test_it_is_another_group_of_the_step_each_time(self) -> None:
+        """Tasks may take turns in a window, and one of them may be the only one whose gradients differ."""
+        checks, asked, plan = LaterChecks(), Asked(), MicroBatchPlan(4, 3, 2)
+        for step, group in ((1, 0), (10, 1), (100, 2), (20_000, 0)):
+            for batch in range(3):
+                before = len(asked.groups)
+                assert checks.allow([labels(9, 9, 9, 9)], plan, asked, step, due=True)
+                assert len(asked.groups) - before == (batch == group)
 
     def test_one_that_tells_nothing_changes_nothing(self) -> None:
         checks, asked = LaterChecks(), Asked(OVERFLOWN)

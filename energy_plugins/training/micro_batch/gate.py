@@ -64,7 +64,9 @@ class Gate:
             self._agreed += 1
             self.is_open = True if self._agreed >= self._agreeing or any(parts for _, _, parts in words) else None
         elif self._windows >= _MOST_WINDOWS:
-            self._shut(f"{_MOST_WINDOWS} optimizer steps had no whole batches, or gradients that are not finite")
+            self._shut(
+                f"{_MOST_WINDOWS} optimizer steps had no whole batches, or gradients that are zero or not finite"
+            )
         if self.fits:
             self.difference = max(apart, self.difference or 0.0)
 

@@ -47,7 +47,7 @@ class GradientCheck:
     """How far the gradients of one window are apart, run in two ways."""
 
     difference: float
-    """Norm of the difference as a share of the gradient's norm; NaN if one was not finite."""
+    """Norm of the difference as a share of the gradient's norm; NaN if one was not finite, or all are zero."""
     limit: float
     """From which on it is not rounding."""
     factor: float | None = None
@@ -65,7 +65,7 @@ class GradientCheck:
 
     @property
     def is_known(self) -> bool:
-        """Whether there was something to compare; a gradient may overflow, the first ones in float16 for example."""
+        """Whether there was something to compare: gradients may overflow, or be zero where a loss says nothing."""
         return not math.isnan(self.difference)
 
     @property
@@ -74,7 +74,7 @@ class GradientCheck:
         if self.agrees:
             return ""
         if not self.is_known:
-            return "the gradients are not finite, so nothing can be compared"
+            return "the gradients are zero or not finite, so nothing can be compared"
         longer = "" if self.factor is None else f", being {self.factor:.3g} times as long"
         return (
             f"the gradients would not be the same: they differ by {self.difference:.2g} of their norm{longer}, and "
@@ -177,7 +177,7 @@ def _difference(
     if not math.isfinite(whole) or not math.isfinite(apart):
         return math.nan, None
     if not whole:
-        return (math.inf if apart else 0.0), None
+        return (math.inf if apart else math.nan), None
     difference, factor = math.sqrt(apart / whole), along / whole
     # By Pythagoras: the difference along the gradient, and what is left of it across.
     across = math.sqrt(max(difference**2 - (factor - 1) ** 2, 0.0))

@@ -71,6 +71,10 @@ class LaterChecks:
         self._unknown = 0
         self._looked = 0
         """The last step at which a group was checked because it was due."""
+        self._turn = 0
+        """How many were, so that it is another of the step each time."""
+        self._place = (0, 0)
+        """The last step, and which of its groups came last."""
         self._ran: _Ran | None = None
         """The last group, if it runs and its counts are still on their way."""
 
@@ -86,15 +90,19 @@ class LaterChecks:
             self._widen(self._counted(group).spreads(_parts(group, plan)))
 
     def hardest(self, window: Sequence[Any], plan: MicroBatchPlan) -> Sequence[Any] | None:
-        """Return the batches of a window that tell most: those whose parts are most unequal; None if none are whole.
+        """Return the batches of a window that tell most: those whose parts are most unequal, and others in turn.
 
         Each batch that is cut, and each group that runs together, adds a term of its own to the gradient of a window.
+        Others, because tasks may take turns, and what a loss of one of them depends on may be what nobody counts. None
+        if none are whole.
         """
         groups = [window[first : first + plan.together] for first in range(0, len(window), plan.together)]
         whole = [one for one in groups if [samples_in(batch) for batch in one] == [plan.batch] * plan.together]
         if len(whole) < 2:
             return whole[0] if whole else None
-        return max(whole, key=lambda one: max(self._counted(one).spreads(_parts(one, plan)), default=0.0))
+        spreads = [max(self._counted(one).spreads(_parts(one, plan)), default=0.0) for one in whole]
+        hardest = whole.pop(spreads.index(max(spreads)))
+        return [*hardest, *whole[self.made % len(whole)]]
 
     def allow(
         self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup, step: int, *, due: bool = False
@@ -117,14 +125,16 @@ class LaterChecks:
         if self._is_shut:
             return False
         this, is_whole = _Ran(group, plan, self._counted(group), step), samples == [plan.batch] * len(group)
-        due = due and is_whole and self._looked != step
+        self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
+        is_its_turn = self._place[1] == self._turn % max(plan.accumulation // plan.together, 1)
+        due = due and is_whole and is_its_turn and self._looked != step
         if not due and not this.counts.is_here and is_whole and not self._unknown:
             self._ran = this
             return True
         is_unequal = self._exceeds(this)
         if not due and not is_unequal:
             return True
-        self._looked = step
+        self._looked, self._turn = step, self._turn + due
         agrees = is_whole and self._check(this, compare, is_unequal=is_unequal)
         return agrees or not (is_unequal or self._is_shut)
 
@@ -185,9 +195,8 @@ class LaterChecks:
 
 
 def alone(plan: MicroBatchPlan, batches: int) -> MicroBatchPlan:
-    """Return what a plan is for a group alone, as if it made an optimizer step."""
-    size = plan.size if batches == 1 else plan.batch * batches
-    return replace(plan, size=min(size, plan.batch * batches), accumulation=batches)
+    """Return what a plan is for a group alone, or some of them, as if they made an optimizer step."""
+    return replace(plan, size=min(plan.size, plan.batch * batches), accumulation=batches)
 
 
 def _parts(group: Sequence[Any], plan: MicroBatchPlan) -> list[int]:

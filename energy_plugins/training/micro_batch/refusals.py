@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import getclosurevars
 from typing import Any
 
 import torch
@@ -58,21 +59,31 @@ def most_sizes(model: torch.nn.Module) -> int:
 
     Some of these the last batches of epochs take, and evaluation; beyond the limit a model silently runs uncompiled.
     """
-    return 4 if any(context is not None and context._dynamic is False for context in _contexts(model)) else MOST_SIZES  # noqa: SLF001
+    return 4 if any(getattr(context, "_dynamic", None) is False for context in _contexts(model)) else MOST_SIZES
 
 
 def _records(model: torch.nn.Module) -> bool:
     """Tell whether part of a model is compiled with CUDA graphs; torch tells it in private places only."""
-    configs = [getattr(context, "compiler_config", None) for context in _contexts(model)]
-    for module in model.modules():
-        compiled = getattr(module, "_compiled_call_impl", None)
-        if compiled is not None and hasattr(compiled, "get_compiler_config"):
-            configs.append(compiled.get_compiler_config())
-    return any(config is not None and config.get("triton.cudagraphs", False) for config in configs)
+    return any(
+        (getattr(context, "compiler_config", None) or {}).get("triton.cudagraphs", False)
+        or _backend_of(context) == "cudagraphs"
+        for context in _contexts(model)
+    )
+
+
+def _backend_of(context: object) -> str | None:
+    """Return the name of the backend that compiles, None if it has none."""
+    backend = getattr(context, "callback", None)
+    while (inner := getattr(backend, "_torchdynamo_orig_backend", None)) is not None:
+        backend = inner
+    return getattr(backend, "compiler_name", None)
 
 
 def _contexts(model: torch.nn.Module) -> Iterator[Any]:
-    """Yield what `torch.compile` left in the modules that it was called with, in Lightning's own place, too."""
+    """Yield what `torch.compile` left in the modules that it was called with or for, in Lightning's own place, too."""
     for module in model.modules():
         yield getattr(module, "dynamo_ctx", None)
         yield (getattr(module, "_compiler_ctx", None) or {}).get("dynamo_ctx")
+        tells = getattr(getattr(module, "_compiled_call_impl", None), "get_compiler_config", None)
+        if tells is not None:
+            yield getclosurevars(tells).nonlocals.get("self")
