@@ -48,7 +48,8 @@ def test_two_ranks_have_the_same_gradients_with_as_many_reductions(
 ) -> None:
     def train(rank: int) -> None:
         torch.set_num_threads(1)
-        rows = 2 * STEPS * batch * accumulation
+        short = (batch if accumulation > 1 else 0) + 1  # the last window is cut short, and so is its last batch
+        rows = 2 * (STEPS * batch * accumulation - short)
         settings: dict[str, Any] = {"strategy": "ddp", "devices": 2, "rows": rows, "batch": batch}
         settings["accumulate_grad_batches"] = accumulation
         plain, counts = Gradients(), [Reductions(), Reductions()]
@@ -57,7 +58,7 @@ def test_two_ranks_have_the_same_gradients_with_as_many_reductions(
         trained(tmp_path, model, tuner, tuned, counts[1], **settings)
         assert tuner.found is not None
         assert tuner.found.chosen == size
-        assert set(model.sizes[-TUNED * batch * accumulation // size :]) == {size}
+        assert model.sizes.count(size) >= TUNED * batch * accumulation // size
         assert len(plain.gradients) == STEPS
         for one, other in zip(plain.gradients, tuned.gradients, strict=True):
             assert apart(one, other) <= 1e-6
