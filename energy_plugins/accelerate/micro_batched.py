@@ -39,9 +39,9 @@ def micro_batched(  # noqa: PLR0913 - each is a separate wish of the user
     """Return what a loop calls instead of ``loss_of``, so that batches can be cut and joined on their way to the model.
 
     The rest of the loop stays: it gets a loss, gives it to ``accelerator.backward``, and steps. Which micro-batch draws
-    least energy is searched for while it trains. Before anything changes three optimizer steps are run both ways, and
-    later ones are looked at: where the gradients are not the same, but for rounding, nothing changes, and the report
-    says by how much they differ (`Report.micro_batch`). docs/micro_batch.md has the rest.
+    least energy is searched for while it trains. Before anything changes batches of three optimizer steps are run both
+    ways, and later ones are looked at: where the gradients are not the same, but for rounding, nothing changes, and the
+    report says by how much they differ (`Report.micro_batch`). docs/micro_batch.md has the rest.
 
     A search needs the loop to be measured: if nothing measures it yet, this does, as `attach`. What is not given here
     is taken from the configuration (`energy_plugins.config`): the environment, or its file.

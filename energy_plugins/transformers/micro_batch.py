@@ -24,9 +24,9 @@ class MicroBatchCallback(TrainerCallback):
 
     The loader, its batches and the optimizer steps are left as they are. Inside of a step a batch goes through the
     model in equal parts, or the batches of one gradient accumulation several at once, so every optimizer step sees the
-    same samples on every rank. Before anything changes three steps are run both ways, and later ones are looked at;
-    where the gradients are not the same, but for rounding, nothing changes, and the report says by how much they
-    differ. docs/micro_batch.md has the rest.
+    same samples on every rank. Before anything changes batches of three steps are run both ways, and later ones are
+    looked at; where the gradients are not the same, but for rounding, nothing changes, and the report says by how much
+    they differ. docs/micro_batch.md has the rest.
 
     It uses the `EnergyCallback` of the trainer, or adds one. What is not given here is taken from the configuration
     (`energy_plugins.config`): the environment, or its file.

@@ -359,6 +359,16 @@ class TestDeclined:
         assert part is not None
         assert said in part.why
 
+    def test_a_larger_effective_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ENERGY_MICRO_BATCH_EFFECTIVE_BATCH", "grow")
+        monkeypatch.setenv("ENERGY_MICRO_BATCH_MAX_EFFECTIVE_BATCH", "64")
+        with our_warnings() as texts:
+            tuned = Loop(fixed(2), epochs=1)
+        assert len(tuned.gradients) == STEPS // 2
+        assert any(
+            "does not grow: that of a loop of one's own is set where the loop is written" in text for text in texts
+        )
+
     def test_wrong_settings(self) -> None:
         with pytest.raises(ConfigError, match="size is 0"):
             micro_batched(torch.sum, size=0)
