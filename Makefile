@@ -31,13 +31,22 @@ export PYTHONUNBUFFERED := 1
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Tests in $(JOBS) processes, then those marked `alone`, whatever came of the first. pytest exits with 5 where it finds
+# nothing to run: a mistake only if neither of them does.
+define run_tests
+	@together=0; alone=0; \
+	$(1) --pass together -n $(JOBS) --dist loadfile $(PYTEST_ARGS) || together=$$?; \
+	$(1) --pass alone $(PYTEST_ARGS) || alone=$$?; \
+	case "$$together $$alone" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
+endef
+
 install: $(VENV)/.native  ## the .venv with everything a developer needs, and the native module
 
 demo: install  ## train a small network on real images and show where the joules went
 	$(PY) examples/demo.py
 
 test: install  ## run the tests (PYTEST_ARGS="-k name" to choose)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(call run_tests,$(PY) -m pytest)
 
 # What guides it by coverage is for this alone, and has no wheels for every Python and machine that tests run on.
 fuzz: install  ## a million messages for the privileged helper, guided by coverage (a few minutes; as root)
@@ -53,7 +62,7 @@ soak: install  ## a day of random faults in virtual time (a minute or two)
 check: lint types stub warnings  ## every gate that is not a test (the tests run the examples)
 
 check-oldest: install $(OLDEST)/.tools  ## the tests of plugins, launch and ranks with the oldest frameworks that are supported
-	PYTHONPATH="$(CURDIR)" $(OLDEST)/bin/python -m pytest $(PLUGIN_TESTS) $(PYTEST_ARGS)
+	$(call run_tests,PYTHONPATH="$(CURDIR)" $(OLDEST)/bin/python -m pytest $(PLUGIN_TESTS))
 
 sanitize:  ## run the C++ tests under ThreadSanitizer and AddressSanitizer
 	$(MAKE) -C csrc sanitize

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from energy_plugins.testing import Simulation, fixtures
+
+# Processes of tests, and the ranks that some of these start, share the cores: a pool of threads in each only makes
+# them wait for one another. torch reads it as it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest.register_assert_rewrite("energy_plugins.testing.contract")
 
@@ -59,8 +64,20 @@ def simulation(simulated: Callable[..., Simulation]) -> Simulation:
     return simulated()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a real GPU where there is none, and say so."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the Makefile run its two passes, whatever `-m` and `-k` are asked for."""
+    parser.addoption(
+        "--pass", dest="which_pass", choices=["together", "alone"], help="what may run beside others, or not"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the tests of this pass; skip what needs a real GPU where there is none, and say so."""
+    which = config.getoption("which_pass")
+    if which is not None:
+        others = [item for item in items if _runs_alone(item) != (which == "alone")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if _runs_alone(item) == (which == "alone")]
     wanted = [item for item in items if item.get_closest_marker("hardware")]
     if not wanted:
         return
@@ -68,6 +85,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in wanted:
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _runs_alone(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("alone", "hardware"))
 
 
 def _no_gpu_because() -> str:

@@ -47,6 +47,7 @@ def fresh_interpreter(statement: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.alone
 def test_importing_the_package_is_quick() -> None:
     seconds = statistics.median(fresh_interpreter("import energy_plugins")["seconds"] for _ in range(5))
     assert seconds <= LIMIT_S, f"import energy_plugins took {seconds * 1e3:.1f} ms"

@@ -285,6 +285,7 @@ def test_without_a_phase_three_readings_are_spread_over_a_period(simulated: Simu
     assert all(np.abs(late_ms - wanted).min() < 8 for wanted in (0, 55, 110))  # some wait for the search's
 
 
+@pytest.mark.alone
 def test_stop_does_not_wait_for_a_search(simulated: Simulate) -> None:
     sampler = sampler_of(simulated())
     sampler.start()
@@ -342,6 +343,7 @@ def test_ticking_a_sampler_that_has_a_thread_is_an_error(simulated: Simulate) ->
     sampler.stop()
 
 
+@pytest.mark.alone
 def test_the_thread_drains_on_request_and_ends_at_stop(simulated: Simulate) -> None:
     sampler = sampler_of(simulated())
     sampler.start()

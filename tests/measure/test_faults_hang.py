@@ -18,6 +18,8 @@ from energy_plugins.measure.devices import visible_gpus
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.testing import Constant, Hang
 
+pytestmark = pytest.mark.alone
+
 BY_INDEX, BY_UUID = "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetHandleByUUID"
 FOR_EVER = math.inf
 

@@ -17,6 +17,8 @@ from energy_plugins.errors import EnergyError
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.testing import Constant, Hang, Simulation, WallClockStep
 
+pytestmark = pytest.mark.alone
+
 
 def threads() -> list[str]:
     return sorted(task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir())

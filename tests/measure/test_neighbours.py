@@ -215,6 +215,7 @@ def test_hidden_processes_are_unknown_and_not_nobody(
     assert why in " ".join(str(report).split())
 
 
+@pytest.mark.alone
 def test_a_driver_that_hangs_in_the_listing_holds_up_nothing(simulated: Simulated) -> None:
     simulation = simulated(Constant(300), faults=[Hang(LISTING, 3.5)])
     with EnergyMeter() as meter:

@@ -18,6 +18,8 @@ from energy_plugins.testing import NoPermission, simulated_gpus
 from energy_plugins.testing.ranks import in_ranks
 from energy_plugins.training.limits.timing import Timing
 
+pytestmark = pytest.mark.alone
+
 MOST_STEPS = 2400
 """About a minute, of which a search may take a third."""
 QUICK = Timing(first_s=0.2, settle_s=0.05, check_s=0.3, watch_s=2.0, least_search_s=1.0, shorter=10.0, tolerance=1.0)

@@ -188,6 +188,7 @@ def test_200_clients_at_once_are_all_served(site: Site, person: People) -> None:
     assert alice.say(op="renew")["leases"] == {site.gpu: 450.0}
 
 
+@pytest.mark.alone
 def test_whoever_asks_too_much_is_read_later_and_others_are_not_held_up(site: Site, person: People) -> None:
     site.configure(messages_per_s=50)
     site.start()
@@ -210,6 +211,7 @@ def test_many_connections_do_not_give_a_user_a_larger_share(site: Site, person: 
     assert time.monotonic() - began_s > 1.5
 
 
+@pytest.mark.alone
 def test_a_client_that_does_not_read_holds_up_nobody_and_loses_its_lease(site: Site, person: People) -> None:
     site.configure(lease_s=2.0, messages_per_s=100_000)
     site.start()

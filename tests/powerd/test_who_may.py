@@ -248,6 +248,7 @@ def test_a_grant_holds_in_containers_only_if_it_says_so(site: Site, person: Peop
     assert inside.take(site)["ok"]
 
 
+@pytest.mark.alone
 def test_a_lease_does_not_pass_to_a_process_that_gets_the_pid_of_a_dead_one(site: Site, person: People) -> None:
     if not os.access(LAST_PID, os.W_OK):
         pytest.skip("pids cannot be chosen here")

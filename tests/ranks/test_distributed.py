@@ -235,6 +235,7 @@ with EnergyMeter("train", folder=folder, distributed=True) as meter:
     assert len(ranks.rows) == 2
 
 
+@pytest.mark.alone
 def test_ranks_that_fail_write_their_reports_and_wait_for_nobody(launcher: Launcher, tmp_path: Path) -> None:
     code = """
 dist.init_process_group("gloo")

@@ -341,6 +341,7 @@ def hangs(state_home: Path, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
         subprocess.run(["umount", "-l", state_home], check=True)
 
 
+@pytest.mark.alone
 def test_a_disk_that_hangs_delays_nothing(
     simulated: Simulated, spool: Path, tmp_path: Path, hangs: Callable[[bool], None]
 ) -> None:

@@ -18,6 +18,7 @@ PATIENCE_S = 400
 POSTGRES = pytest.mark.skipif(bool(postgres_missing()), reason=postgres_missing() or "it is there")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=POSTGRES)])
 def test_no_run_that_had_a_heartbeat_is_lost_and_totals_are_exact(database: str) -> None:

@@ -31,6 +31,7 @@ from energy_plugins.ray.trial import own_trial
 from energy_plugins.units import j_to_kwh
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

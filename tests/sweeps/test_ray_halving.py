@@ -38,6 +38,7 @@ def train(config: dict[str, Any]) -> None:
         tune.report({"energy/total_j": trial["epoch_j"] * epoch, "loss": 10.0 - trial["fall"] * epoch})
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_cheap_trial_is_kept_that_has_less_progress_in_an_epoch(tmp_path: Path) -> None:

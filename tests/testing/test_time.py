@@ -119,6 +119,7 @@ def test_a_full_queue_blocks_the_launch_in_virtual_time(simulated: Simulated) ->
     assert 0.001 * S <= simulation.clock.now_ns() <= 0.0011 * S
 
 
+@pytest.mark.alone
 def test_waiting_for_work_takes_real_time(simulated: Simulated) -> None:
     gpu = simulated().gpus[0]
     began_s = time.monotonic()
