@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from optuna.pruners import NopPruner, ThresholdPruner
-from sweeping import Simulated
+from sweeping import Simulated, sqlite
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer as HfTrainer
 from transformers import TrainingArguments
@@ -201,6 +201,24 @@ def test_a_budget_of_the_study_ends_a_trial_that_runs(tmp_path: Path) -> None:
     study.optimize(objective, n_trials=5, callbacks=[budget])
     assert [trial.state.name for trial in study.trials] == ["PRUNED"]
     assert 400 <= study_energy_j(study) < 1200
+
+
+def test_a_worker_that_has_no_budget_of_its_own_keeps_that_of_the_study(tmp_path: Path) -> None:
+    """Another process gave it, and its trials have spent it."""
+    study = optuna.create_study(storage=sqlite(tmp_path), study_name="one", pruner=NopPruner())
+    StudyEnergyBudget(j_to_kwh(100.0)).begin(study)
+    spent = study.ask()
+    for name, value in {TRIAL: 0.0, TOTAL_J: 100.0}.items():
+        spent.set_user_attr(name, value)
+    study.tell(spent, 1.0)
+
+    def objective(trial: optuna.Trial) -> float:
+        fit(tmp_path, Model([1.0], step_s=0.4), EnergyPruningCallback(trial, "val_loss"), 30)
+        return 0.0
+
+    resumed = optuna.load_study(study_name="one", storage=sqlite(tmp_path), pruner=NopPruner())
+    resumed.optimize(objective, n_trials=5)
+    assert [trial.state.name for trial in resumed.trials] == ["COMPLETE", "PRUNED"]
 
 
 def test_no_trial_begins_after_one_that_ended_for_the_budget_of_the_study() -> None:
