@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from optuna.pruners import NopPruner, ThresholdPruner
 from optuna.trial import TrialState
 from sweeping import Simulated, sqlite
