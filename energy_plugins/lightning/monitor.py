@@ -126,6 +126,7 @@ class EnergyMonitor(Callback):
             "measure.energy_budget_kwh": energy_budget_kwh,
         }
         self._monitor = Monitor(effective(arguments=arguments).config)
+        self._validating = False
         self.after_batch: Callable[[], None] | None = None
         """Called after a training batch, when its step is closed."""
 
@@ -219,11 +220,13 @@ class EnergyMonitor(Callback):
         """Open a span for validating; the sanity check before training is none."""
         if not trainer.sanity_checking:
             self._evaluate(trainer, Kind.VALIDATE)
+            self._validating = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the span."""
         if not trainer.sanity_checking:
             self._monitor.end(Kind.VALIDATE)
+            self._validating = False
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start measuring and open a span for testing."""
@@ -247,6 +250,8 @@ class EnergyMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop measuring and keep the report of what was done: after an exception no other hook is called."""
+        if self._validating:  # such as where a callback that comes before this one prunes a trial
+            self.on_validation_end(trainer, pl_module)
         self._finish(trainer, failed=True)
 
     # Steps.

@@ -36,6 +36,8 @@ RUNG: Final = "energy/rung_"
 """And a number: the metric at that rung of `EnergySuccessiveHalvingPruner`."""
 REPORTED_J: Final = "energy/reported_j"
 """What the trial had drawn when it last reported its metric to that pruner."""
+LOST_AT: Final = "energy/lost_at_step"
+"""The step at which that pruner ended the trial."""
 BUDGET_J: Final = "energy/budget_j"
 """Of a study."""
 

@@ -10,7 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from energy_plugins.errors import ConfigError
-from energy_plugins.optuna.attributes import REPORTED_J, RUNG, TOTAL_J, own_float
+from energy_plugins.optuna.attributes import LOST_AT, REPORTED_J, RUNG, TOTAL_J, own_float
 from energy_plugins.tune.sweep.successive_halving import REDUCTION_FACTOR, Rungs, Told, goes_on, value_at
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class EnergySuccessiveHalvingPruner(BasePruner):
         step, drawn_j = trial.last_step, own_float(trial.number, own.user_attrs, TOTAL_J)
         if step is None or drawn_j is None:
             return False
+        if own_float(trial.number, own.user_attrs, LOST_AT) == step:  # asked again: its rungs are behind it by now
+            return True
         now, before = Told(drawn_j, trial.intermediate_values[step]), _told_before(own, step)
         self._rungs = self._rungs or _rungs_of(trials, self._factor)
         _write(study, trial, REPORTED_J, drawn_j)
@@ -75,6 +77,7 @@ class EnergySuccessiveHalvingPruner(BasePruner):
             others = [other for other in there if other is not None]
             maximize = study.direction == StudyDirection.MAXIMIZE
             if not goes_on(value, others, reduction_factor=self._factor, maximize=maximize):
+                _write(study, trial, LOST_AT, float(step))
                 return True
         return False
 

@@ -12,6 +12,7 @@ import optuna
 from energy_plugins.errors import ConfigError, DeviceError
 from energy_plugins.measure.meter import EnergyMeter
 from energy_plugins.optuna.charge import Charge, charge_of
+from energy_plugins.optuna.study_budget import begin_no_more
 
 if TYPE_CHECKING:
     from energy_plugins.measure.devices import Gpu
@@ -42,7 +43,7 @@ def charged(trial: optuna.Trial, *, devices: Sequence[int | str | Gpu] | None = 
             )
         charge = Charge.open(trial, meter)
         if why := charge.study_is_spent():
-            trial.study.stop()
+            begin_no_more(trial.study)
             raise optuna.TrialPruned(why)
         yield charge
 

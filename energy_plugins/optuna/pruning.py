@@ -16,6 +16,7 @@ from energy_plugins.optuna.attributes import (
     checked_budget_j,
 )
 from energy_plugins.optuna.charge import Charge
+from energy_plugins.optuna.study_budget import begin_no_more
 from energy_plugins.optuna.target import reaches
 from energy_plugins.training.guard import warn
 
@@ -57,6 +58,7 @@ class Pruning:
         self.trial: optuna.Trial | None = None
         self.charge: Charge | None = None
         self._unheard = False
+        self._alone = True
         if trial is not None:
             self.of(trial)
 
@@ -78,7 +80,7 @@ class Pruning:
 
     def begin(self, meter: EnergyMeter | None, *, ranks: int = 1) -> None:
         """Charge what is measured from now on to the trial."""
-        self.charge = None
+        self.charge, self._alone = None, ranks == 1
         if self.trial is not None and meter is not None and meter.run is not None and meter.run.own:
             self.charge = Charge.open(self.trial, meter, ranks=ranks)
         elif self.trial is not None and self._budget_j is not None:
@@ -140,6 +142,8 @@ class Pruning:
         if why:
             self.note(left_j)
             charge.write({PRUNED: 1.0, **({STUDY_SPENT: 1.0} if study_is_spent else {})})
+            if study_is_spent and self._alone and self.trial is not None:  # other ranks would wait for the next trial
+                begin_no_more(self.trial.study)
         return why
 
     def note(self, left_j: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from energy_plugins.optuna.attributes import BUDGET_J, STUDY_SPENT, charged_j, checked_budget_j, own_float
@@ -23,7 +24,8 @@ class StudyEnergyBudget:
     """Ends a study when its trials have drawn so much: ``study.optimize(..., callbacks=[StudyEnergyBudget(20.0)])``.
 
     The budget is kept in the study, so that every worker's trials know it: one that is measured by `energy_objective`
-    does not begin, and one with an `EnergyPruningCallback` is pruned, once it is spent. What was spent is what all
+    does not begin, and one with an `EnergyPruningCallback` is pruned, once it is spent; the worker that it belongs to
+    then begins no other, even without this callback (a training on several ranks does). What was spent is what all
     trials wrote, so a study that is resumed goes on counting. The budget that was given last is the one that counts.
 
     Args:
@@ -47,6 +49,12 @@ class StudyEnergyBudget:
         self.begin(study)
         if own_float(trial.number, trial.user_attrs, STUDY_SPENT) or study_energy_j(study) >= self.energy_j:
             study.stop()
+
+
+def begin_no_more(study: optuna.Study) -> None:
+    """End this worker's loop over trials; whoever asks for trials and tells of them has none."""
+    with suppress(RuntimeError):  # Optuna's, outside of `optimize`
+        study.stop()
 
 
 def budget_of(study: optuna.Study) -> float | None:

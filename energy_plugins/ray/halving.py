@@ -32,7 +32,8 @@ class EnergySuccessiveHalvingScheduler(FIFOScheduler):
         metric: to judge by; that of the `TuneConfig` if it is not given.
         mode: "min" or "max"; that of the `TuneConfig` if it is not given.
         first_rung_j: joules of the first rung. None puts it three rungs below what the first complete trial drew, at an
-            eighth of that by the usual factor; until there is one, none is stopped.
+            eighth of that by the usual factor; until there is one, none is stopped. One that a stopper ends is
+            complete, too.
         reduction_factor: one in so many goes on from each rung, and the next is so many times as high.
 
     Raises:

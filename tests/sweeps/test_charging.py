@@ -250,6 +250,16 @@ def test_a_study_ends_when_its_budget_is_spent_and_so_do_its_resumed_ones(gpu: S
     assert [trial.state.name for trial in again.trials[made:]] == ["PRUNED"]
 
 
+def test_who_asks_for_trials_is_told_that_the_budget_is_spent(gpu: Simulation) -> None:
+    study = optuna.create_study()
+    StudyEnergyBudget(j_to_kwh(10.0)).begin(study)
+    trial = study.ask()
+    charged_rest(trial)
+    study.tell(trial, 1.0)
+    with pytest.raises(optuna.TrialPruned, match="budget of .* is spent"):
+        charged_rest(study.ask())
+
+
 @pytest.mark.parametrize("budget", [0, -1.0, math.nan, math.inf, True, "20"])
 def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
     with pytest.raises(ConfigError, match="energy_kwh is"):

@@ -90,6 +90,19 @@ def test_without_a_first_rung_the_first_complete_trial_sets_it() -> None:
     assert trained(study, even(10.0, 0.4, epochs=8))[0].last_step == 0
 
 
+def test_who_asks_twice_hears_the_same() -> None:
+    study = study_of(EnergySuccessiveHalvingPruner(first_rung_j=25.0))
+    trained(study, even(10.0, 1.0))
+    trial = study.ask()
+    trial.set_user_attr(TRIAL, float(trial.number))
+    trial.set_user_attr(TOTAL_J, 30.0)
+    trial.report(9.0, 0)
+    assert [trial.should_prune() for _ in range(3)] == [True] * 3
+    trial.set_user_attr(TOTAL_J, 40.0)
+    trial.report(1.0, 1)
+    assert not trial.should_prune(), "no rung lies between"
+
+
 def test_what_is_not_measured_is_not_pruned() -> None:
     study = study_of(EnergySuccessiveHalvingPruner(first_rung_j=1.0))
     trained(study, even(10.0, 1.0))

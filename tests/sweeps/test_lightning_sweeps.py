@@ -1,8 +1,10 @@
-"""Sweeps where Lightning is more than one Trainer: LightningCLI, and two ranks whose first has the trial."""
+"""Sweeps where Lightning is more than one Trainer: LightningCLI, its Tuner, and two ranks whose first has the trial."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.tuner.tuning import Tuner
 from optuna.pruners import NopPruner, ThresholdPruner
 from optuna.trial import TrialState
 from sweeping import Simulated, sqlite
@@ -18,7 +21,7 @@ from test_pruning import WATTS, Model, Rows
 from torch.utils.data import DataLoader
 
 from energy_plugins.lightning import EnergyMonitor
-from energy_plugins.optuna import EnergyPruningCallback
+from energy_plugins.optuna import EnergyPruningCallback, charged
 from energy_plugins.optuna.attributes import PRUNED, TOTAL_J
 from energy_plugins.testing import Constant
 from energy_plugins.testing.ranks import in_ranks
@@ -60,6 +63,36 @@ class OfCli(LightningModule):
         return DataLoader(Rows())
 
     val_dataloader = train_dataloader
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*less than the logging interval")
+def test_what_a_tuner_tries_first_is_no_report_of_the_trial_and_charged_if_asked(tmp_path: Path) -> None:
+    class Tuned(OfCli):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            time.sleep(0.05)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+            self.log("val_loss", float(self.current_epoch))
+
+    study = optuna.create_study(pruner=ThresholdPruner(upper=1.5))
+
+    def objective(trial: optuna.Trial) -> float:
+        prune = EnergyPruningCallback(trial, "val_loss")
+        trainer = Trainer(max_epochs=5, default_root_dir=tmp_path, callbacks=[prune], **QUIET)
+        with charged(trial) if trial.number else nullcontext():
+            model = Tuned()
+            Tuner(trainer).lr_find(model, num_training=8, attr_name="rate")
+            assert not study.trials[trial.number].intermediate_values
+            trainer.fit(model)
+        return 0.0
+
+    study.optimize(objective, n_trials=2)
+    alone, both = study.trials
+    for trial in study.trials:
+        assert trial.state == TrialState.PRUNED
+        assert trial.intermediate_values == {0: 0.0, 1: 1.0, 2: 2.0}
+    assert both.user_attrs[TOTAL_J] > alone.user_attrs[TOTAL_J] + 0.3 * WATTS
 
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")

@@ -10,14 +10,15 @@ from typing import Any, cast
 import optuna
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.pruners import NopPruner, ThresholdPruner
-from sweeping import Simulated
+from sweeping import Simulated, sqlite
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer as HfTrainer
 from transformers import TrainingArguments
 
 from energy_plugins.errors import ConfigError
+from energy_plugins.lightning import EnergyMonitor
 from energy_plugins.optuna import (
     EnergyBudgetPruner,
     EnergyPruningCallback,
@@ -76,7 +77,7 @@ class Unvalidated(Model):
         return super().training_step(batch, batch_idx)
 
 
-def fit(folder: Path, model: Model, callback: EnergyPruningCallback, epochs: int) -> Trainer:
+def fit(folder: Path, model: Model, callback: EnergyPruningCallback, epochs: int, *others: Callback) -> Trainer:
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -86,7 +87,7 @@ def fit(folder: Path, model: Model, callback: EnergyPruningCallback, epochs: int
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=1,
-        callbacks=[callback],
+        callbacks=[callback, *others],
     )
     data = DataLoader(Rows(), batch_size=1)
     trainer.fit(model, data, None if isinstance(model, Unvalidated) else data)
@@ -112,6 +113,16 @@ def test_the_metric_prunes_at_the_epoch_where_it_should(tmp_path: Path, kind: ty
     assert trial.intermediate_values == {0: 3.0, 1: 2.0, 2: 9.0}
     assert trial.user_attrs[TOTAL_J] == pytest.approx(WATTS * trial.user_attrs["energy/duration_s"], rel=0.1)
     assert PRUNED not in trial.user_attrs
+
+
+def test_the_report_of_a_pruned_trial_has_no_fault(tmp_path: Path) -> None:
+    """Its span of the validation ends, too, though the callback that ends the fit comes before the monitor."""
+    monitor = EnergyMonitor(str(tmp_path))
+    trial = optuna.create_study(pruner=ThresholdPruner(upper=5.0)).ask()
+    with pytest.raises(optuna.TrialPruned):
+        fit(tmp_path, Model([1.0, 9.0], step_s=0.05), EnergyPruningCallback(trial, "val_loss"), 4, monitor)
+    assert monitor.report is not None
+    assert not monitor.report.warnings
 
 
 def test_a_fit_that_has_drawn_its_budget_is_pruned_within_the_epoch(tmp_path: Path) -> None:
@@ -201,6 +212,24 @@ def test_a_budget_of_the_study_ends_a_trial_that_runs(tmp_path: Path) -> None:
     study.optimize(objective, n_trials=5, callbacks=[budget])
     assert [trial.state.name for trial in study.trials] == ["PRUNED"]
     assert 400 <= study_energy_j(study) < 1200
+
+
+def test_a_worker_that_has_no_budget_of_its_own_keeps_that_of_the_study(tmp_path: Path) -> None:
+    """Another process gave it, and its trials have spent it."""
+    study = optuna.create_study(storage=sqlite(tmp_path), study_name="one", pruner=NopPruner())
+    StudyEnergyBudget(j_to_kwh(100.0)).begin(study)
+    spent = study.ask()
+    for name, value in {TRIAL: 0.0, TOTAL_J: 100.0}.items():
+        spent.set_user_attr(name, value)
+    study.tell(spent, 1.0)
+
+    def objective(trial: optuna.Trial) -> float:
+        fit(tmp_path, Model([1.0], step_s=0.4), EnergyPruningCallback(trial, "val_loss"), 30)
+        return 0.0
+
+    resumed = optuna.load_study(study_name="one", storage=sqlite(tmp_path), pruner=NopPruner())
+    resumed.optimize(objective, n_trials=5)
+    assert [trial.state.name for trial in resumed.trials] == ["COMPLETE", "PRUNED"]
 
 
 def test_no_trial_begins_after_one_that_ended_for_the_budget_of_the_study() -> None:
