@@ -260,14 +260,17 @@ class MicroBatcher:
             return False
 
     def _leave(self, doubt: Doubt, *, is_heard: bool = True) -> None:
-        """Go back to the user's setting for good, on all ranks that have heard of it: one of them says so."""
+        """Go back to the user's setting for good, on all ranks that have heard of it: one of them says so.
+
+        So does the one that knows what was raised.
+        """
         self._doubt, self._rank.size = doubt, None
         self._script.end()
         if self._course is not None:
             self._course.searched.leave(doubt.why())
             self._course.probe = None  # nobody waits for its answer
         self._tell()
-        if self._ranks.who.rank == 0 or not is_heard:
+        if self._ranks.who.rank == 0 or not is_heard or doubt.raised:
             self.has_said = True
             warn(f"the micro-batch is left alone from now on: {doubt.why()}")
 
