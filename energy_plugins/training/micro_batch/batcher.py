@@ -20,7 +20,7 @@ from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferErro
 from energy_plugins.training.micro_batch.followed_script import FollowedScript
 from energy_plugins.training.micro_batch.foreseen import foresee
 from energy_plugins.training.micro_batch.later_checks import CompareGroup, is_due
-from energy_plugins.training.micro_batch.memory import kind_of, recall, remember
+from energy_plugins.training.micro_batch.memory import forget, kind_of, recall, remember
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.training.micro_batch.probe import Probe
@@ -266,6 +266,7 @@ class MicroBatcher:
         """
         self._doubt, self._rank.size = doubt, None
         self._script.end()
+        forget(self._kind)
         if self._course is not None:
             self._course.searched.leave(doubt.why())
             self._course.probe = None  # nobody waits for its answer
