@@ -78,14 +78,27 @@ class ChoiceMemory:
                     "chosen": _now().isoformat(timespec="seconds"),
                     "of": dict(kind),
                 }
-                latest = dict(list(known.items())[-_MOST:])
-                replace_private(path, json.dumps({"version": 1, self.section: latest}, indent=1) + "\n")
+                replace_private(path, self._text(dict(list(known.items())[-_MOST:])))
         except FAILURES as error:
             warn(f"the {self.what} found is not remembered: {error}")
+
+    def forget(self, kind: Kind) -> None:
+        """Keep nothing of such trainings any more; trouble is a warning."""
+        try:
+            path = self.path()
+            with alone_with(path):
+                known = {name: dict(entry.values) for name, entry in self._read().items()}
+                if known.pop(_name(kind), None) is not None:
+                    replace_private(path, self._text(known))
+        except FAILURES as error:
+            warn(f"the {self.what} that is remembered is not forgotten: {error}")
 
     def path(self) -> Path:
         """Return where they are kept. Raises RuntimeError if there is no home folder."""
         return cache_folder() / self.file
+
+    def _text(self, known: Mapping[str, Mapping[str, object]]) -> str:
+        return json.dumps({"version": 1, self.section: known}, indent=1) + "\n"
 
     def _read(self) -> dict[str, Section]:
         """Return the entries by name, the oldest first. Raises ReportError, OSError."""

@@ -147,7 +147,7 @@ class EnergyCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the settings, the joules so far, and the run that counts them."""
-        return {"args": dict(self._given), "attributes": {"restored": self._fits.monitor.state()}}
+        return {"args": dict(self._given), "attributes": {"restored": self._fits.state()}}
 
     # Events.
 

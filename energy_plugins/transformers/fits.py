@@ -22,7 +22,7 @@ from energy_plugins.training.own_gpu import own_gpu
 from energy_plugins.training.place import rank_of
 from energy_plugins.training.watch import Watch
 from energy_plugins.transformers.attempts import Attempts
-from energy_plugins.transformers.effective_batch import grow_effective_batch
+from energy_plugins.transformers.effective_batch import GROWTH, grow_effective_batch, growth_of, tell_of_other_growth
 from energy_plugins.transformers.hp_space import limit_of_trial
 from energy_plugins.transformers.inside import Inside
 from energy_plugins.transformers.micro_batch_fit import MicroBatchFit
@@ -68,6 +68,8 @@ class Fits:
         self._micro_batch: MicroBatchFit | None = None
         self._trial_limit: PowerLimitConfig | None = None
         self._in_training = False
+        self._growth = 1
+        """By how much the effective batch of the training has grown."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in this process only."""
@@ -81,6 +83,10 @@ class Fits:
         """Change what can be changed only before a training begins, if that is asked for."""
         grow_effective_batch(trainer, self.monitor.config.micro_batch)
 
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the joules so far, and by how much the effective batch has grown."""
+        return {**self.monitor.state(), GROWTH: self._growth}
+
     def begin(
         self,
         trainer: Trainer | None,
@@ -91,6 +97,9 @@ class Fits:
     ) -> None:
         """Start measuring, from the joules that a checkpoint has ``saved``; end the training if its budget is spent."""
         self._in_training = True
+        self._growth = growth_of(trainer)
+        if saved is not None and state.is_world_process_zero:
+            tell_of_other_growth(self._growth, saved)
         self._trial_limit = limit_of_trial(state.trial_params)
         self._take_micro_batch(trainer)
         self._start(trainer, args, state, saved)

@@ -64,6 +64,24 @@ class Moving(Model):
         self.gpu.launch(ops=2e13 * samples, bytes=4e11 + 2e11 * samples, wait=True)
 
 
+class Turning(Model):
+    """Whose loss is of other samples than its own, once it is told to."""
+
+    has_turned = False
+
+    def forward(self, input_ids: torch.Tensor, return_loss: bool = True) -> dict[str, torch.Tensor]:
+        found = super().forward(input_ids, return_loss)
+        return {"loss": self.layer(input_ids).amax()} if self.has_turned else found
+
+
+class Turn(TrainerCallback):
+    def __init__(self, model: Turning, step: int) -> None:
+        self.model, self.step = model, step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.model.has_turned = state.global_step >= self.step
+
+
 @pytest.fixture
 def simulation() -> Iterator[Simulation]:
     with simulated_gpus(virtual=True, start_s=10) as made:
@@ -128,6 +146,18 @@ def test_a_trainer_finds_the_best_and_keeps_it(simulation: Simulation, tmp_path:
     again = part_of(train(tmp_path / "again", Model(simulation.gpus[0]), MicroBatchCallback(search_share=SHARE)))
     assert (again.chosen, again.source) == (16, "memory")
     assert again.search_s < 0.7 * part_of(tuned).search_s
+
+
+def test_a_size_whose_gradients_differed_later_is_forgotten(simulation: Simulation, tmp_path: Path) -> None:
+    parts, ways = list[MicroBatchPart](), ((150, 150), (250, 75), (150, 150))
+    with our_warnings() as texts:
+        for at, (steps, turns) in enumerate(ways):
+            model, tuner = Turning(simulation.gpus[0]), MicroBatchCallback(search_share=SHARE)
+            parts.append(part_of(train(tmp_path / str(at), model, tuner, Turn(model, turns), steps=steps)))
+    assert [(one.chosen, one.source) for one in (parts[0], parts[2])] == [(16, "search")] * 2
+    assert "would have differed" in parts[1].why
+    assert parts[1].steps_in_doubt
+    assert len(texts) == 1
 
 
 def test_a_loop_finds_the_best_and_keeps_it(simulation: Simulation, tmp_path: Path) -> None:

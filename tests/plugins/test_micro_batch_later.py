@@ -139,8 +139,32 @@ def test_memory_that_does_not_suffice_for_a_later_check_ends_no_training(tmp_pat
     part = part_of(tuner)
     assert part.chosen is None
     assert part.gradient_checks == 3 + 1 + 3
-    assert "the gradients could not be compared" in part.why
+    assert "the gradients could not be compared (OutOfMemoryError: CUDA out of memory. Tried" in part.why
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("these are \x1b[2Jtoo many\nof them", "these are ?[2Jtoo many)"), ("x" * 500, "xxx...)")]
+)
+def test_what_a_later_check_raised_is_said(tmp_path: Path, text: str, said: str) -> None:
+    class Picky(OfTokens):
+        """Which takes sentences that end early only as they come."""
+
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+            if len(batch["labels"]) > 4 and bool((batch["labels"] < 0).any()):
+                raise ValueError(text)
+            return super().training_step(batch, batch_idx)
+
+    tuner = MicroBatchTuner(size=8)
+    with our_warnings() as texts:
+        fit(tmp_path, Picky(), tuner, 4, 4)
+    (warned,) = texts
+    why = part_of(tuner).why
+    assert why in warned
+    assert "the gradients could not be compared (ValueError: " in why
+    assert said in why
+    assert why.isprintable()
+    assert len(why) < 600
 
 
 class Draws(Reader):

@@ -409,6 +409,44 @@ class TestGrowing:
         assert any("TRAINING ITSELF WAS CHANGED" in line for line in str(report).splitlines()[:6])
         assert (part.batch, part.accumulation, part.chosen) == (2, 4, 8)
 
+    @pytest.mark.parametrize(("first", "most"), [(None, 8), (4, 8), (8, 4), (8, 8)])
+    def test_a_resumed_training_goes_on_with_the_effective_batch_of_its_checkpoint(
+        self, first: int | None, most: int, tmp_path: Path
+    ) -> None:
+        """So it is the same training as one that was never interrupted: it sees the same samples at the same rates."""
+
+        def growing(most: int | None) -> list[TrainerCallback]:
+            return [MicroBatchCallback(2, effective_batch="grow", max_effective_batch=most)] if most else []
+
+        how: dict[str, Any] = {"made": sample_model, "batch": 2, "rows": 80, "max_steps": 60, "warmup_steps": 8}
+        how |= {"save_strategy": "steps", "save_steps": 2, "dtype": torch.float64}
+        whole, rest = Steps(), Steps()
+        trainer = train(tmp_path, whole, *growing(first), EnergyCallback(), **how)
+        made = trainer.state.max_steps // 2
+        made -= made % 2
+        with our_warnings() as texts:
+            again = train(
+                tmp_path / "again", rest, *growing(most), EnergyCallback(),
+                resume_from_checkpoint=str(tmp_path / f"checkpoint-{made}"), **how,
+            )  # fmt: skip
+        assert again.state.global_step == again.state.max_steps == trainer.state.max_steps
+        whole.gradients = whole.gradients[made:]
+        assert apart(rest, whole) <= 1e-9
+        assert again.args.gradient_accumulation_steps == trainer.args.gradient_accumulation_steps
+        rates = [[log["learning_rate"] for log in one.state.log_history if "loss" in log] for one in (trainer, again)]
+        assert rates[0] == pytest.approx(rates[1])
+        said = [text for text in texts if f"the effective batch does not grow to {most}: it" in text]
+        assert len(said) == (first != most)
+        assert len(texts) == len(said)
+
+    def test_who_resumes_a_grown_training_without_growing_is_told(self, tmp_path: Path) -> None:
+        tuner = MicroBatchCallback(2, effective_batch="grow", max_effective_batch=8)
+        how: dict[str, Any] = {"made": sample_model, "batch": 2, "rows": 80, "save_strategy": "steps", "save_steps": 2}
+        train(tmp_path, tuner, max_steps=16, **how)
+        with our_warnings() as texts:
+            train(tmp_path, EnergyCallback(), max_steps=8, resume_from_checkpoint=str(tmp_path / "checkpoint-2"), **how)
+        assert any("whose effective batch was 4 times as large" in text for text in texts)
+
     def test_it_needs_an_end(self) -> None:
         with pytest.raises(ConfigError, match="max_effective_batch is not given"):
             MicroBatchCallback(effective_batch="grow")

@@ -136,7 +136,9 @@ class TestAllow:
         checks, asked = LaterChecks(), Asked(answer)
         assert [checks.allow([labels(9, 9, 9, 5)], CUT, asked, step) for step in range(1, 6)] == [False] * 5
         assert len(asked.groups) == 3
-        assert checks.doubt == Doubt(3, -1.0, 0, 0)
+        assert checks.doubt is not None
+        assert checks.doubt.numbers == (3, -1.0, 0, 0)
+        assert checks.doubt.raised == (f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else "")
         assert "could not be compared" in checks.doubt.why()
 
     def test_batches_that_are_no_whole_ones_run_otherwise_only_if_they_are_equal(self) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from energy_plugins.errors import BatchError
 from energy_plugins.measure.micro_batch_part import MicroBatchPart
 from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.choice_memory import Kind
@@ -15,20 +13,19 @@ from energy_plugins.training.guard import warn
 from energy_plugins.training.limits.timing import Timing
 from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.measured import Measured
-from energy_plugins.training.micro_batch.collectives import SPEAKS
+from energy_plugins.training.micro_batch.allowed_sizes import AllowedSizes
+from energy_plugins.training.micro_batch.comparisons import Comparisons
 from energy_plugins.training.micro_batch.course import MicroBatchCourse
 from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError
-from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, foresee
-from energy_plugins.training.micro_batch.gate import AGREEING, Gate
-from energy_plugins.training.micro_batch.gradient_check import GradientCheck
-from energy_plugins.training.micro_batch.later_checks import CompareGroup, LaterChecks, alone, is_due
-from energy_plugins.training.micro_batch.memory import kind_of, recall, remember
+from energy_plugins.training.micro_batch.followed_script import FollowedScript
+from energy_plugins.training.micro_batch.foreseen import foresee
+from energy_plugins.training.micro_batch.later_checks import CompareGroup, is_due
+from energy_plugins.training.micro_batch.memory import forget, kind_of, recall, remember
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.training.micro_batch.probe import Probe
 from energy_plugins.training.micro_batch.told import Known, told
 from energy_plugins.training.watch import SumOverRanks
-from energy_plugins.tune import MicroBatchChoice, effective_batch_outlook, rule_to_try
 from energy_plugins.tune.micro_batch.sizes import MOST_SIZES
 
 if TYPE_CHECKING:
@@ -78,37 +75,27 @@ class MicroBatcher:
         self._measured = measured
         self._ranks = AllRanks(who, sum_over_ranks)
         self._rank = OwnSizes(measured)
-        self._most_sizes = most_sizes
         self._optimizer = optimizer
         self._shape = shape
         self._row_is_step = row_is_step
-        self._training_step = training_step
-        self._foreseen = UNFORESEEN
         self._timing = timing or Timing()
-        self._why = why_not
-        self._setting: MicroBatchPlan | None = None
-        self._open: list[int] = []
-        """Sizes whose gradients are still to be compared, the one to begin with last."""
-        self._allowed: list[int] = []
-        """Sizes that may be used, the user's own among them."""
-        self._gate: Gate | None = None
-        self._check: GradientCheck | None = None
-        """The one that was furthest apart."""
-        self._check_s = 0.0
-        """What all of them took."""
-        self._reasons: list[str] = []
+        self._comparisons = Comparisons(self._rank, allow_batch_statistics=config.allow_batch_statistics)
+        self._sizes = AllowedSizes(
+            config,
+            self._ranks,
+            self._comparisons,
+            lambda setting: foresee(setting, training_step, self._measured, self._ranks),
+            why_not=why_not,
+            most_sizes=most_sizes,
+        )
         self._course: MicroBatchCourse | None = None
-        self._script: Iterator[int] | None = None
-        self._next = 0
+        self._script = FollowedScript()
         self._kind: Kind | None = None
         self._has_checked = False
-        self._later = LaterChecks(is_on=not config.allow_batch_statistics)
         self._with_it = 0
         """Optimizer steps with the size that was chosen."""
         self._doubt: Doubt | None = None
         """What all ranks have heard of."""
-        self.undecided = True
-        """Whether windows are still to be considered."""
         self.has_said = False
         """Whether it has said itself why the user's setting is in force."""
         self.grown = ""
@@ -116,20 +103,25 @@ class MicroBatcher:
         self._tell()
 
     @property
+    def undecided(self) -> bool:
+        """Whether windows are still to be considered."""
+        return self._sizes.may_change is None
+
+    @property
     def plan(self) -> MicroBatchPlan | None:
         """What to do with the batches of the next optimizer step; None is what the user does."""
-        setting, size = self._setting, self._rank.size
+        setting, size = self.setting, self._rank.size
         return None if setting is None or size is None or size == setting.batch else replace(setting, size=size)
 
     @property
     def setting(self) -> MicroBatchPlan | None:
         """What the user does, as a plan; None while it is not known."""
-        return self._setting
+        return self._sizes.setting
 
     @property
     def size(self) -> int | None:
         """Samples that go through the model at once; None while it is not known how many a batch has."""
-        plan = self.plan or self._setting
+        plan = self.plan or self.setting
         return None if plan is None else plan.size
 
     @property
@@ -153,7 +145,7 @@ class MicroBatcher:
         Args:
             try_pass: runs one pass of a plan on trial, on all ranks at the same time: `one_pass`.
         """
-        probe, setting = self._probe, self._setting
+        probe, setting = self._probe, self.setting
         if probe is not None and setting is not None:
             plan = replace(setting, size=probe.size)
             probe.look(lambda: try_pass(plan))
@@ -169,39 +161,22 @@ class MicroBatcher:
         """
         if not self.undecided:
             return
-        if self._setting is None:
-            self._agree(batch, accumulation)
-        while self._open and self.undecided:
-            plan = replace(self._setting, size=self._open[-1]) if self._setting is not None else None
-            assert plan is not None  # noqa: S101 - sizes follow from a setting
-            # Where gradients may differ more windows would only say again by how much.
-            self._gate = self._gate or Gate(self._ranks, agreeing=AGREEING if self._later.is_on else 1)
-            self._gate.look(lambda plan=plan: self._compared(compare, plan, window))  # type: ignore[misc]
-            if self._gate.is_open is None:
-                return
-            self._judge(self._gate, plan.size)
-            self._gate = None
-        if self.undecided:
-            self._begin()
+        self._sizes.look(batch, accumulation, compare, window)
+        if self._sizes.may_change and self.setting is not None:
+            self._begin(self.setting)
         self._tell()
 
     @property
     def smaller(self) -> list[int]:
         """Sizes that a search may use below the user's, rising: to go down to if that does not fit."""
-        setting = self._setting
-        return [] if setting is None or self._course is None else [one for one in self._allowed if one < setting.batch]
+        return [] if self._course is None else self._sizes.smaller
 
     def allows(self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup) -> bool:
         """Tell whether batches may run by ``plan``, see `LaterChecks`; if not they are to run as the user has it.
 
         Not collective: it is one rank's own affair, and the others hear later.
         """
-        due = self.settled and is_due(self._with_it + 1)
-        allowed = self._later.allow(group, plan, self._timed(compare), self._rank.steps + 1, due=due)
-        if self._later.doubt is not None and self._rank.doubt is None:
-            self._rank.doubt = self._later.doubt
-            self._check = self._later.check or self._check
-        return allowed
+        return self._comparisons.allow(group, plan, compare, due=self.settled and is_due(self._with_it + 1))
 
     def after_step(self) -> None:
         """Count an optimizer step, and do what is due after it. Collective now and then, where there are several."""
@@ -210,9 +185,8 @@ class MicroBatcher:
             self._measured.stepped()
         if self._rank.doubt is not None and self._doubt is None and self._ranks.who.world_size == 1:
             self._leave(self._rank.doubt)  # of several ranks all do so together, when they have heard
-        if self._script is not None and self._rank.steps >= self._next:
-            was_settled = self.settled
-            self._follow(self._script)
+        was_settled = self.settled
+        if self._heed(lambda: self._script.go_on(self._rank.steps)):
             if self.settled and not was_settled:
                 self._remember()
             self._tell()
@@ -227,8 +201,7 @@ class MicroBatcher:
         if self._has_checked or course is None or course.searched.choice is None or course.searched.why:
             return
         self._has_checked = True
-        self._script = course.checking(slack)
-        self._follow(self._script)
+        self._heed(lambda: self._script.begin(course.checking(slack), self._rank.steps))
 
     def out_of_memory(self, size: int) -> None:
         """Hear that a size did not fit after all; this rank goes on with a smaller one, and the others will hear.
@@ -236,8 +209,7 @@ class MicroBatcher:
         That is the user's own, or if it is this that did not fit, the next below it.
         """
         self._rank.failed = max(self._rank.failed, size)
-        below = [one for one in self.smaller if one < size]
-        setting = self._setting
+        below, setting = [one for one in self.smaller if one < size], self.setting
         self._rank.size = below[-1] if below and setting is not None and size <= setting.batch else None
 
     def lose(self, why: str) -> None:
@@ -247,160 +219,61 @@ class MicroBatcher:
 
     def close(self) -> None:
         """Have the report say what became of it."""
-        self._later.forget()
-        if self._later.doubt is not None and self._doubt is None:
-            self._leave(self._later.doubt, is_heard=False)
+        later = self._comparisons.later
+        later.forget()
+        if later.doubt is not None and self._doubt is None:
+            self._leave(later.doubt, is_heard=False)
         self._tell()
 
-    # Deciding.
-
-    def _agree(self, batch: int | None, accumulation: int) -> None:
-        """Find out what all ranks have, and which sizes are worth comparing."""
-        words = self._ranks.hear((math.nan if batch is None else float(batch), float(accumulation), bool(self._why)))
-        if any(word[2] for word in words):
-            self._decline(self._why or "another rank's training must be left as it is")
-        elif any(math.isnan(word[0]) for word in words):
-            self._decline("how many samples a batch has cannot be told, so it can be neither cut nor joined")
-        elif len(set(words)) > 1 or batch is None:
-            found = ", ".join(f"{word[0]:g} x {word[1]:g}" for word in words)
-            self._decline(f"ranks have batches of their own ({found}), so no one size fits all")
-        else:
-            self._setting = MicroBatchPlan(batch, accumulation, batch)
-            self._open = self._to_compare(self._setting)
-
-    def _to_compare(self, setting: MicroBatchPlan) -> list[int]:
-        """Return the sizes to compare: the one given, or the smallest and the largest; those between are like them."""
-        batch, fixed = setting.batch, self._config.size
-        if fixed is not None:
-            try:
-                replace(setting, size=fixed)
-            except BatchError as error:
-                self._decline(str(error))
-                return []
-            self._allowed = [fixed]
-            return [] if fixed == batch else [fixed]
-        self._foreseen = foresee(setting, self._training_step, self._measured, self._ranks)
-        possible = list(self._foreseen.sizes)
-        while len(possible) > self._most_sizes:
-            possible.remove(max((one for one in possible if one != batch), key=lambda one: abs(math.log(one / batch))))
-        self._allowed = possible
-        if len(possible) == 1:
-            self._decline(
-                f"an optimizer step has no more than one batch of {batch}, which cannot be cut: only a larger "
-                "effective batch would change anything, and that is another training"
-            )
-            return []
-        return sorted({possible[0], possible[-1]} - {batch})
-
-    def _compared(self, compare: CompareGroup, plan: MicroBatchPlan, window: Sequence[Any]) -> GradientCheck | None:
-        group = self._later.hardest(window, plan)
-        if group is None:
-            return None
-        check = self._timed(compare)(group, alone(plan, len(group)))
-        self._later.made += 1
-        if check is not None and check.speaks and self._later.is_on and self._gate is not None:
-            self._gate.why_not = SPEAKS
-            return None
-        if check is None or not check.is_known:
-            return check
-        if check.agrees:
-            self._later.learn(group, plan, check, self._rank.steps)
-        if self._check is None or check.difference > self._check.difference:
-            self._check = check
-        allowed = self._config.allow_batch_statistics
-        return replace(check, limit=math.inf) if allowed and check.factor is None else check
-
-    def _timed(self, compare: CompareGroup) -> CompareGroup:
-        def timed(group: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
-            began_ns = self._rank.now_ns()
-            try:
-                return compare(group, plan)
-            finally:
-                self._check_s += (self._rank.now_ns() - began_ns) * 1e-9
-
-        return timed
-
-    def _judge(self, gate: Gate, size: int) -> None:
-        """Strike out what cannot be used."""
-        assert self._setting is not None  # noqa: S101 - see `consider`
-        self._open.pop()
-        if gate.is_open:
-            return
-        batch = self._setting.batch
-        if gate.fits:
-            self._allowed = [one for one in self._allowed if (one - batch) * (size - batch) <= 0]
-        else:
-            self._allowed = [one for one in self._allowed if one < size]
-            larger = [one for one in self._allowed if one > batch]
-            self._open += larger[-1:]
-        self._reasons.append(f"{size} samples at once: {gate.why_not}")
-
-    def _begin(self) -> None:
+    def _begin(self, setting: MicroBatchPlan) -> None:
         """Begin with what has been found to be possible."""
-        setting, measured, fixed = self._setting, self._measured, self._config.size
-        if setting is None or (self._allowed in ([], [setting.batch]) and fixed != setting.batch):
-            self._decline("; ".join(self._reasons))
-            return
-        self.undecided = False
+        measured, fixed = self._measured, self._config.size
         if measured is not None and not self._row_is_step:
             measured.group_steps(setting.accumulation)
-        windows = Windows(self._rank, self._ranks, self._timing)
         self._kind = kind_of(measured, self._ranks.who, self._shape, setting) if fixed is None else None
-        self._course = MicroBatchCourse(
-            windows,
+        self._course = course = MicroBatchCourse(
+            Windows(self._rank, self._ranks, self._timing),
             self._rank,
             share=setting.share,
             search_share=self._config.search_share,
             remembered=recall(self._kind),
-            checked_s=self._check_s,
+            checked_s=self._comparisons.seconds,
         )
         if fixed is None:
-            self._script = self._course.searching(setting.batch, self._allowed, self._foreseen)
+            script = course.searching(setting.batch, self._sizes.sizes, self._sizes.foreseen)
         else:
-            self._script = self._course.keeping(setting.batch, fixed)
-        self._next = self._rank.steps + next(self._script)
+            script = course.keeping(setting.batch, fixed)
+        self._script.begin(script, self._rank.steps)
 
     def _remember(self) -> None:
         """Keep what a search chose for the next training of this kind, if it chose another size than the user's."""
-        choice = None if self._course is None else self._course.searched.choice
-        if choice is not None and self._setting is not None and choice.size != self._setting.batch:
+        choice, setting = None if self._course is None else self._course.searched.choice, self.setting
+        if choice is not None and setting is not None and choice.size != setting.batch:
             remember(self._kind, choice.size)
 
-    def _follow(self, script: Iterator[int]) -> None:
-        """Hear until when to go on as things are, or that a rank has a doubt. Collective now and then."""
+    def _heed(self, go_on: Callable[[], bool | None]) -> bool:
+        """Go on with the course, or hear that a rank has a doubt; return whether there is news. Collective at times."""
         try:
-            self._next = self._rank.steps + next(script)
+            return bool(go_on())
         except GradientsDifferError as error:
             self._leave(error.doubt)
+            return False
 
     def _leave(self, doubt: Doubt, *, is_heard: bool = True) -> None:
-        """Go back to the user's setting for good, on all ranks that have heard of it: one of them says so."""
-        self._doubt, self._script, self._rank.size = doubt, None, None
+        """Go back to the user's setting for good, on all ranks that have heard of it: one of them says so.
+
+        So does the one that knows what was raised.
+        """
+        self._doubt, self._rank.size = doubt, None
+        self._script.end()
+        forget(self._kind)
         if self._course is not None:
             self._course.searched.leave(doubt.why())
             self._course.probe = None  # nobody waits for its answer
         self._tell()
-        if self._ranks.who.rank == 0 or not is_heard:
+        if self._ranks.who.rank == 0 or not is_heard or doubt.raised:
             self.has_said = True
             warn(f"the micro-batch is left alone from now on: {doubt.why()}")
-
-    def _decline(self, why: str) -> None:
-        self._why, self._open, self.undecided = why, [], False
-
-    # What is said of it.
-
-    def _outlook(self, choice: MicroBatchChoice) -> tuple[str, ...]:
-        """Say what a larger effective batch would save, unless it has been made larger."""
-        if choice.curve is None or self._setting is None or self.grown:
-            return ()
-        return effective_batch_outlook(
-            choice.curve,
-            share=self._setting.share,
-            micro_batch=choice.size,
-            rule=rule_to_try(self._optimizer),
-            ranks=self._ranks.who.world_size,
-            fits=self._foreseen.most,
-        ).sentences
 
     def _tell(self) -> None:
         if self._measured is not None:
@@ -408,20 +281,21 @@ class MicroBatcher:
 
     def part(self) -> MicroBatchPart:
         """Return what a report says of it."""
-        searched = None if self._course is None else self._course.searched
-        choice = None if searched is None else searched.choice
+        sizes, comparisons = self._sizes, self._comparisons
         return told(
             Known(
                 fixed=self._config.size,
-                setting=self._setting,
+                setting=sizes.setting,
                 grown=self.grown,
-                check=self._check,
-                checks=self._later.made,
-                check_s=self._check_s,
-                doubt=self._doubt or self._later.doubt,
-                why=self._why,
-                reasons=(*self._reasons, *self._foreseen.sentences),
-                outlook=() if choice is None else self._outlook(choice),
+                check=comparisons.furthest,
+                checks=comparisons.later.made,
+                check_s=comparisons.seconds,
+                doubt=self._doubt or comparisons.later.doubt,
+                why=sizes.why,
+                reasons=(*sizes.reasons, *sizes.foreseen.sentences),
+                optimizer=self._optimizer,
+                ranks=self._ranks.who.world_size,
+                fits=sizes.foreseen.most,
             ),
-            searched,
+            None if self._course is None else self._course.searched,
         )

@@ -311,12 +311,15 @@ class MicroBatchCourse:
             checked_s=self._checked_s,
         )
         if rank.doubt is not None:
-            own = own._replace(**dict(zip(("in_doubt", "difference", "first", "last"), rank.doubt, strict=True)))
+            own = own._replace(
+                **dict(zip(("in_doubt", "difference", "first", "last"), rank.doubt.numbers, strict=True))
+            )
         rank.failed = 0
         words = [_Word(*word) for word in self._ranks.hear(own)]
         doubt = first_of([Doubt(word.in_doubt, word.difference, word.first, word.last) for word in words])
         if doubt is not None:
-            raise GradientsDifferError(doubt)
+            raised = "" if rank.doubt is None else rank.doubt.raised
+            raise GradientsDifferError(doubt._replace(raised=raised))
         return words
 
     def _failed(self, words: Sequence[_Word]) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+_MOST_SAID = 200
+"""Characters of what was raised that are told."""
+
 
 class Doubt(NamedTuple):
     """A check that did not agree. Optimizer steps count from 1, in this run of the training."""
@@ -16,6 +19,13 @@ class Doubt(NamedTuple):
     """The first step whose gradients may have been different; 0 if there is none."""
     last: float
     """The last one."""
+    raised: str = ""
+    """What was raised where they could not be compared, on this rank; empty if nothing was. Ranks tell only numbers."""
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float]:
+        """What ranks tell each other."""
+        return self.step, self.difference, self.first, self.last
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -31,7 +41,7 @@ class Doubt(NamedTuple):
         if self.difference < 0:
             differed = (
                 f"the samples of optimizer step {self.step:.0f} have other numbers of labels than any before, and the "
-                "gradients could not be compared"
+                f"gradients could not be compared{f' ({self.raised})' if self.raised else ''}"
             )
         if not self.first:
             made = "no step was made with such gradients"
@@ -48,6 +58,14 @@ class GradientsDifferError(Exception):
     def __init__(self, doubt: Doubt) -> None:
         super().__init__(doubt.why())
         self.doubt = doubt
+
+
+def said_of(error: Exception) -> str:
+    """Return the first line of what was raised, as it may stand in a sentence: short, and printable."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    short = text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}..."
+    return "".join(char if char.isprintable() else "?" for char in short)
 
 
 def first_of(doubts: list[Doubt]) -> Doubt | None:

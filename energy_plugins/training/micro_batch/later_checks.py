@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from energy_plugins.training.micro_batch.batch_tree import cut, samples_in
-from energy_plugins.training.micro_batch.doubt import Doubt, told_difference
+from energy_plugins.training.micro_batch.doubt import Doubt, said_of, told_difference
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
 from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
@@ -69,6 +69,8 @@ class LaterChecks:
         self._agreed = 0
         """The last step at which some did."""
         self._unknown = 0
+        self._raised = ""
+        """By the last check that told nothing; empty if it raised nothing."""
         self._looked = 0
         """The last step at which a group was checked because it was due."""
         self._turn = 0
@@ -169,15 +171,17 @@ class LaterChecks:
             self.doubt = Doubt(group.step, told_difference(found.difference), *in_doubt)
         elif is_unequal:
             self._unknown += 1
-            self.doubt = Doubt(group.step, -1.0, *in_doubt) if self._unknown >= _MOST_UNKNOWN else None
+            if self._unknown >= _MOST_UNKNOWN:
+                self.doubt = Doubt(group.step, -1.0, *in_doubt, raised=self._raised)
         return False
 
     def _compared(self, group: _Ran, compare: CompareGroup) -> GradientCheck | None:
         """Return what a check says; None if it cannot be made."""
+        self._raised = ""
         try:
             return compare(group.batches, alone(group.plan, len(group.batches)))
         except Exception as error:  # noqa: BLE001 - what a training's own code says of batches that are not its own
-            too_large = is_out_of_memory(error)
+            self._raised, too_large = said_of(error), is_out_of_memory(error)
         if too_large:
             free_caches()
         return None

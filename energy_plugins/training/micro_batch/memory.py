@@ -44,6 +44,12 @@ def recall(kind: Kind | None) -> int:
     return 0 if kind is None else round(_MEMORY.recall(kind) or 0)
 
 
+def forget(kind: Kind | None) -> None:
+    """Have the next training of this kind search again, for what was chosen could not be kept."""
+    if kind is not None:
+        _MEMORY.forget(kind)
+
+
 def remember(kind: Kind | None, size: int) -> None:
     """Keep a choice for the next training of this kind."""
     if kind is not None:

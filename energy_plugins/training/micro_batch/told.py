@@ -10,6 +10,7 @@ from energy_plugins.training.micro_batch.course import Searched
 from energy_plugins.training.micro_batch.doubt import Doubt
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
+from energy_plugins.tune import MicroBatchChoice, effective_batch_outlook, rule_to_try
 from energy_plugins.tune.beside import Beside
 
 
@@ -30,7 +31,11 @@ class Known:
     """Why nothing is changed."""
     reasons: tuple[str, ...]
     """Why sizes were struck out."""
-    outlook: tuple[str, ...]
+    optimizer: str | None
+    """The name of its class; None if that is not known."""
+    ranks: int
+    fits: int | None
+    """The most samples at once that surely fit; None if that is not known."""
 
 
 def told(known: Known, searched: Searched | None) -> MicroBatchPart:
@@ -70,9 +75,23 @@ def told(known: Known, searched: Searched | None) -> MicroBatchPart:
         search_s=searched.search_s,
         tried=_tried(choice.tried),
         explanation=(*choice.explanation, *known.reasons),
-        outlook=known.outlook,
+        outlook=_outlook(known, choice),
     )
 
 
 def _tried(sizes: Sequence[object]) -> tuple[TriedMicroBatch, ...]:
     return tuple(TriedMicroBatch(**vars(one)) for one in sizes)
+
+
+def _outlook(known: Known, choice: MicroBatchChoice) -> tuple[str, ...]:
+    """Say what a larger effective batch would save, unless it has been made larger."""
+    if choice.curve is None or known.setting is None or known.grown:
+        return ()
+    return effective_batch_outlook(
+        choice.curve,
+        share=known.setting.share,
+        micro_batch=choice.size,
+        rule=rule_to_try(known.optimizer),
+        ranks=known.ranks,
+        fits=known.fits,
+    ).sentences
