@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from energy_plugins.training.micro_batch.doubt import Doubt, first_of
 from energy_plugins.training.micro_batch.gate import AGREEING, Gate
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
-from energy_plugins.training.micro_batch.later_checks import LaterChecks, alone, is_due
+from energy_plugins.training.micro_batch.later_checks import LaterChecks, alone, is_due, whole_groups
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.training.micro_batch.sample_counts import SampleCounts
 
@@ -103,7 +103,7 @@ class TestAllow:
         assert not checks.allow(group, plan, asked, 7)
         assert asked.groups == [group]
         assert checks.doubt == Doubt(7, 0.5, 0, 0)
-        assert "no step was made with such gradients" in checks.doubt.why()
+        assert "no step is known to have been made with such gradients" in checks.doubt.why()
         assert not checks.allow([labels(9, 9, 9, 9)], CUT, asked, 8)
         assert checks.made == 1
 
@@ -161,19 +161,22 @@ class TestHardest:
         window = [labels(9, 9, 9, 9), labels(9, 9, 5, 5), labels(9, 9, 8, 8)]
         checks, plan = LaterChecks(), MicroBatchPlan(4, 3, 2)
         for other in (0, 2, 0):
-            assert checks.hardest(window, plan) == [window[1], window[other]]
+            assert checks.hardest(whole_groups(window, plan), plan) == [window[1], window[other]]
             checks.made += 1
 
     def test_batches_that_run_together_are_one_group(self) -> None:
         window = [labels(9, 9), labels(9, 9), labels(9, 9), labels(9, 5)]
-        assert LaterChecks().hardest(window, MicroBatchPlan(2, 4, 4)) == [*window[2:], *window[:2]]
-        assert LaterChecks().hardest(window, MicroBatchPlan(2, 4, 8)) == window
+        plan = MicroBatchPlan(2, 4, 4)
+        assert LaterChecks().hardest(whole_groups(window, plan), plan) == [*window[2:], *window[:2]]
+        assert LaterChecks().hardest(whole_groups(window, plan), plan, most=1) == window[2:]
+        plan = MicroBatchPlan(2, 4, 8)
+        assert LaterChecks().hardest(whole_groups(window, plan), plan) == window
 
     def test_one_that_is_cut_short_tells_nothing(self) -> None:
         short = [labels(9, 9, 9, 9), labels(9, 1)]
-        assert LaterChecks().hardest(short, MicroBatchPlan(4, 2, 2)) == short[:1]
-        assert LaterChecks().hardest(short, MicroBatchPlan(4, 2, 8)) is None
-        assert LaterChecks().hardest([], MicroBatchPlan(4, 2, 2)) is None
+        assert whole_groups(short, MicroBatchPlan(4, 2, 2)) == [short[:1]]
+        assert whole_groups(short, MicroBatchPlan(4, 2, 8)) == []
+        assert whole_groups([], MicroBatchPlan(4, 2, 2)) == []
 
     @pytest.mark.parametrize(
         ("plan", "batches", "size"),

@@ -14,7 +14,7 @@ from energy_plugins.training.micro_batch.comparisons import Comparisons
 from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, Foreseen
 from energy_plugins.training.micro_batch.gate import AGREEING, Gate
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
-from energy_plugins.training.micro_batch.later_checks import CompareGroup
+from energy_plugins.training.micro_batch.later_checks import CompareGroup, whole_groups
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class AllowedSizes:
             # Where gradients may differ more windows would only say again by how much.
             gate = self._gate or Gate(self._ranks, agreeing=AGREEING if self._comparisons.must_agree else 1)
             self._gate = gate
-            gate.look(lambda plan=plan, gate=gate: self._compared(compare, plan, window, gate))  # type: ignore[misc]
+            gate.look(self._comparison(compare, plan, window, gate))
             if gate.is_open is None:
                 return
             self._judge(gate, plan)
@@ -111,10 +111,7 @@ class AllowedSizes:
             self.sizes = [fixed]
             return [] if fixed == batch else [fixed]
         self.foreseen = self._foresee(setting)
-        possible = list(self.foreseen.sizes)
-        while len(possible) > self._most_sizes:
-            possible.remove(max((one for one in possible if one != batch), key=lambda one: abs(math.log(one / batch))))
-        self.sizes = possible
+        self.sizes = possible = thinned(self.foreseen.sizes, batch, self._most_sizes)
         if len(possible) == 1:
             self._decline(
                 f"an optimizer step has no more than one batch of {batch}, which cannot be cut: only a larger "
@@ -123,14 +120,21 @@ class AllowedSizes:
             return []
         return sorted({possible[0], possible[-1]} - {batch})
 
-    def _compared(
+    def _comparison(
         self, compare: CompareGroup, plan: MicroBatchPlan, window: Sequence[Any], gate: Gate
-    ) -> GradientCheck | None:
-        check = self._comparisons.of_window(window, plan, compare)
-        if check is not None and check.speaks and self._comparisons.must_agree:
-            gate.why_not = SPEAKS
-            return None
-        return check
+    ) -> Callable[[], GradientCheck | None]:
+        """Return what compares a window: on all ranks as many batches, since their passes may wait for each other."""
+        groups = whole_groups(window, plan)
+        least = round(min(count for (count,) in self._ranks.hear([float(len(groups))])))
+
+        def compared() -> GradientCheck | None:
+            check = self._comparisons.of_window(groups, plan, compare, least) if least else None
+            if check is not None and check.speaks and self._comparisons.must_agree:
+                gate.why_not = SPEAKS
+                return None
+            return check
+
+        return compared
 
     def _judge(self, gate: Gate, plan: MicroBatchPlan) -> None:
         """Strike out what cannot be used."""
@@ -155,3 +159,20 @@ class AllowedSizes:
 
     def _decline(self, why: str) -> None:
         self.why, self._open, self.may_change = why, [], False
+
+
+def thinned(sizes: Sequence[int], batch: int, most: int) -> list[int]:
+    """Return as many of the sizes, rising: the user's, the largest, and others that lie evenly between these.
+
+    Where the user's is the largest, between it and the smallest; else smaller ones than the user's go first.
+    """
+    kept = list(sizes)
+    while len(kept) > most:
+        ends = {batch, kept[-1], *([kept[0]] if batch == kept[-1] else [])}
+        room = {
+            one: after / before if before else 0.0
+            for before, one, after in zip([0, *kept], kept, [*kept[1:], 0], strict=False)
+            if one not in ends
+        }
+        kept.remove(min(room, key=room.__getitem__))
+    return kept

@@ -34,11 +34,11 @@ class Comparisons:
         """Whether gradients have to be the same."""
         return self.later.is_on
 
-    def of_window(self, window: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup) -> GradientCheck | None:
-        """Compare the batches of a window that tell most, and return what came of it; None if none are whole."""
-        group = self.later.hardest(window, plan)
-        if group is None:
-            return None
+    def of_window(
+        self, groups: Sequence[Sequence[Any]], plan: MicroBatchPlan, compare: CompareGroup, most: int
+    ) -> GradientCheck | None:
+        """Compare the batches of a window that tell most, see `LaterChecks.hardest`, and return what came of it."""
+        group = self.later.hardest(groups, plan, most)
         check = self._timed(compare)(group, alone(plan, len(group)))
         self.later.made += 1
         if check is None or not check.is_known or (check.speaks and self.must_agree):

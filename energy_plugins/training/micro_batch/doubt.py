@@ -44,7 +44,7 @@ class Doubt(NamedTuple):
                 f"gradients could not be compared{f' ({self.raised})' if self.raised else ''}"
             )
         if not self.first:
-            made = "no step was made with such gradients"
+            made = "no step is known to have been made with such gradients"
         elif self.difference < 0:
             made = f"nobody knows whether those of steps {self.first:.0f} to {self.last:.0f} were the same"
         else:

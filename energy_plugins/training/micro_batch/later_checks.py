@@ -91,20 +91,23 @@ class LaterChecks:
                 group = [cut(batch, check.samples)[0] for batch in group]
             self._widen(self._counted(group).spreads(_parts(group, plan)))
 
-    def hardest(self, window: Sequence[Any], plan: MicroBatchPlan) -> Sequence[Any] | None:
-        """Return the batches of a window that tell most: those whose parts are most unequal, and others in turn.
+    def hardest(self, groups: Sequence[Sequence[Any]], plan: MicroBatchPlan, most: int = 2) -> Sequence[Any]:
+        """Return the batches of a window that tell most: the group whose parts are most unequal, and another in turn.
 
         Each batch that is cut, and each group that runs together, adds a term of its own to the gradient of a window.
-        Others, because tasks may take turns, and what a loss of one of them depends on may be what nobody counts. None
-        if none are whole.
+        Another, because tasks may take turns, and what a loss of one of them depends on may be what nobody counts.
+
+        Args:
+            groups: `whole_groups` of the window, one at least.
+            plan: what is to be made of them.
+            most: groups that are returned.
         """
-        groups = [window[first : first + plan.together] for first in range(0, len(window), plan.together)]
-        whole = [one for one in groups if [samples_in(batch) for batch in one] == [plan.batch] * plan.together]
-        if len(whole) < 2:
-            return whole[0] if whole else None
-        spreads = [max(self._counted(one).spreads(_parts(one, plan)), default=0.0) for one in whole]
-        hardest = whole.pop(spreads.index(max(spreads)))
-        return [*hardest, *whole[self.made % len(whole)]]
+        if len(groups) == 1:
+            return groups[0]
+        spreads = [max(self._counted(one).spreads(_parts(one, plan)), default=0.0) for one in groups]
+        place = spreads.index(max(spreads))
+        others = [*groups[:place], *groups[place + 1 :]]
+        return [*groups[place], *(others[self.made % len(others)] if most > 1 else ())]
 
     def allow(
         self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup, step: int, *, due: bool = False
@@ -196,6 +199,12 @@ class LaterChecks:
     def _widen(self, spreads: Sequence[float]) -> None:
         known = self._known.get(len(spreads), [0.0] * len(spreads))
         self._known[len(spreads)] = list(map(max, spreads, known))
+
+
+def whole_groups(window: Sequence[Any], plan: MicroBatchPlan) -> list[Sequence[Any]]:
+    """Return the batches of a window that are cut, each alone, or that run together, without those that are short."""
+    groups = [window[first : first + plan.together] for first in range(0, len(window), plan.together)]
+    return [one for one in groups if [samples_in(batch) for batch in one] == [plan.batch] * plan.together]
 
 
 def alone(plan: MicroBatchPlan, batches: int) -> MicroBatchPlan:
