@@ -8,7 +8,7 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CXX ?= g++
-JOBS ?= 2
+JOBS ?= 3
 PYTEST_ARGS ?=
 
 VENV := .venv
