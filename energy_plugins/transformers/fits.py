@@ -271,7 +271,8 @@ class Fits:
 def _shape(trainer: Trainer | None, args: TrainingArguments) -> str:
     """Return what the model and its precision are known by."""
     models = [] if trainer is None or trainer.model is None else [trainer.model]
-    return f"{shape_of(models)} {precision_of(args)} {args.gradient_accumulation_steps}"
+    precision = "" if trainer is None else precision_of(trainer)
+    return f"{shape_of(models)} {precision} {args.gradient_accumulation_steps}"
 
 
 def _is_not_of_training(key: str) -> bool:

@@ -100,7 +100,7 @@ class MicroBatchFit:
         """Return what the work is known by, once there is a window."""
         trainer, args = self._trainer, self._trainer.args
         samples = sample_shape(self._batches.window[0])
-        return f"{shape_of([trainer.model_wrapped])} {args.optim} {precision_of(args)} {samples}"
+        return f"{shape_of([trainer.model_wrapped])} {args.optim} {precision_of(trainer)} {samples}"
 
     def _allows(self, group: Sequence[Any], plan: MicroBatchPlan, compare: CompareGroup) -> bool:
         return self._batcher is None or self._batcher.allows(group, plan, compare)

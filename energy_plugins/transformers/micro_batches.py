@@ -15,6 +15,7 @@ from energy_plugins.training.micro_batch.passes import Pass, passes
 from energy_plugins.training.micro_batch.probe import one_pass
 from energy_plugins.training.replaced import Replaced
 from energy_plugins.training.working_set.followed import TrainingStep
+from energy_plugins.transformers.trainers import autocast_of
 
 if TYPE_CHECKING:
     from transformers.trainer import Trainer
@@ -102,14 +103,13 @@ class MicroBatches:
         return None if self._first is None else self._compared(self._first, batches, plan)
 
     def _compared(self, call: _Call, batches: Sequence[Any], plan: MicroBatchPlan) -> GradientCheck | None:
-        args = self._trainer.args
         return both_ways(
             [call.model],
             batches,
             plan,
             partial(self._run, call),
             adds_up=self._adds_up(call),
-            precision=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+            precision=autocast_of(self._trainer),
         )
 
     def try_pass(self, plan: MicroBatchPlan) -> bool:
@@ -125,12 +125,12 @@ class MicroBatches:
 
         What the trainer makes of it is its own affair: it may keep what it sees.
         """
-        trainer, args = self._trainer, self._trainer.args
+        trainer = self._trainer
         return TrainingStep(
             model=trainer.model_wrapped,
             batch=self.window[0],
             optimizers=[] if trainer.optimizer is None else [trainer.optimizer],
-            autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+            autocast=autocast_of(trainer),
         )
 
     # Over the trainer's functions.

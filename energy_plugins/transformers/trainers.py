@@ -48,9 +48,15 @@ def saved_joules(state: TrainerState, name: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
-def precision_of(args: TrainingArguments) -> str:
-    """Return in what precision is trained."""
-    return "bf16" if args.bf16 else "fp16" if args.fp16 else "32"
+def precision_of(trainer: Trainer) -> str:
+    """Return in what precision is trained, which a launcher may have said and not the arguments."""
+    found = str(trainer.accelerator.mixed_precision)
+    return "32" if found == "no" else found
+
+
+def autocast_of(trainer: Trainer) -> torch.dtype | None:
+    """Return in what the passes of a trainer compute, None for what its parameters are of."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision_of(trainer))
 
 
 def _model_name(model: object) -> str:
@@ -95,7 +101,7 @@ def facts_of(trainer: Trainer | None, args: TrainingArguments, state: TrainerSta
         "framework": "transformers",
         "model": "" if trainer is None else _model_name(trainer.model),
         "trainer": "" if trainer is None else type(trainer).__name__,
-        "precision": precision_of(args),
+        "precision": "" if trainer is None else precision_of(trainer),
         "rank": args.process_index,
         "world_size": args.world_size,
         "train_batch_size": state.train_batch_size,

@@ -178,6 +178,29 @@ class TestGradients:
             for key in {"loss", "grad_norm", "learning_rate", "epoch", "step", "train_loss"} & row.keys():
                 assert row[key] == pytest.approx(expected[key], rel=1e-6)
 
+    @pytest.mark.parametrize(("batch", "accumulation", "size"), WAYS)
+    def test_in_float16_with_losses_scaled_as_they_were(
+        self, batch: int, accumulation: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # as `accelerate launch --mixed_precision` does
+        how: dict[str, Any] = {"batch": batch, "accumulation": accumulation, "max_grad_norm": 0.5, **LONGER}
+        steps, scales = list[Steps](), list[float]()
+        for callbacks in ([], [MicroBatchCallback(size)]):
+            in_float16, kept = InFloat16(), Steps(*steps)
+            with our_warnings() as texts:
+                train(tmp_path, in_float16, kept, *callbacks, **how)
+            assert not texts
+            steps.append(kept)
+            scales.append(in_float16.scaler.get_scale())
+        reference, tuned = steps
+        assert scales[0] < 2**24  # the first steps overflowed, and were none
+        # At the edge a pass of more samples overflows a little earlier, and one of fewer a little later.
+        assert 0.25 <= scales[1] / scales[0] <= 4
+        pairs = zip(tuned.gradients, reference.gradients, strict=True)
+        finite = [(one, other) for one, other in pairs if bool((one + other).isfinite().all())]
+        assert len(finite) >= STEPS // 2
+        assert all(0 < float((one - other).norm() / other.norm()) <= 1e-2 for one, other in finite[3:])
+
     def test_of_two_ranks(self, tmp_path: Path) -> None:
         """Each reduces its gradients once for each optimizer step, as ever."""
 
@@ -200,6 +223,18 @@ class TestGradients:
                     assert usual == now
 
         assert in_ranks(2, work) == [0, 0]
+
+
+class InFloat16(TrainerCallback):
+    """Has a trainer run in float16, with gradients scaled, as on a GPU: accelerate scales none on a CPU."""
+
+    def __init__(self) -> None:
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
+
+    def on_init_end(self, *args: Any, **kwargs: Any) -> None:
+        trainer: Any = trainer_above()
+        trainer.accelerator.native_amp = True
+        trainer.accelerator.scaler = self.scaler
 
 
 reductions: list[None] = []
