@@ -74,6 +74,15 @@ class Turning(Model):
         return {"loss": self.layer(input_ids).amax()} if self.has_turned else found
 
 
+class Filling(Turning):
+    """Whose memory is full of something else, once it is told so."""
+
+    def forward(self, input_ids: torch.Tensor, return_loss: bool = True) -> dict[str, torch.Tensor]:
+        if self.has_turned and len(input_ids) > BATCH:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return Model.forward(self, input_ids, return_loss)
+
+
 class Turn(TrainerCallback):
     def __init__(self, model: Turning, step: int) -> None:
         self.model, self.step = model, step
@@ -148,16 +157,29 @@ def test_a_trainer_finds_the_best_and_keeps_it(simulation: Simulation, tmp_path:
     assert again.search_s < 0.7 * part_of(tuned).search_s
 
 
-def test_a_size_whose_gradients_differed_later_is_forgotten(simulation: Simulation, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("made", "why"), [(Turning, "would have differed"), (Filling, "ran out of memory")])
+def test_a_size_that_could_not_stay_is_forgotten(
+    simulation: Simulation, tmp_path: Path, made: type[Turning], why: str
+) -> None:
     parts, ways = list[MicroBatchPart](), ((150, 150), (250, 75), (150, 150))
     with our_warnings() as texts:
         for at, (steps, turns) in enumerate(ways):
-            model, tuner = Turning(simulation.gpus[0]), MicroBatchCallback(search_share=SHARE)
+            model, tuner = made(simulation.gpus[0]), MicroBatchCallback(search_share=SHARE)
             parts.append(part_of(train(tmp_path / str(at), model, tuner, Turn(model, turns), steps=steps)))
     assert [(one.chosen, one.source) for one in (parts[0], parts[2])] == [(16, "search")] * 2
-    assert "would have differed" in parts[1].why
-    assert parts[1].steps_in_doubt
+    assert why in parts[1].why
+    assert bool(parts[1].steps_in_doubt) == (made is Turning)
     assert len(texts) == 1
+
+
+def test_a_size_that_was_given_and_could_not_stay_is_told(simulation: Simulation, tmp_path: Path) -> None:
+    model = Filling(simulation.gpus[0])
+    with our_warnings() as texts:
+        part = part_of(train(tmp_path, model, MicroBatchCallback(16), Turn(model, 75), steps=100))
+    assert "16 samples at once ran out of memory" in part.why
+    (text,) = texts
+    assert part.why in text
+    assert set(model.sizes[-80:]) == {BATCH}
 
 
 def test_a_loop_finds_the_best_and_keeps_it(simulation: Simulation, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.micro_batch.allowed_sizes import AllowedSizes
 from energy_plugins.training.micro_batch.comparisons import Comparisons
-from energy_plugins.training.micro_batch.course import MicroBatchCourse
+from energy_plugins.training.micro_batch.course import MicroBatchCourse, Searched
 from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError
 from energy_plugins.training.micro_batch.followed_script import FollowedScript
 from energy_plugins.training.micro_batch.foreseen import foresee
@@ -187,8 +187,8 @@ class MicroBatcher:
             self._leave(self._rank.doubt)  # of several ranks all do so together, when they have heard
         was_settled = self.settled
         if self._heed(lambda: self._script.go_on(self._rank.steps)):
-            if self.settled and not was_settled:
-                self._remember()
+            if self.settled and self._course is not None:
+                self._conclude(self._course.searched, is_new=not was_settled)
             self._tell()
         self._with_it = self._with_it + 1 if self.settled and self.plan is not None else 0
 
@@ -245,10 +245,18 @@ class MicroBatcher:
             script = course.keeping(setting.batch, fixed)
         self._script.begin(script, self._rank.steps)
 
-    def _remember(self) -> None:
-        """Keep what a search chose for the next training of this kind, if it chose another size than the user's."""
-        choice, setting = None if self._course is None else self._course.searched.choice, self.setting
-        if choice is not None and setting is not None and choice.size != setting.batch:
+    def _conclude(self, searched: Searched, *, is_new: bool) -> None:
+        """Keep what a search chose for the next training of this kind, unless it is the user's or could not stay."""
+        choice, setting = searched.choice, self.setting
+        had_begun = choice is not None or not is_new
+        if searched.why and had_begun and not self.has_said and self._ranks.who.rank == 0:
+            self.has_said = True
+            warn(f"the micro-batch is left alone from now on: {searched.why}")
+        if choice is None or setting is None:
+            return
+        if searched.why or choice.size == setting.batch:
+            forget(self._kind)
+        elif is_new:
             remember(self._kind, choice.size)
 
     def _heed(self, go_on: Callable[[], bool | None]) -> bool:
