@@ -15,7 +15,7 @@ from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.micro_batch.allowed_sizes import AllowedSizes
 from energy_plugins.training.micro_batch.comparisons import Comparisons
-from energy_plugins.training.micro_batch.course import MicroBatchCourse, Searched
+from energy_plugins.training.micro_batch.course import MicroBatchCourse, Searched, ran_out_of_memory
 from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError
 from energy_plugins.training.micro_batch.followed_script import FollowedScript
 from energy_plugins.training.micro_batch.foreseen import foresee
@@ -223,6 +223,9 @@ class MicroBatcher:
         later.forget()
         if later.doubt is not None and self._doubt is None:
             self._leave(later.doubt, is_heard=False)
+        elif self._rank.failed and self.plan is None and self.settled and self._course is not None:
+            self._course.searched.leave(ran_out_of_memory(self._rank.failed))
+            self._conclude(self._course.searched, is_new=False, is_heard=False)
         self._tell()
 
     def _begin(self, setting: MicroBatchPlan) -> None:
@@ -245,11 +248,12 @@ class MicroBatcher:
             script = course.keeping(setting.batch, fixed)
         self._script.begin(script, self._rank.steps)
 
-    def _conclude(self, searched: Searched, *, is_new: bool) -> None:
+    def _conclude(self, searched: Searched, *, is_new: bool, is_heard: bool = True) -> None:
         """Keep what a search chose for the next training of this kind, unless it is the user's or could not stay."""
         choice, setting = searched.choice, self.setting
         had_begun = choice is not None or not is_new
-        if searched.why and had_begun and not self.has_said and self._ranks.who.rank == 0:
+        speaks = self._ranks.who.rank == 0 or not is_heard
+        if searched.why and had_begun and speaks and not self.has_said:
             self.has_said = True
             warn(f"the micro-batch is left alone from now on: {searched.why}")
         if choice is None or setting is None:

@@ -55,6 +55,11 @@ class _Word(NamedTuple):
     last: float = 0.0
 
 
+def ran_out_of_memory(size: int) -> str:
+    """Return what is said of a size that was in force."""
+    return f"{size} samples at once ran out of memory: your setting is in force again"
+
+
 @dataclass
 class Searched:
     """How far it has come."""
@@ -149,7 +154,7 @@ class MicroBatchCourse:
         while size != start:
             yield self._windows.steps_in(self._timing.watch_s)
             if self._failed(self._words()):
-                self.searched.why = f"{size} samples at once ran out of memory: your setting is in force again"
+                self.searched.why = ran_out_of_memory(size)
                 self._rank.turn(start)
                 size = start
         while True:
@@ -191,7 +196,7 @@ class MicroBatchCourse:
                 windows.append(SizeWindow(each, (len(windows) + 0.5) * WINDOW_S, WINDOW_S, outcome))
             elif each == size:
                 if isinstance(outcome, OutOfMemory):
-                    self.searched.why = f"{size} samples at once ran out of memory: your setting is in force again"
+                    self.searched.why = ran_out_of_memory(size)
                 return None
         return windows
 
