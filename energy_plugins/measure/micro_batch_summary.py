@@ -53,7 +53,9 @@ def _expected(part: MicroBatchPart) -> str:
         return ""
     sure = f"{percent(min(confidence, 0.999), 1)} sure"
     pace = f"{percent(abs(slowdown))} {'longer' if slowdown > 0 else 'shorter'} steps"
-    return f"expected of it: {percent(saving)} less energy, {pace} ({sure})"
+    sems = [one.saving_sem for one in part.tried if one.size == part.chosen and one.saving_sem is not None]
+    bound = f" (+- {percent(1.96 * sems[0])})" if sems else ""
+    return f"expected of it: {percent(saving)} less energy{bound}, {pace} ({sure})"
 
 
 def _searched(part: MicroBatchPart) -> str:

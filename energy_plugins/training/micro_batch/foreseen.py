@@ -139,10 +139,10 @@ def _sentences(setting: MicroBatchPlan, memory: Memory, most: int | None) -> Ite
     caches = [level for level in memory.hierarchy.levels if level.name.startswith("L")]
     if each and caches:
         last = caches[-1]
-        yield (
-            f"a layer's activations take up to {binary(each)} a sample: those of {int(last.size_bytes / each)} "
-            f"samples at once stay in the {last.name} ({binary(last.size_bytes)})"
-        )
+        inside = int(last.size_bytes / each)
+        stay = f"those of {inside} samples at once stay in the" if inside else "even one does not stay in the"
+        cache = f"{last.name} ({binary(last.size_bytes)})"
+        yield f"a layer's activations take up to {binary(each)} a sample: {stay} {cache}"
     if most is not None and memory.bytes_there < math.inf:
         yield f"about {most} samples at once are foreseen to fit into the {binary(memory.bytes_there)} of memory"
     sizes = possible(setting.batch, setting.accumulation)

@@ -35,7 +35,8 @@ def _choice(task: MicroBatchTask, size: int, tried: Sequence[TriedSize]) -> Iter
     elif size == task.start:
         yield f"no other size surely saves {WORTH:.1%}: {task.start} samples at once are kept"
     else:
-        yield f"{size} samples at once save {ran[size].saving:.1%} of the energy against {task.start}"
+        bound = 1.96 * (ran[size].saving_sem or 0.0)
+        yield f"{size} samples at once save {ran[size].saving:.1%} (+- {bound:.1%}) of the energy against {task.start}"
     equal = [one for one in ran.values() if one.size > size != task.start and _saving(one) > _saving(ran[size]) - WORTH]
     if equal:
         names = ", ".join(str(one.size) for one in equal)
