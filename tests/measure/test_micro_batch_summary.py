@@ -42,8 +42,9 @@ def test_what_was_chosen_and_why(typical_report: Report) -> None:
     assert (
         "micro-batch 32 samples at once instead of 4 x 8, searched for; 32 samples a step and rank as before, with the "
         "same gradients (they differ by 2e-07 of their norm, which is rounding) expected of it: "
-        "18.0 % less energy (+- 2.0 %), 20.0 % shorter steps (99.0 % sure) tried in 40.00 s (energy of a step): 4: +0.0 %, 16: out of memory, "
-        "32: -18.0 % each micro-batch costs 10 J whatever its size an effective batch of 64 would save more"
+        "18.0 % less energy (+- 2.0 %), 20.0 % shorter steps (99.0 % sure) tried in 40.00 s (energy of a step): "
+        "4: +0.0 %, 16: out of memory, 32: -18.0 % each micro-batch costs 10 J whatever its size an "
+        "effective batch of 64 would save more"
     ) in text_of(typical_report, CHOSEN)
 
 
