@@ -9,9 +9,12 @@ import outcomes
 import pytest
 import torch
 from micro_batching import (
+    WORDS,
     OfSentences,
     OfTokens,
     Reader,
+    apart,
+    both,
     trained,
 )
 from outcomes import our_warnings
@@ -38,7 +41,33 @@ class Keeps(Reader):
         return super().training_step(batch, batch_idx)
 
 
+class Takes(Reader):
+    """What many modules do with a batch that is a dict."""
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return super().loss({"labels": batch.pop("labels"), **batch})
+
+
+class Shifts(Reader):
+    """Each time it sees a batch there are other words in it."""
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        batch["input_ids"].add_(1).remainder_(WORDS)
+        return super().loss(batch)
+
+
 class TestWhatTheCheckLeaves:
+    @pytest.mark.parametrize(
+        ("model", "batch", "accumulation", "size"), [(Takes, 8, 1, 2), (Shifts, 8, 1, 2), (Shifts, 2, 4, 8)]
+    )
+    def test_batches_that_a_step_changes_are_as_the_loader_made_them(
+        self, tmp_path: Path, model: type[Reader], batch: int, accumulation: int, size: int
+    ) -> None:
+        plain, tuned, tuner, _ = both(tmp_path, model, batch, accumulation, size, free=False)
+        assert tuner.found is not None
+        assert tuner.found.chosen == size
+        assert max(map(apart, plain.gradients, tuned.gradients)) <= 1e-6
+
     def test_what_a_module_counts_and_keeps_is_as_it_was(self, tmp_path: Path) -> None:
         class Unequal(Keeps, OfTokens):
             """Whose loss is declined."""

@@ -70,6 +70,21 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
     return _rebuilt([tree], lambda leaves: change(leaves[0]))
 
 
+def copied(tree: T) -> T:
+    """Return a batch of its own, for work that may change what it is given.
+
+    Raises:
+        BatchError: if it holds what is no batch.
+    """
+    return mapped(tree, _copied)
+
+
+def _copied(leaf: object) -> object:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+    return copy.copy(leaf)
+
+
 def _samples(tree: object) -> int:
     lengths = set()
     for tensor in tensors(tree):
