@@ -52,8 +52,8 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
             alone.enter_context(unheard(model))
         samples = plan.batch
         while True:
-            usual = [Pass(cut(batch, samples)[0] if samples < plan.batch else batch) for batch in window]
-            other = _planned([one.batch for one in usual], plan, adds_up=adds_up)
+            usual = [Pass(cut(batch, samples)[0] if samples < plan.batch else batch, last=batch) for batch in window]
+            other = _planned(usual, plan, adds_up=adds_up)
             try:
                 found = compare(
                     all_models,
@@ -69,11 +69,14 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
             free_caches()
 
 
-def _planned(batches: Sequence[Any], plan: MicroBatchPlan, *, adds_up: bool) -> list[Pass]:
-    groups = [batches[first : first + plan.together] for first in range(0, len(batches), plan.together)]
-    for group in groups:
-        joined(group)  # what cannot be joined would run as it came, and prove nothing
-    return [one for group in groups for one in passes(group, plan, adds_up=adds_up)]
+def _planned(usual: Sequence[Pass], plan: MicroBatchPlan, *, adds_up: bool) -> list[Pass]:
+    each = list[Pass]()
+    for first in range(0, len(usual), plan.together):
+        group = usual[first : first + plan.together]
+        batches = [one.batch for one in group]
+        joined(batches)  # what cannot be joined would run as it came, and prove nothing
+        each += [one._replace(last=group[-1].last) for one in passes(batches, plan, adds_up=adds_up)]
+    return each
 
 
 def _own(each: Sequence[Pass]) -> list[Pass]:
