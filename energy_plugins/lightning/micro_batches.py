@@ -184,7 +184,11 @@ class MicroBatches:
         for one in each:
             loss = self.run(one).closure_loss
             if loss is not None:
-                self.module.backward(loss * one.weight * _SCALE)
+                loss = loss * one.weight * _SCALE
+                # Those of the module may change the gradients, and are called for each pass.
+                self.module.on_before_backward(loss)
+                self.module.backward(loss)
+                self.module.on_after_backward()
 
 
 def lacks(trainer: Trainer) -> str:

@@ -96,6 +96,28 @@ class TestDeclined:
         assert any(f"{size} samples at once: the gradients would not be the same" in text for text in texts)
         assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
 
+    @pytest.mark.parametrize(("batch", "accumulation", "size"), [(8, 1, 2), (2, 4, 8)])
+    def test_a_module_that_clips_after_each_backward_pass(
+        self, tmp_path: Path, batch: int, accumulation: int, size: int
+    ) -> None:
+        class Clips(Reader):
+            def on_after_backward(self) -> None:
+                torch.nn.utils.clip_grad_norm_(self.parameters(), 0.1)
+
+        with our_warnings() as texts:
+            plain, tuned, _, _ = both(tmp_path, Clips, batch, accumulation, size, free=True)
+        assert any(f"{size} samples at once: the gradients would not be the same" in text for text in texts)
+        assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
+
+    def test_a_module_that_only_looks_at_its_gradients_is_tuned(self, tmp_path: Path) -> None:
+        class Looks(Reader):
+            def on_after_backward(self) -> None:
+                self.log("gradients", sum(one.grad.norm() for one in self.parameters() if one.grad is not None))
+
+        _, _, tuner, _ = both(tmp_path, Looks, 8, 1, 2, free=True, rows=64)
+        assert tuner.found is not None
+        assert tuner.found.chosen == 2
+
     def test_parts_of_a_batch_have_its_number(self, tmp_path: Path) -> None:
         class ByTurns(Reader):
             def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
