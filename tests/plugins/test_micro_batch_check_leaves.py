@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from micro_batching import (
     trained,
 )
 from outcomes import our_warnings
+from torch.nn import functional
 
 from energy_plugins.lightning import MicroBatchTuner
 
@@ -79,6 +81,27 @@ class TestWhatTheCheckLeaves:
         assert model.calls == 4
         assert model.outputs == [8.0] * 4
         assert model.seen == {"samples": 32}
+
+    @pytest.mark.parametrize(("batch", "accumulation", "size"), [(8, 1, 2), (2, 4, 8)])
+    def test_a_teacher_that_follows_in_each_pass_is_where_it_was(
+        self, tmp_path: Path, batch: int, accumulation: int, size: int
+    ) -> None:
+        class Follows(Reader):
+            def __init__(self) -> None:
+                super().__init__()
+                self.teacher = deepcopy(self.layers).requires_grad_(False)
+
+            def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+                with torch.no_grad():
+                    for mean, one in zip(self.teacher.parameters(), self.layers.parameters(), strict=True):
+                        mean.lerp_(one, 0.1)
+                    taught = self.teacher(self.words(batch["input_ids"]))
+                return super().loss(batch) + functional.mse_loss(self.scores(batch["input_ids"]), taught)
+
+        with our_warnings() as texts:
+            plain, tuned, _, _ = both(tmp_path, Follows, batch, accumulation, size, free=True)
+        assert any("the gradients would not be the same" in text for text in texts)
+        assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
 
     def test_samples_that_are_counted_stay_as_many(self, tmp_path: Path) -> None:
         model = Keeps()
