@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import outcomes
 import pytest
 import torch
@@ -81,6 +83,24 @@ class TestWhatTheCheckLeaves:
         assert model.calls == 4
         assert model.outputs == [8.0] * 4
         assert model.seen == {"samples": 32}
+
+    def test_generators_of_a_module_draw_what_they_would_have(self, tmp_path: Path) -> None:
+        class Noisy(OfTokens):
+            """Whose loss is declined."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.drawn = torch.Generator().manual_seed(1)
+                self.chances: list[Any] = [np.random.default_rng(2), Random(3)]
+
+            def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+                noise = torch.rand((), generator=self.drawn) + sum(float(one.random()) for one in self.chances)
+                return torch.as_tensor(super().loss(batch) * noise)
+
+        with our_warnings() as texts:
+            plain, tuned, _, _ = both(tmp_path, Noisy, 8, 1, 2, free=True)
+        assert any("the gradients would not be the same" in text for text in texts)
+        assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
 
     @pytest.mark.parametrize(("batch", "accumulation", "size"), [(8, 1, 2), (2, 4, 8)])
     def test_a_teacher_that_follows_in_each_pass_is_where_it_was(
