@@ -98,7 +98,7 @@ class EffectiveBatch:
             batch,
             trainer.accumulate_grad_batches,
             ranks=trainer.world_size,
-            most=self._asked.max_effective_batch or 1,
+            most=self._most(batch),
             rule=rule_of(self._asked.learning_rate_rule),
         )
         if plan is None:
@@ -110,6 +110,12 @@ class EffectiveBatch:
             if steps is not None and steps > 0:
                 self._set(loop, name, self._in_larger(steps))
         self._factor, self.sentence = plan.learning_rate_factor, plan.sentence
+
+    def _most(self, batch: int) -> int:
+        """Return how many samples a step may have: no more than an epoch, at whose end a trainer steps anyway."""
+        trainer, asked = self._trainer, self._asked.max_effective_batch or 1
+        in_epoch = trainer.num_training_batches * batch * trainer.world_size
+        return asked if math.isinf(in_epoch) else max(min(asked, int(in_epoch)), 1)
 
     def _in_larger(self, steps: int) -> int:
         """Return at which optimizer step there have been as many samples as in so many of the user's."""

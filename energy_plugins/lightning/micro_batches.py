@@ -135,9 +135,10 @@ class MicroBatches:
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if block and isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def run(self, arrived: Arrived, one: Pass) -> ClosureResult:
-        """Run ``training_step`` on other samples than those that arrived."""
-        kwargs = OrderedDict(arrived.kwargs)
+    def run(self, one: Pass) -> ClosureResult:
+        """Run ``training_step`` on samples of this window, with all else that came with the last of their batches."""
+        came = (arrived for arrived in reversed(self.window) if arrived.kwargs["batch"] is one.last)
+        kwargs = OrderedDict(next(came, self.window[-1]).kwargs)
         kwargs["batch"] = one.batch
         return self.loop._training_step(kwargs)  # noqa: SLF001
 
@@ -174,16 +175,20 @@ class MicroBatches:
     def _loss_of(self, module: torch.nn.Module, batch: object) -> torch.Tensor:
         silent = logging_to(self.module, lambda *_, **__: None)
         with silent, unheard(self.trainer.strategy.model or module), metrics_kept(self.module):
-            loss = self.run(self.window[-1], Pass(batch)).closure_loss
+            loss = self.run(Pass(batch)).closure_loss
         if loss is None:
             raise BatchError("training_step returns no loss")
         return loss
 
     def _differentiate(self, each: Sequence[Pass]) -> None:
         for one in each:
-            loss = self.run(self.window[-1], one).closure_loss
+            loss = self.run(one).closure_loss
             if loss is not None:
-                self.module.backward(loss * one.weight * _SCALE)
+                loss = loss * one.weight * _SCALE
+                # Those of the module may change the gradients, and are called for each pass.
+                self.module.on_before_backward(loss)
+                self.module.backward(loss)
+                self.module.on_after_backward()
 
 
 def lacks(trainer: Trainer) -> str:

@@ -106,7 +106,7 @@ class Passes:
             is_last = index == len(each) - 1
             try:
                 with batches.block(block=not is_last), logged.of(samples_in(one.batch) or 1):
-                    result = batches.run(arrived[-1], one)
+                    result = batches.run(one)
                     if index == 0 and zero_grad is not None and is_logged and not self._zeroed:
                         self._zeroed = True
                         zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,7 @@ def grow_effective_batch(trainer: Trainer, asked: MicroBatchConfig) -> None:
         batch_of(trainer),
         args.gradient_accumulation_steps,
         ranks=args.world_size,
-        most=asked.max_effective_batch or 1,
+        most=_most(trainer, asked),
         rule=rule_of(asked.learning_rate_rule),
     )
     if plan is None:
@@ -150,6 +151,15 @@ def _growth_in(state: TrainerState) -> int:
     states = states_of(state)
     found = [saved.get(GROWTH) for name in states if (saved := saved_joules(state, name)) is not None]
     return max((one for one in found if isinstance(one, int) and one >= 1), default=1)
+
+
+def _most(trainer: Trainer, asked: MicroBatchConfig) -> int:
+    """Return how many samples a step may have: no more than an epoch, at whose end a trainer steps anyway."""
+    most = asked.max_effective_batch or 1
+    if not isinstance(trainer.train_dataset, Sized):
+        return most
+    of_all: int = batch_of(trainer) * trainer.args.world_size
+    return max(min(most, math.ceil(len(trainer.train_dataset) / of_all) * of_all), 1)
 
 
 def _why_not(trainer: Trainer, asked: MicroBatchConfig) -> str:

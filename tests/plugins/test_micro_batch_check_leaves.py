@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import outcomes
 import pytest
 import torch
 from micro_batching import (
+    WORDS,
     OfSentences,
     OfTokens,
     Reader,
+    apart,
+    both,
     trained,
 )
 from outcomes import our_warnings
+from torch.nn import functional
 
 from energy_plugins.lightning import MicroBatchTuner
 
@@ -38,7 +45,33 @@ class Keeps(Reader):
         return super().training_step(batch, batch_idx)
 
 
+class Takes(Reader):
+    """What many modules do with a batch that is a dict."""
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return super().loss({"labels": batch.pop("labels"), **batch})
+
+
+class Shifts(Reader):
+    """Each time it sees a batch there are other words in it."""
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        batch["input_ids"].add_(1).remainder_(WORDS)
+        return super().loss(batch)
+
+
 class TestWhatTheCheckLeaves:
+    @pytest.mark.parametrize(
+        ("model", "batch", "accumulation", "size"), [(Takes, 8, 1, 2), (Shifts, 8, 1, 2), (Shifts, 2, 4, 8)]
+    )
+    def test_batches_that_a_step_changes_are_as_the_loader_made_them(
+        self, tmp_path: Path, model: type[Reader], batch: int, accumulation: int, size: int
+    ) -> None:
+        plain, tuned, tuner, _ = both(tmp_path, model, batch, accumulation, size, free=False)
+        assert tuner.found is not None
+        assert tuner.found.chosen == size
+        assert max(map(apart, plain.gradients, tuned.gradients)) <= 1e-6
+
     def test_what_a_module_counts_and_keeps_is_as_it_was(self, tmp_path: Path) -> None:
         class Unequal(Keeps, OfTokens):
             """Whose loss is declined."""
@@ -50,6 +83,45 @@ class TestWhatTheCheckLeaves:
         assert model.calls == 4
         assert model.outputs == [8.0] * 4
         assert model.seen == {"samples": 32}
+
+    def test_generators_of_a_module_draw_what_they_would_have(self, tmp_path: Path) -> None:
+        class Noisy(OfTokens):
+            """Whose loss is declined."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.drawn = torch.Generator().manual_seed(1)
+                self.chances: list[Any] = [np.random.default_rng(2), Random(3)]
+
+            def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+                noise = torch.rand((), generator=self.drawn) + sum(float(one.random()) for one in self.chances)
+                return torch.as_tensor(super().loss(batch) * noise)
+
+        with our_warnings() as texts:
+            plain, tuned, _, _ = both(tmp_path, Noisy, 8, 1, 2, free=True)
+        assert any("the gradients would not be the same" in text for text in texts)
+        assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
+
+    @pytest.mark.parametrize(("batch", "accumulation", "size"), [(8, 1, 2), (2, 4, 8)])
+    def test_a_teacher_that_follows_in_each_pass_is_where_it_was(
+        self, tmp_path: Path, batch: int, accumulation: int, size: int
+    ) -> None:
+        class Follows(Reader):
+            def __init__(self) -> None:
+                super().__init__()
+                self.teacher = deepcopy(self.layers).requires_grad_(False)
+
+            def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+                with torch.no_grad():
+                    for mean, one in zip(self.teacher.parameters(), self.layers.parameters(), strict=True):
+                        mean.lerp_(one, 0.1)
+                    taught = self.teacher(self.words(batch["input_ids"]))
+                return super().loss(batch) + functional.mse_loss(self.scores(batch["input_ids"]), taught)
+
+        with our_warnings() as texts:
+            plain, tuned, _, _ = both(tmp_path, Follows, batch, accumulation, size, free=True)
+        assert any("the gradients would not be the same" in text for text in texts)
+        assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
 
     def test_samples_that_are_counted_stay_as_many(self, tmp_path: Path) -> None:
         model = Keeps()

@@ -81,6 +81,53 @@ class TestDeclined:
         assert "samples at once: the gradients would not be the same" in tuner.found.why
         assert set(model.sizes) == {batch}
 
+    @pytest.mark.parametrize(("batch", "accumulation", "size"), [(4, 4, 16), (4, 4, 8)])
+    def test_a_loss_that_goes_by_the_number_of_its_batch_is_found(
+        self, tmp_path: Path, batch: int, accumulation: int, size: int
+    ) -> None:
+        """Batches that run together have one number, that of the last."""
+
+        class ByTurns(Reader):
+            def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+                return super().training_step(batch, batch_idx) * (batch_idx % 4)
+
+        with our_warnings() as texts:
+            plain, tuned, _, _ = both(tmp_path, ByTurns, batch, accumulation, size, free=True)
+        assert any(f"{size} samples at once: the gradients would not be the same" in text for text in texts)
+        assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
+
+    @pytest.mark.parametrize(("batch", "accumulation", "size"), [(8, 1, 2), (2, 4, 8)])
+    def test_a_module_that_clips_after_each_backward_pass(
+        self, tmp_path: Path, batch: int, accumulation: int, size: int
+    ) -> None:
+        class Clips(Reader):
+            def on_after_backward(self) -> None:
+                torch.nn.utils.clip_grad_norm_(self.parameters(), 0.1)
+
+        with our_warnings() as texts:
+            plain, tuned, _, _ = both(tmp_path, Clips, batch, accumulation, size, free=True)
+        assert any(f"{size} samples at once: the gradients would not be the same" in text for text in texts)
+        assert all(map(torch.equal, plain.gradients[-1], tuned.gradients[-1]))
+
+    def test_a_module_that_only_looks_at_its_gradients_is_tuned(self, tmp_path: Path) -> None:
+        class Looks(Reader):
+            def on_after_backward(self) -> None:
+                self.log("gradients", sum(one.grad.norm() for one in self.parameters() if one.grad is not None))
+
+        _, _, tuner, _ = both(tmp_path, Looks, 8, 1, 2, free=True, rows=64)
+        assert tuner.found is not None
+        assert tuner.found.chosen == 2
+
+    def test_parts_of_a_batch_have_its_number(self, tmp_path: Path) -> None:
+        class ByTurns(Reader):
+            def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+                return super().training_step(batch, batch_idx) * (1 + batch_idx % 3)
+
+        plain, tuned, tuner, _ = both(tmp_path, ByTurns, 8, 2, 4, free=False)
+        assert tuner.found is not None
+        assert tuner.found.chosen == 4
+        assert max(map(apart, plain.gradients, tuned.gradients)) <= 1e-6
+
     def test_equal_numbers_of_labels_make_the_usual_loss_a_mean_over_samples(self, tmp_path: Path) -> None:
         class Whole(OfTokens):
             def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

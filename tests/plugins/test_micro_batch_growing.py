@@ -99,6 +99,18 @@ def test_one_that_may_not_grow_stays(tmp_path: Path) -> None:
     assert tuner.found.grown == ""
 
 
+def test_no_step_has_more_samples_than_an_epoch(tmp_path: Path) -> None:
+    """At an epoch's end a trainer steps, with gradients divided by the batches that there should have been."""
+    tuned, by_hand, rates, tuner = Gradients(), Gradients(), Rates(), grown(most=10_000)
+    how: dict[str, Any] = {"rows": 39, "batch": 2, "max_epochs": 2}
+    trained(tmp_path, Scheduled(), tuner, tuned, rates, accumulate_grad_batches=2, **how)
+    trained(tmp_path, Scheduled(0.8), by_hand, accumulate_grad_batches=16, **how)
+    assert tuner.found is not None
+    assert "the effective batch is 32 instead of 4" in tuner.found.grown
+    assert rates.seen[0] == pytest.approx(0.8)
+    assert max(map(apart, by_hand.gradients, tuned.gradients)) < 1e-5
+
+
 def test_the_report_says_so_first(tmp_path: Path) -> None:
     with simulated_gpus():
         monitor = EnergyMonitor(table=False, log=False, progress_bar=False)

@@ -433,6 +433,11 @@ class TestGrowing:
         assert trainer.args.gradient_accumulation_steps == 4
         assert apart(grown_, by_hand) == 0
 
+    def test_no_step_has_more_samples_than_an_epoch(self, tmp_path: Path) -> None:
+        tuner = MicroBatchCallback(4, effective_batch="grow", max_effective_batch=10_000, learning_rate_rule="linear")
+        trainer = train(tmp_path, Steps(), tuner, made=sample_model, batch=4, accumulation=1, rows=78)
+        assert trainer.args.gradient_accumulation_steps == 16
+
     def test_the_report_says_so_first(self, simulation: Simulation, tmp_path: Path) -> None:
         tuner = MicroBatchCallback(8, effective_batch="grow", max_effective_batch=8)
         trainer = train(tmp_path, EnergyCallback(table=False), tuner, made=sample_model, batch=2, rows=80, max_steps=20)

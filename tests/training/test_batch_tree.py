@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -130,3 +131,51 @@ def test_batches_of_other_lengths_are_joined_in_their_order() -> None:
 def test_no_micro_batch_of_none() -> None:
     with pytest.raises(BatchError, match="at least 1"):
         cut(rows(2), 0)
+
+
+class Box(MutableMapping[str, Any]):
+    """A copy of it has the same items, for they are kept elsewhere."""
+
+    def __init__(self, items: dict[str, Any]) -> None:
+        self.items_of_all = items
+
+    def __getitem__(self, key: str) -> Any:
+        return self.items_of_all[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.items_of_all[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.items_of_all[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.items_of_all)
+
+    def __len__(self) -> int:
+        return len(self.items_of_all)
+
+
+def test_a_mapping_that_cannot_be_copied_is_refused_and_left_as_it_is() -> None:
+    for made in (lambda box: cut(box, 2), lambda box: joined([box, Box({"x": rows(4), "y": rows(4, 1)})])):
+        box = Box({"x": rows(4), "y": rows(4, 1)})
+        with pytest.raises(BatchError, match=r"copy\.copy of a Box is no copy of what it holds: hand on a dict"):
+            made(box)
+        assert torch.equal(box["x"], rows(4))
+        assert torch.equal(box["y"], rows(4, 1))
+
+
+class Named(dict[str, Any]):
+    """The usual way to have the items of a dict as attributes, too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__ = self
+
+
+def test_items_that_are_attributes_are_those_of_the_part() -> None:
+    whole = Named(x=rows(4))
+    first, second = cut(whole, 2)
+    assert torch.equal(vars(first)["x"], rows(4)[:2])
+    assert torch.equal(vars(second)["x"], rows(4)[2:])
+    assert torch.equal(vars(joined([first, second]))["x"], rows(4))
+    assert torch.equal(vars(whole)["x"], rows(4))

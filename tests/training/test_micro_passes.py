@@ -53,9 +53,9 @@ def test_no_part_of_several_is_a_sample_alone(plan: MicroBatchPlan, samples: int
 def test_what_does_not_go_together_runs_as_it_came() -> None:
     plan = MicroBatchPlan(2, 2, 4)
     unequal = [torch.ones(2, 3), torch.ones(2, 5)]
-    assert passes(unequal, plan, adds_up=True) == [Pass(unequal[0]), Pass(unequal[1])]
+    assert passes(unequal, plan, adds_up=True) == [Pass(one, last=one) for one in unequal]
     odd = [{"text": "a"}]
-    assert passes(odd, MicroBatchPlan(2, 2, 1), adds_up=True) == [Pass(odd[0])]
+    assert passes(odd, MicroBatchPlan(2, 2, 1), adds_up=True) == [Pass(odd[0], last=odd[0])]
 
 
 class TestBothWays:

@@ -70,6 +70,21 @@ def mapped(tree: T, change: Callable[[Any], Any]) -> T:
     return _rebuilt([tree], lambda leaves: change(leaves[0]))
 
 
+def copied(tree: T) -> T:
+    """Return a batch of its own, for work that may change what it is given.
+
+    Raises:
+        BatchError: if it holds what is no batch.
+    """
+    return mapped(tree, _copied)
+
+
+def _copied(leaf: object) -> object:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+    return copy.copy(leaf)
+
+
 def _samples(tree: object) -> int:
     lengths = set()
     for tensor in tensors(tree):
@@ -156,12 +171,23 @@ def _rebuilt(trees: Sequence[T], leaf: Callable[[Sequence[Any]], Any]) -> T:
 
 def _like(tree: object, children: dict[Any, Any]) -> object:
     if isinstance(tree, MutableMapping):
-        other = copy.copy(tree)  # it may be a class of its own, with more to it than what it maps
-        for key, child in children.items():
-            other[key] = child
-        return other
+        return _like_mapping(tree, children)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a named tuple
         return type(tree)(*children.values())
     if isinstance(tree, list | tuple):
         return type(tree)(children.values())
     return replace(cast("Any", tree), **children)
+
+
+def _like_mapping(tree: MutableMapping[Any, object], children: dict[Any, Any]) -> MutableMapping[Any, object]:
+    other = copy.copy(tree)  # it may be a class of its own, with more to it than what it maps
+    if isinstance(tree, dict) and getattr(tree, "__dict__", None) is tree:
+        vars(other).clear()
+        other.__dict__ = cast("Any", other)  # its items are its attributes, as they are of the first
+    for key, child in children.items():
+        before = tree[key]
+        other[key] = child
+        if child is not before and tree[key] is child:  # both keep what they map in one place
+            tree[key] = before
+            raise BatchError(f"copy.copy of a {type(tree).__name__} is no copy of what it holds: hand on a dict")
+    return other

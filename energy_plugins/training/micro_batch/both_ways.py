@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from energy_plugins.training.micro_batch.batch_tree import cut, joined, samples_in
+from energy_plugins.training.micro_batch.batch_tree import copied, cut, joined, samples_in
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck, compare, limit_of
 from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
 from energy_plugins.training.micro_batch.passes import Pass, passes, unheard
@@ -34,7 +34,7 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
 
     Args:
         models: hold all parameters; left as they were, and no other rank hears of it.
-        window: the batches of an optimizer step.
+        window: the batches of an optimizer step, left as they are.
         plan: what might be done with them.
         run: see `Run`.
         adds_up: see `passes`.
@@ -52,13 +52,13 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
             alone.enter_context(unheard(model))
         samples = plan.batch
         while True:
-            usual = [Pass(cut(batch, samples)[0] if samples < plan.batch else batch) for batch in window]
-            other = _planned([one.batch for one in usual], plan, adds_up=adds_up)
+            usual = [Pass(cut(batch, samples)[0] if samples < plan.batch else batch, last=batch) for batch in window]
+            other = _planned(usual, plan, adds_up=adds_up)
             try:
                 found = compare(
                     all_models,
-                    lambda usual=usual: run(usual),  # type: ignore[misc] # of this turn
-                    lambda other=other: run(other),  # type: ignore[misc]
+                    lambda usual=usual: run(_own(usual)),  # type: ignore[misc] # of this turn
+                    lambda other=other: run(_own(other)),  # type: ignore[misc]
                     limit=limit_of(all_models, precision),
                 )
                 return found if samples == plan.batch else replace(found, samples=samples)
@@ -69,11 +69,19 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
             free_caches()
 
 
-def _planned(batches: Sequence[Any], plan: MicroBatchPlan, *, adds_up: bool) -> list[Pass]:
-    groups = [batches[first : first + plan.together] for first in range(0, len(batches), plan.together)]
-    for group in groups:
-        joined(group)  # what cannot be joined would run as it came, and prove nothing
-    return [one for group in groups for one in passes(group, plan, adds_up=adds_up)]
+def _planned(usual: Sequence[Pass], plan: MicroBatchPlan, *, adds_up: bool) -> list[Pass]:
+    each = list[Pass]()
+    for first in range(0, len(usual), plan.together):
+        group = usual[first : first + plan.together]
+        batches = [one.batch for one in group]
+        joined(batches)  # what cannot be joined would run as it came, and prove nothing
+        each += [one._replace(last=group[-1].last) for one in passes(batches, plan, adds_up=adds_up)]
+    return each
+
+
+def _own(each: Sequence[Pass]) -> list[Pass]:
+    """Return passes of batches of their own: a step may take labels out of a dict, or change numbers in place."""
+    return [one._replace(batch=copied(one.batch)) for one in each]
 
 
 def _fewer(samples: int, size: int) -> int:

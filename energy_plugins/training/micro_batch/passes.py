@@ -20,6 +20,8 @@ class Pass(NamedTuple):
     batch: Any
     weight: float = 1.0
     """By which its loss is multiplied, so that the gradients add up to those of the batches as they came."""
+    last: Any = None
+    """The last of these batches."""
 
 
 def passes(batches: Sequence[Any], plan: MicroBatchPlan, *, adds_up: bool) -> list[Pass]:
@@ -33,13 +35,13 @@ def passes(batches: Sequence[Any], plan: MicroBatchPlan, *, adds_up: bool) -> li
         plan: what is to be made of them.
         adds_up: whether losses are sums over samples with one divisor for the whole window. If not, they are means.
     """
-    as_they_came = [Pass(batch) for batch in batches]
+    as_they_came = [Pass(batch, last=batch) for batch in batches]
     try:
         if len(batches) == 1:
             return _cut(batches[0], plan.size, adds_up=adds_up)
         if not adds_up and len({samples_in(batch) for batch in batches}) > 1:
             return as_they_came  # the window gives each batch's mean the same weight, however few its samples
-        return [Pass(joined(batches), 1.0 if adds_up else float(len(batches)))]
+        return [Pass(joined(batches), 1.0 if adds_up else float(len(batches)), batches[-1])]
     except BatchError:
         return as_they_came
 
@@ -47,12 +49,12 @@ def passes(batches: Sequence[Any], plan: MicroBatchPlan, *, adds_up: bool) -> li
 def _cut(batch: object, size: int, *, adds_up: bool) -> list[Pass]:
     samples = samples_in(batch)
     if samples is None or samples <= size:
-        return [Pass(batch)]
+        return [Pass(batch, last=batch)]
     parts = cut(batch, size)
     if samples % size == 1 and size > 1:
         # One sample alone has no statistics, and is compiled apart.
         parts[-2:] = [joined(parts[-2:])]
-    return [Pass(part, 1.0 if adds_up else (samples_in(part) or 0) / samples) for part in parts]
+    return [Pass(part, 1.0 if adds_up else (samples_in(part) or 0) / samples, batch) for part in parts]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.micro_batch.as_it_was import left_as_it_was
-from energy_plugins.training.micro_batch.batch_tree import samples_in
+from energy_plugins.training.micro_batch.batch_tree import copied, samples_in
 from energy_plugins.training.micro_batch.both_ways import Run
 from energy_plugins.training.micro_batch.gradient_check import uncompiled
 from energy_plugins.training.micro_batch.out_of_memory import free_caches, is_out_of_memory
@@ -74,12 +74,12 @@ def one_pass(
     Raises:
         RuntimeError: if it fails, for want of memory for example.
     """
-    batches = list(window[: plan.together])
+    batches = window[: plan.together]
     if [samples_in(batch) for batch in batches] != [plan.batch] * plan.together:
         return False
     with ExitStack() as alone:
         for model in models:
             alone.enter_context(unheard(model))
         with left_as_it_was(torch.nn.ModuleList(models)), uncompiled():
-            run(passes(batches, plan, adds_up=adds_up)[:1])
+            run(passes([copied(one) for one in batches], plan, adds_up=adds_up)[:1])
     return True
