@@ -113,6 +113,7 @@ class Passes:
                     self._backward(result, one.weight)
             except (RuntimeError, MemoryError) as error:
                 # Where ranks reduce in the last pass, the others are in the middle of it: nobody could begin anew.
+                batches.smaller = [one for one in batches.smaller if one < plan.size]
                 recovers = guarded and (plan.together > 1 or batches.smaller) and not (is_last and reduced)
                 if not (recovers and is_out_of_memory(error)):
                     raise

@@ -88,8 +88,9 @@ class MicroBatchFit:
             batch = batch_of(self._trainer) if batches.window and samples_in(batches.window[0]) else None
             accumulation = self._trainer.args.gradient_accumulation_steps
             batcher.consider(batch, accumulation, batches.compare, batches.window)
+            batches.smaller = batcher.smaller
         batcher.probe(batches.try_pass)
-        batches.plan = batcher.plan
+        batches.plan = batcher.plan or (batcher.setting if batches.smaller else None)
         if batcher.settled and not self._has_said:
             self._has_said = True
             why = batcher.part().why

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,6 +71,8 @@ class MicroBatches:
     ) -> None:
         self.plan: MicroBatchPlan | None = None
         """What is done with the batches of the windows that begin; None is what the user does."""
+        self.smaller: list[int] = []
+        """Sizes to go down to if the user's own does not fit, the largest last; empty once it has run."""
         self._now: MicroBatchPlan | None = None
         """The same for the one that has begun."""
         self._trainer = trainer
@@ -153,32 +156,47 @@ class MicroBatches:
             self._now = self.plan
         self._begun += 1
         plan = self._now
-        if plan is None or plan.is_users:
+        if plan is None or (plan.is_users and not self.smaller):
             return call(inputs)
         self._held.append(inputs)
         if len(self._held) < plan.together and self._begun < len(self.window):
             return torch.zeros((), device=self._trainer.args.device)
         held, self._held = self._held, []
-        if not self._allows(held, plan, partial(self._compared, call)):
+        if not plan.is_users and not self._allows(held, plan, partial(self._compared, call)):
             return self._run(call, [Pass(batch) for batch in held])
-        try:
-            return self._run(call, passes(held, plan, adds_up=self._adds_up(call)))
-        except (RuntimeError, MemoryError) as error:
-            if plan.together == 1 or self._is_reduced() or not is_out_of_memory(error):
-                raise
-        return self._begin_anew(call, plan.size, held)
+        return self._run_by(call, plan, held)
 
-    def _begin_anew(self, call: _Call, size: int, held: Sequence[object]) -> object:
-        """Run the window so far as the user has it, when a pass was too large, and return the loss of ``held``."""
+    def _run_by(self, call: _Call, plan: MicroBatchPlan, batches: Sequence[object]) -> object:
+        """Run the passes that a plan makes of batches, or of the whole window smaller ones if these are too large."""
+        try:
+            loss = self._run(call, self._planned(call, plan, batches))
+        except (RuntimeError, MemoryError) as error:
+            self.smaller = [one for one in self.smaller if one < plan.size]
+            recovers = (plan.together > 1 or self.smaller) and not self._is_reduced()
+            if not recovers or not is_out_of_memory(error):
+                raise
+        else:
+            if plan.is_users:
+                self.smaller = []
+            return loss
+        return self._begin_anew(call, plan, batches)
+
+    def _begin_anew(self, call: _Call, failed: MicroBatchPlan, held: Sequence[object]) -> object:
+        """Run the window so far in smaller passes, when one was too large, and return the loss of ``held``."""
         # What is left of the failed pass must be gone before anything else runs: half its gradients are there.
         call.model.zero_grad()
         free_caches()
-        self._now = None
-        self._out_of_memory(size)
-        if done := [Pass(batch) for batch in self.window[: self._begun - len(held)]]:
+        self._out_of_memory(failed.size)
+        size = failed.batch if failed.together > 1 else self.smaller.pop()
+        self._now = plan = replace(failed, size=size)
+        if done := self.window[: self._begun - len(held)]:
             with self._trainer.accelerator.no_sync(call.model):
-                self._run(call, done)
-        return self._run(call, [Pass(batch) for batch in held])
+                self._run(call, self._planned(call, plan, done))
+        return self._run_by(call, plan, held)
+
+    def _planned(self, call: _Call, plan: MicroBatchPlan, batches: Sequence[object]) -> list[Pass]:
+        groups = [batches[first : first + plan.together] for first in range(0, len(batches), plan.together)]
+        return [one for group in groups for one in passes(group, plan, adds_up=self._adds_up(call))]
 
     def _is_reduced(self) -> bool:
         """Tell whether other ranks are in the middle of this pass, too: then nobody can begin anew."""

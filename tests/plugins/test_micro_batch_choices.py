@@ -115,11 +115,13 @@ def assert_saved(tuned: Report, plain: Report) -> None:
     assert tuned.steps["samples"].tolist() == plain.steps["samples"].tolist()
 
 
-def train(folder: Path, model: Model, *callbacks: Any, steps: int = STEPS, **settings: Any) -> Report:
+def train(
+    folder: Path, model: Model, *callbacks: Any, steps: int = STEPS, batch: int = BATCH, **settings: Any
+) -> Report:
     """Train with a Trainer."""
     trainer = make_trainer(
         folder, EnergyCallback(table=False), *callbacks, model=model, data=Rows(steps * BATCH * ACCUMULATION),
-        per_device_train_batch_size=BATCH, gradient_accumulation_steps=ACCUMULATION, **settings,
+        per_device_train_batch_size=batch, gradient_accumulation_steps=BATCH * ACCUMULATION // batch, **settings,
     )  # fmt: skip
     trainer.train()
     return load(folder)
@@ -208,6 +210,18 @@ def test_what_does_not_fit_is_not_used(simulation: Simulation, tmp_path: Path) -
     assert part.chosen == 8
     assert max(model.sizes) == 8
     assert any("does not fit into memory" in sentence for sentence in part.explanation)
+
+
+@pytest.mark.parametrize("batch", [8, 16])
+def test_a_setting_that_does_not_fit_is_cut(simulation: Simulation, tmp_path: Path, batch: int) -> None:
+    plain = train(tmp_path / "plain", Model(simulation.gpus[0]), steps=80, batch=batch)
+    model = Model(simulation.gpus[0], most=4)
+    report = train(tmp_path / "tuned", model, MicroBatchCallback(search_share=SHARE), steps=80, batch=batch)
+    part = part_of(report)
+    assert (part.chosen, max(model.sizes)) == (4, 4)
+    assert f"4 samples at once: the {batch} that were set do not fit" in part.explanation
+    assert report.steps["samples"].tolist() == plain.steps["samples"].tolist()
+    assert set(model.sizes[-STEPS // 4 :]) == {4}
 
 
 def test_the_configuration_may_ask_for_it(

@@ -208,7 +208,7 @@ class MicroBatcher:
 
         That is the user's own, or if it is this that did not fit, the next below it.
         """
-        self._rank.failed = max(self._rank.failed, size)
+        self._rank.failed = min(size, self._rank.failed or size)
         below, setting = [one for one in self.smaller if one < size], self.setting
         self._rank.size = below[-1] if below and setting is not None and size <= setting.batch else None
 

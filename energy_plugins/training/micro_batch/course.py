@@ -43,7 +43,7 @@ class _Word(NamedTuple):
     left_s: float
     """Until the end of the training; NaN where that is not known."""
     failed: float
-    """The size that ran out of memory, 0 if none did."""
+    """The smallest size that ran out of memory, 0 if none did."""
     remembered: float
     """The size that was chosen for such a training before, 0 if none is known. Rank 0's counts."""
     checked_s: float = 0.0
@@ -55,9 +55,10 @@ class _Word(NamedTuple):
     last: float = 0.0
 
 
-def ran_out_of_memory(size: int) -> str:
-    """Return what is said of a size that was in force."""
-    return f"{size} samples at once ran out of memory: your setting is in force again"
+def ran_out_of_memory(size: int, *, is_back: bool = True) -> str:
+    """Return what is said of a size that was in force; ``is_back`` if the user's setting is now."""
+    then = "your setting is in force again" if is_back else "fewer are used, for your setting does not fit"
+    return f"{size} samples at once ran out of memory: {then}"
 
 
 @dataclass
@@ -119,12 +120,16 @@ class MicroBatchCourse:
         """Of the search, once there is one."""
         self._turned = 0
         """The size that all ranks turned to last, 0 if they have not."""
+        self._start = 0
+        """The user's size."""
+        self._failed: set[int] = set()
+        """Sizes that ran out of memory on a rank."""
         self._spent_s = 0.0
         """Of its budget: windows, and the steps that changes, late figures and failures took; the same on all ranks."""
 
     def searching(self, start: int, candidates: Sequence[int], foreseen: Foreseen = UNFORESEEN) -> Iterator[int]:
         """Yield for how many optimizer steps to go on as things are."""
-        searched, began_ns = self.searched, 0
+        self._start, searched, began_ns = start, self.searched, 0
         budget_s = yield from self._budget()
         if budget_s is not None:
             began_ns = self._rank.now_ns()
@@ -149,13 +154,14 @@ class MicroBatchCourse:
 
     def keeping(self, start: int, size: int) -> Iterator[int]:
         """The same for a size that is settled: go on, unless a rank runs out of memory with it, or has a doubt."""
-        self._rank.turn(size)
+        self._start = start
+        self._turn_unless_too_large(size)
         self.searched.is_over = True
         while size != start:
             yield self._windows.steps_in(self._timing.watch_s)
-            if self._failed(self._words()):
-                self.searched.why = ran_out_of_memory(size)
-                self._rank.turn(start)
+            self._words()
+            if self._is_too_large(size):
+                self.searched.why = ran_out_of_memory(size, is_back=self._turn_unless_too_large(start))
                 size = start
         while True:
             yield _FOR_EVER
@@ -196,7 +202,7 @@ class MicroBatchCourse:
                 windows.append(SizeWindow(each, (len(windows) + 0.5) * WINDOW_S, WINDOW_S, outcome))
             elif each == size:
                 if isinstance(outcome, OutOfMemory):
-                    self.searched.why = ran_out_of_memory(size)
+                    self.searched.why = ran_out_of_memory(size, is_back=not self._is_too_large(task.start))
                 return None
         return windows
 
@@ -270,6 +276,8 @@ class MicroBatchCourse:
     ) -> Generator[int, None, Measurement | OutOfMemory | Refused]:
         """Run steps with a size for a while, and return what they tell."""
         windows, rank, size = self._windows, self._rank, action.size
+        if self._is_too_large(size):
+            return OutOfMemory(size)
         if (rank.size or task.start) != size:
             # Not by what is in force here: a rank may just have gone down by itself, and all must ask together.
             if action.guarded and size > (self._turned or task.start) and not (yield from self._fits(size)):
@@ -283,15 +291,25 @@ class MicroBatchCourse:
         words = self._words()
         windows.step_s = max(word.step_s for word in words)
         measured = None
-        if not self._failed(words):
+        if not self._is_too_large(size):
             windows.begin()
             measured = yield from windows.measure(None, action.seconds / self._timing.shorter, back=None)
-            words = self._words()
-        if self._failed(words):
-            rank.turn(task.start)
+            self._words()
+        if self._is_too_large(size):
+            self._turn_unless_too_large(task.start)
             self._turned = task.start
             return OutOfMemory(size)
         return measured or Refused(size, rank.trouble or "windows told nothing, one after another")
+
+    def _turn_unless_too_large(self, size: int) -> bool:
+        """Have a size in force, and return whether it is; one that did not fit leaves what is."""
+        if not self._is_too_large(size):
+            self._rank.turn(size)
+        return not self._is_too_large(size)
+
+    def _is_too_large(self, size: int) -> bool:
+        """Tell whether it ran out of memory, or one below did that was to be used because the user's does not fit."""
+        return size in self._failed or any(one <= size <= self._start for one in self._failed)
 
     def _fits(self, size: int) -> Generator[int, None, bool]:
         """Ask for one pass on trial, and wait for the answer; where nobody can tell, the steps themselves will."""
@@ -321,11 +339,9 @@ class MicroBatchCourse:
             )
         rank.failed = 0
         words = [_Word(*word) for word in self._ranks.hear(own)]
+        self._failed |= {round(word.failed) for word in words if word.failed}
         doubt = first_of([Doubt(word.in_doubt, word.difference, word.first, word.last) for word in words])
         if doubt is not None:
             raised = "" if rank.doubt is None else rank.doubt.raised
             raise GradientsDifferError(doubt._replace(raised=raised))
         return words
-
-    def _failed(self, words: Sequence[_Word]) -> int:
-        return round(max(word.failed for word in words))

@@ -21,7 +21,7 @@ class OwnSizes(OwnRank):
         self.size: int | None = None
         """In force from the next optimizer step on; None for the user's setting."""
         self.failed = 0
-        """The largest size that ran out of memory, and has not been told of yet."""
+        """The smallest size that ran out of memory, and has not been told of yet; 0 if none did."""
         self.doubt: Doubt | None = None
         """What a check found while another size was in force."""
         run = None if measured is None else measured.meter.run
