@@ -48,10 +48,15 @@ class TooLarge(Reader):
 
 
 class TestOutOfMemory:
-    @pytest.mark.parametrize(("batch", "accumulation"), [(12, 1), (12, 2)])
-    def test_batches_that_only_fit_in_parts_run_in_parts(self, tmp_path: Path, batch: int, accumulation: int) -> None:
+    @pytest.mark.parametrize(("batch", "accumulation", "fits"), [(12, 1, 8), (12, 2, 8), (12, 1, 4)])
+    def test_batches_that_only_fit_in_parts_run_in_parts(
+        self, tmp_path: Path, batch: int, accumulation: int, fits: int
+    ) -> None:
+        class Filling(TooLarge):
+            most = fits
+
         settings: dict[str, Any] = {"rows": 20 * batch, "batch": batch, "accumulate_grad_batches": accumulation}
-        plain, tuned, tuner, model = Gradients(), Gradients(), MicroBatchTuner(size=4), TooLarge()
+        plain, tuned, tuner, model = Gradients(), Gradients(), MicroBatchTuner(size=4), Filling()
         trained(tmp_path, Reader(), plain, precision="64-true", **settings)
         trained(tmp_path, model, tuned, tuner, precision="64-true", **settings)
         assert tuner.found is not None

@@ -150,19 +150,25 @@ def test_sizes_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     assert set(model.sizes[-100:]) == {8}
 
 
-def test_where_the_users_setting_does_not_fit_a_smaller_one_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [8, 4])
+def test_where_the_users_setting_does_not_fit_a_smaller_one_is_found(tmp_path: Path, most: int) -> None:
     def cost(size: int) -> float:
-        if size > 8:
+        if size > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more")
         return overhead(size)
 
     settings = {"batch": 16, "accumulate_grad_batches": 1, "rows": 16 * 200}
-    tuned, model = fit(tmp_path, cost, quiet(), MicroBatchTuner(search_share=0.5), **settings)
+    tuned, model = fit(tmp_path / "long", cost, quiet(), MicroBatchTuner(search_share=0.5), **settings)
     part = part_of(tuned)
-    assert part.chosen == 8
+    assert part.chosen == most
     assert {one.size: one.why for one in part.tried}[16] == "out of memory"
-    assert set(model.sizes[-100:]) == {8}
+    assert set(model.sizes[-100:]) == {most}
     assert tuned.work.steps == 200
+
+    tuned, model = fit(tmp_path / "short", cost, quiet(), MicroBatchTuner(), **{**settings, "rows": 16 * 60})
+    assert "is too short to search" in part_of(tuned).why
+    assert set(model.sizes[-30:]) == {most}
+    assert tuned.work.steps == 60
 
 
 def test_one_that_runs_out_of_memory_in_the_search_is_an_answer(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
 ) -> GradientCheck | None:
     """Return how the gradients of a window would differ under ``plan``; None if it is no whole one.
 
-    Where batches are cut because whole ones do not fit into memory, the largest part of each that fits is compared.
+    Where batches are cut because whole ones do not fit into memory, the largest part of each that fits is compared; one
+    micro-batch, if no more fits, with its own parts.
 
     Args:
         models: hold all parameters; left as they were, and no other rank hears of it.
@@ -50,10 +51,10 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
     with ExitStack() as alone:
         for model in models:
             alone.enter_context(unheard(model))
-        samples = plan.batch
+        samples, finer = plan.batch, plan
         while True:
             usual = [Pass(cut(batch, samples)[0] if samples < plan.batch else batch, last=batch) for batch in window]
-            other = _planned(usual, plan, adds_up=adds_up)
+            other = _planned(usual, finer, adds_up=adds_up)
             try:
                 found = compare(
                     all_models,
@@ -63,9 +64,12 @@ def both_ways(  # noqa: PLR0913 - what a training is, and what it might be
                 )
                 return found if samples == plan.batch else replace(found, samples=samples)
             except (RuntimeError, MemoryError) as error:
-                samples = _fewer(samples, plan.size)
-                if not is_out_of_memory(error) or samples <= plan.size:
+                fewer = _fewer(samples, plan.size)
+                if not is_out_of_memory(error) or samples <= plan.size or fewer == 1:
                     raise
+                samples = fewer
+                if samples == plan.size:  # one micro-batch is all that fits: let its parts be compared with it
+                    finer = replace(plan, size=_half(plan.size))
             free_caches()
 
 
@@ -82,6 +86,10 @@ def _planned(usual: Sequence[Pass], plan: MicroBatchPlan, *, adds_up: bool) -> l
 def _own(each: Sequence[Pass]) -> list[Pass]:
     """Return passes of batches of their own: a step may take labels out of a dict, or change numbers in place."""
     return [one._replace(batch=copied(one.batch)) for one in each]
+
+
+def _half(size: int) -> int:
+    return size // 2 if size % 2 == 0 else 1
 
 
 def _fewer(samples: int, size: int) -> int:
