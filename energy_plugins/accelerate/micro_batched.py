@@ -92,7 +92,7 @@ class MicroBatched:
         """Return the loss of a batch."""
         if torch.is_grad_enabled() and not self._given_up:
             self._tuned = self._tuned or self._begin()
-        if self._tuned is None or not torch.is_grad_enabled():
+        if self._tuned is None or not torch.is_grad_enabled() or self._tuned.evaluates:
             return self._loss_of(*args, **kwargs)
         return self._tuned.loss(Arguments(args, kwargs))
 
@@ -122,9 +122,19 @@ class _Tuned:
             out_of_memory=self._batcher.out_of_memory,
         )
         self._windows = 0
+        self._has_trained = False
+        """Whether the models have been in training mode; who trains them in the other is not in an evaluation."""
         self._begins = True
         """Whether the next batch is the first of a window."""
         self._has_said = False
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the loop is in an evaluation, though it may compute gradients there."""
+        models = self._accelerator._models  # noqa: SLF001 - accelerate tells by no other way
+        trains = any(model.training for model in models)
+        self._has_trained |= trains
+        return self._has_trained and not trains
 
     def loss(self, batch: Arguments) -> torch.Tensor:
         """Return the loss of a batch; decide with the last one of an optimizer step, before it runs."""

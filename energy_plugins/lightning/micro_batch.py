@@ -7,6 +7,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from energy_plugins.config import micro_batch_asked
 from energy_plugins.errors import BatchError
 from energy_plugins.lightning.effective_batch import EffectiveBatch
@@ -295,6 +297,8 @@ def _why_not(trainer: Trainer, module: LightningModule, asked: MicroBatchConfig)
     """Return a sentence that says why a fit must be left as it is; empty if nothing speaks against it."""
     if trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward:  # noqa: SLF001 - nothing public tells
         return "this epoch has no backward pass"
+    if trainer.accumulate_grad_batches > 1 and any(isinstance(one, torch.optim.LBFGS) for one in trainer.optimizers):
+        return "LBFGS runs the last of the accumulated batches several times in a step, and nothing stands for that one"
     at_all = _why_not_at_all(trainer, module)
     return at_all or why_not(module, allow_batch_statistics=asked.allow_batch_statistics)
 

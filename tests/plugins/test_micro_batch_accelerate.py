@@ -267,13 +267,17 @@ def test_losses_that_are_sums() -> None:
         assert 0 < apart(tuned, reference) <= 1e-9
 
 
-def test_gradients_are_not_asked_for_in_an_evaluation() -> None:
+@pytest.mark.parametrize("by_mode", [False, True])
+def test_gradients_are_not_asked_for_in_an_evaluation(by_mode: bool) -> None:
     def wrap(loss_of: Any, accelerator: Accelerator) -> Any:
-        tuned = micro_batched(loss_of, accelerator, size=2)
+        tuned, (network,) = micro_batched(loss_of, accelerator, size=2), accelerator._models
 
         def evaluating(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
+            with torch.set_grad_enabled(by_mode):
+                network.train(not by_mode)
+                assert not by_mode or tuned(x, y).requires_grad
                 assert tuned(x, y) == loss_of(x, y)
+                network.train()
             return tuned(x, y)
 
         return evaluating

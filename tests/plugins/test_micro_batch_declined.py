@@ -229,6 +229,18 @@ class TestDeclined:
         assert set(model.sizes) == {8}
         assert any("changes the samples of an optimizer step as it goes" in text for text in texts)
 
+    def test_an_optimizer_that_runs_the_last_batch_again(self, tmp_path: Path) -> None:
+        class Searching(Reader):
+            def configure_optimizers(self) -> Any:
+                return torch.optim.LBFGS(self.parameters(), lr=1e-3, max_iter=3)
+
+        for accumulation in (1, 2):
+            tuner, model = MicroBatchTuner(size=2), Searching()
+            with our_warnings() as texts:
+                trained(tmp_path, model, tuner, rows=96, batch=8, accumulate_grad_batches=accumulation)
+            assert any("LBFGS runs the last" in text for text in texts) == (accumulation == 2)
+            assert (model.sizes[-1] == 8) == (accumulation == 2)
+
     def test_a_lightning_that_is_made_in_another_way(self, tmp_path: Path) -> None:
         class Other(Trainer):
             def __getattribute__(self, name: str) -> Any:
