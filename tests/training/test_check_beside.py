@@ -18,9 +18,10 @@ from energy_plugins.training.all_ranks import AllRanks
 from energy_plugins.training.limits.timing import Timing
 from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.micro_batch.batcher import MicroBatcher
-from energy_plugins.training.micro_batch.course import MicroBatchCourse, Searched
+from energy_plugins.training.micro_batch.course import MicroBatchCourse
 from energy_plugins.training.micro_batch.doubt import Doubt
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
+from energy_plugins.training.micro_batch.searched import Searched
 from energy_plugins.training.step_window import Told, WindowNs
 from energy_plugins.training.watch import SumOverRanks
 

@@ -15,7 +15,7 @@ from energy_plugins.training.limits.windows import Windows
 from energy_plugins.training.measured import Measured
 from energy_plugins.training.micro_batch.allowed_sizes import AllowedSizes
 from energy_plugins.training.micro_batch.comparisons import Comparisons
-from energy_plugins.training.micro_batch.course import MicroBatchCourse, Searched, ran_out_of_memory
+from energy_plugins.training.micro_batch.course import MicroBatchCourse
 from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError
 from energy_plugins.training.micro_batch.followed_script import FollowedScript
 from energy_plugins.training.micro_batch.foreseen import foresee
@@ -24,6 +24,7 @@ from energy_plugins.training.micro_batch.memory import forget, kind_of, recall, 
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
 from energy_plugins.training.micro_batch.probe import Probe
+from energy_plugins.training.micro_batch.searched import Searched, ran_out_of_memory
 from energy_plugins.training.micro_batch.told import Known, told
 from energy_plugins.training.watch import SumOverRanks
 from energy_plugins.tune.micro_batch.sizes import MOST_SIZES

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 from energy_plugins.training.limits.windows import Windows
-from energy_plugins.training.micro_batch.doubt import Doubt, GradientsDifferError, first_of
 from energy_plugins.training.micro_batch.foreseen import UNFORESEEN, Foreseen
 from energy_plugins.training.micro_batch.own_sizes import OwnSizes
 from energy_plugins.training.micro_batch.probe import Probe
+from energy_plugins.training.micro_batch.rank_words import RankWords
+from energy_plugins.training.micro_batch.searched import Searched, ran_out_of_memory
 from energy_plugins.tune import Measurement, MicroBatchChoice, MicroBatchTask, OutOfMemory, Refused
-from energy_plugins.tune.beside import Beside, best_beside, to_measure
+from energy_plugins.tune.beside import best_beside, to_measure
 from energy_plugins.tune.micro_batch.search import WINDOW_S, Action, Done, begin, step
 from energy_plugins.tune.micro_batch.task import BUDGET_S, SizeWindow
 
@@ -31,56 +31,6 @@ _MOST_PROBES = 20
 
 _FOR_EVER = 1 << 62
 """Optimizer steps."""
-
-
-class _Word(NamedTuple):
-    """What one rank tells the others between windows."""
-
-    able: float
-    """1 if it measures."""
-    step_s: float
-    elapsed_s: float
-    left_s: float
-    """Until the end of the training; NaN where that is not known."""
-    failed: float
-    """The smallest size that ran out of memory, 0 if none did."""
-    remembered: float
-    """The size that was chosen for such a training before, 0 if none is known. Rank 0's counts."""
-    checked_s: float = 0.0
-    """What comparing gradients has taken before a search."""
-    in_doubt: float = 0.0
-    """The optimizer step whose gradients would have differed, and what `Doubt` has beside it; 0 if none would."""
-    difference: float = 0.0
-    first: float = 0.0
-    last: float = 0.0
-
-
-def ran_out_of_memory(size: int, *, is_back: bool = True) -> str:
-    """Return what is said of a size that was in force; ``is_back`` if the user's setting is now."""
-    then = "your setting is in force again" if is_back else "fewer are used, for your setting does not fit"
-    return f"{size} samples at once ran out of memory: {then}"
-
-
-@dataclass
-class Searched:
-    """How far it has come."""
-
-    choice: MicroBatchChoice | None = None
-    source: str = ""
-    why: str = ""
-    """Why there is no choice."""
-    search_s: float = 0.0
-    is_over: bool = False
-    is_checking: bool = False
-    """Whether the sizes beside the choice are being looked at once more."""
-    beside: Beside | None = None
-    """What came of that; None if there was no such look."""
-    looked_at: Sequence[int] = field(default_factory=tuple)
-    """The sizes that were measured in it."""
-
-    def leave(self, why: str) -> None:
-        """End it: the user's setting is in force again."""
-        self.why, self.is_over, self.is_checking = why, True, False
 
 
 class MicroBatchCourse:
@@ -114,22 +64,17 @@ class MicroBatchCourse:
         self._timing = windows.timing
         self._share = share
         self._search_share = search_share
-        self._remembered = remembered
-        self._checked_s = checked_s
+        self._words = RankWords(windows, rank, remembered=remembered, checked_s=checked_s)
         self._task: MicroBatchTask | None = None
         """Of the search, once there is one."""
         self._turned = 0
         """The size that all ranks turned to last, 0 if they have not."""
-        self._start = 0
-        """The user's size."""
-        self._failed: set[int] = set()
-        """Sizes that ran out of memory on a rank."""
         self._spent_s = 0.0
         """Of its budget: windows, and the steps that changes, late figures and failures took; the same on all ranks."""
 
     def searching(self, start: int, candidates: Sequence[int], foreseen: Foreseen = UNFORESEEN) -> Iterator[int]:
         """Yield for how many optimizer steps to go on as things are."""
-        self._start, searched, began_ns = start, self.searched, 0
+        self._words.start, searched, began_ns = start, self.searched, 0
         budget_s = yield from self._budget()
         if budget_s is not None:
             began_ns = self._rank.now_ns()
@@ -142,7 +87,7 @@ class MicroBatchCourse:
                 levels=foreseen.levels_of(candidates),
             )
             self._task = task
-            remembered = round(self._words()[0].remembered)
+            remembered = round(self._words.hear()[0].remembered)
             if remembered != start and remembered in candidates:
                 yield from self._check(task, remembered)
             if searched.choice is None:
@@ -154,13 +99,13 @@ class MicroBatchCourse:
 
     def keeping(self, start: int, size: int) -> Iterator[int]:
         """The same for a size that is settled: go on, unless a rank runs out of memory with it, or has a doubt."""
-        self._start = start
+        self._words.start = start
         self._turn_unless_too_large(size)
         self.searched.is_over = True
         while size != start:
             yield self._windows.steps_in(self._timing.watch_s)
-            self._words()
-            if self._is_too_large(size):
+            self._words.hear()
+            if self._words.is_too_large(size):
                 self.searched.why = ran_out_of_memory(size, is_back=self._turn_unless_too_large(start))
                 size = start
         while True:
@@ -202,13 +147,13 @@ class MicroBatchCourse:
                 windows.append(SizeWindow(each, (len(windows) + 0.5) * WINDOW_S, WINDOW_S, outcome))
             elif each == size:
                 if isinstance(outcome, OutOfMemory):
-                    self.searched.why = ran_out_of_memory(size, is_back=not self._is_too_large(task.start))
+                    self.searched.why = ran_out_of_memory(size, is_back=not self._words.is_too_large(task.start))
                 return None
         return windows
 
     def _may_take(self, seconds: float) -> bool:
         """Tell whether so much more may be spent of the training; the minute of a search is over by now."""
-        words = self._words()
+        words = self._words.hear()
         elapsed_s, left_s = min(word.elapsed_s for word in words), words[0].left_s
         planned_s = elapsed_s + (0.0 if math.isnan(left_s) else left_s)
         return 0 < seconds <= self._search_share * planned_s - self.searched.search_s
@@ -218,7 +163,7 @@ class MicroBatchCourse:
         timing, windows, searched = self._timing, self._windows, self.searched
         yield from windows.first_steps()
         while True:
-            words = self._words()
+            words = self._words.hear()
             windows.step_s = max(word.step_s for word in words)
             elapsed_s, left_s = min(word.elapsed_s for word in words), words[0].left_s
             most_s = max(BUDGET_S - max(word.checked_s for word in words), BUDGET_S / 2)
@@ -276,7 +221,7 @@ class MicroBatchCourse:
     ) -> Generator[int, None, Measurement | OutOfMemory | Refused]:
         """Run steps with a size for a while, and return what they tell."""
         windows, rank, size = self._windows, self._rank, action.size
-        if self._is_too_large(size):
+        if self._words.is_too_large(size):
             return OutOfMemory(size)
         if (rank.size or task.start) != size:
             # Not by what is in force here: a rank may just have gone down by itself, and all must ask together.
@@ -288,14 +233,14 @@ class MicroBatchCourse:
         began_ns = rank.now_ns()
         yield _PACE_STEPS
         windows.step_s = max((rank.now_ns() - began_ns) * 1e-9 / _PACE_STEPS, 1e-6)
-        words = self._words()
+        words = self._words.hear()
         windows.step_s = max(word.step_s for word in words)
         measured = None
-        if not self._is_too_large(size):
+        if not self._words.is_too_large(size):
             windows.begin()
             measured = yield from windows.measure(None, action.seconds / self._timing.shorter, back=None)
-            self._words()
-        if self._is_too_large(size):
+            self._words.hear()
+        if self._words.is_too_large(size):
             self._turn_unless_too_large(task.start)
             self._turned = task.start
             return OutOfMemory(size)
@@ -303,13 +248,9 @@ class MicroBatchCourse:
 
     def _turn_unless_too_large(self, size: int) -> bool:
         """Have a size in force, and return whether it is; one that did not fit leaves what is."""
-        if not self._is_too_large(size):
+        if not self._words.is_too_large(size):
             self._rank.turn(size)
-        return not self._is_too_large(size)
-
-    def _is_too_large(self, size: int) -> bool:
-        """Tell whether it ran out of memory, or one below did that was to be used because the user's does not fit."""
-        return size in self._failed or any(one <= size <= self._start for one in self._failed)
+        return not self._words.is_too_large(size)
 
     def _fits(self, size: int) -> Generator[int, None, bool]:
         """Ask for one pass on trial, and wait for the answer; where nobody can tell, the steps themselves will."""
@@ -320,28 +261,3 @@ class MicroBatchCourse:
                 break
         self.probe = None
         return probe.fits is not False
-
-    def _words(self) -> list[_Word]:
-        rank, step_s = self._rank, self._windows.step_s
-        left_s = rank.left_s(step_s)
-        own = _Word(
-            able=float(not rank.trouble),
-            step_s=step_s,
-            elapsed_s=rank.elapsed_s,
-            left_s=math.nan if left_s is None else left_s,
-            failed=float(rank.failed),
-            remembered=float(self._remembered),
-            checked_s=self._checked_s,
-        )
-        if rank.doubt is not None:
-            own = own._replace(
-                **dict(zip(("in_doubt", "difference", "first", "last"), rank.doubt.numbers, strict=True))
-            )
-        rank.failed = 0
-        words = [_Word(*word) for word in self._ranks.hear(own)]
-        self._failed |= {round(word.failed) for word in words if word.failed}
-        doubt = first_of([Doubt(word.in_doubt, word.difference, word.first, word.last) for word in words])
-        if doubt is not None:
-            raised = "" if rank.doubt is None else rank.doubt.raised
-            raise GradientsDifferError(doubt._replace(raised=raised))
-        return words

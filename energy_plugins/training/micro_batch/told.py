@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from energy_plugins.measure.micro_batch_part import MicroBatchPart, TriedMicroBatch
-from energy_plugins.training.micro_batch.course import Searched
 from energy_plugins.training.micro_batch.doubt import Doubt
 from energy_plugins.training.micro_batch.gradient_check import GradientCheck
 from energy_plugins.training.micro_batch.plan import MicroBatchPlan
+from energy_plugins.training.micro_batch.searched import Searched
 from energy_plugins.tune import MicroBatchChoice, effective_batch_outlook, rule_to_try
 from energy_plugins.tune.beside import Beside
 
