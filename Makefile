@@ -15,6 +15,8 @@ VENV := .venv
 OLDEST := build/oldest
 DOCS := build/docs
 PLUGIN_TESTS := tests/plugins tests/test_launch.py tests/ranks
+# What these are of is ours, whatever the version of a framework.
+OURS_ALONE := choices foreseen later remembered search
 # Called by name, never by activating: a script's first line holds the path where the environment was made.
 PY := $(abspath $(VENV))/bin/python
 
@@ -61,8 +63,9 @@ soak: install  ## a day of random faults in virtual time (a minute or two)
 
 check: lint types stub warnings  ## every gate that is not a test (the tests run the examples)
 
-check-oldest: install $(OLDEST)/.tools  ## the tests of plugins, launch and ranks with the oldest frameworks that are supported
-	$(call run_tests,PYTHONPATH="$(CURDIR)" $(OLDEST)/bin/python -m pytest $(PLUGIN_TESTS))
+check-oldest: install $(OLDEST)/.tools  ## the tests of plugins, launch and ranks that need no quiet machine, with the oldest frameworks that are supported
+	PYTHONPATH="$(CURDIR)" $(OLDEST)/bin/python -m pytest $(PLUGIN_TESTS) \
+	    $(OURS_ALONE:%=--ignore=tests/plugins/test_micro_batch_%.py) --pass together -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 sanitize:  ## run the C++ tests under ThreadSanitizer and AddressSanitizer
 	$(MAKE) -C csrc sanitize
